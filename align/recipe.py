@@ -1,0 +1,190 @@
+"""The recipe: what a run does, as frozen models; and `load_recipe`, from YAML and dotted overrides."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+
+from align.errors import UserError
+from align.model.adapters import AdapterConfig, Lora
+from align.objectives import ObjectiveConfig, ScoreConfig
+from align.objectives.scores import LogRatio
+from align.types import Strict
+from rewards import ScorerConfig
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class PolicySection(Strict):
+    """The model that is trained."""
+
+    model: str
+    """A local folder, or a hub name."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the weights are held in; float16 trains poorly, bfloat16 is the usual choice on a GPU."""
+    adapter: AdapterConfig = Lora()
+    """How it is trained: an adapter by name, or `{name: full}`."""
+    start_adapter: str | None = None
+    """An existing (say SFT) adapter to go on training; it is then also the reference."""
+    quantization: Literal["4bit"] | None = None
+    """QLoRA: 4-bit base weights; needs bitsandbytes and a GPU."""
+    attention: str | None = None
+    """transformers' attention implementation; by default its own choice."""
+    chat_template: str | None = None
+    """A Jinja file that replaces the tokenizer's chat template; `recipes/templates/plain.jinja` suits base models."""
+    trust_remote_code: bool = False
+    """Run model code from the hub. Off unless you ask."""
+
+
+class ReferenceSection(Strict):
+    """Where the reference's log-probabilities come from."""
+
+    cache: bool = True
+    """Compute them once and keep them on disk; off: a second forward pass in every step."""
+    cache_dir: str | None = None
+    """Folder of the cache; by default below the user's cache folder."""
+
+
+class SourceSection(Strict):
+    """One set of rows."""
+
+    path: str
+    """A JSONL (.gz), Parquet or JSON file, a folder of them, or a hub data set's name."""
+    split: str | None = None
+    """Split of a hub data set, or the file name's stem in a folder."""
+    weight: PositiveFloat = 1.0
+    """Relative share of the mixture: a set of weight 2 is seen twice as often per row as one of weight 1."""
+    revision: str | None = None
+    """Revision of a hub data set."""
+
+
+class DataSection(Strict):
+    """What is trained on, and how it becomes tokens."""
+
+    sources: Annotated[tuple[SourceSection, ...], Field(min_length=1)]
+    """Training rows; a single `{path: ...}` in brackets is the usual case."""
+    eval_sources: tuple[SourceSection, ...] = ()
+    """Held-out rows; by default a share of the sources."""
+    eval_fraction: Fraction = 0.1
+    """Share of the prompts held out where there are no `eval_sources`."""
+    grades: Literal["win_probability", "rank", "quantile", "raw"] = "win_probability"
+    """How rewards, scores or ranks become grades."""
+    select: Literal["all", "best_worst"] = "all"
+    """Train on whole lists, or on each list's best and worst completion as a pair."""
+    list_size: Annotated[int, Field(ge=2)] | None = None
+    """At most this many completions of a list: the best, the worst and a random choice of the others."""
+    max_length: PositiveInt = 1024
+    """Tokens of prompt plus completion at most."""
+    max_prompt_length: PositiveInt | None = None
+    """Tokens of the prompt at most; a longer one loses its beginning."""
+    overlong: Literal["truncate", "drop_completion", "drop_list"] = "truncate"
+    """What happens to a completion beyond `max_length`; each case is counted."""
+    append_eos: bool = True
+    """End every completion with the end-of-text token so that the policy learns to stop."""
+    limit: PositiveInt | None = None
+    """Read only this many rows of each source."""
+    workers: PositiveInt = 1
+    """Processes that tokenise."""
+
+
+class TrainSection(Strict):
+    """How long, how fast, and what is kept."""
+
+    learning_rate: PositiveFloat = 5e-5
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = "linear"
+    """Course of the learning rate after the warm-up."""
+    warmup_ratio: Fraction = 0.1
+    """Share of the steps over which the learning rate rises."""
+    optimizer: str = "adamw_torch"
+    """Any optimizer name of transformers.TrainingArguments (adafactor, paged_adamw_8bit, ...)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients are scaled down to this norm; 0 turns that off."""
+    epochs: PositiveFloat = 1.0
+    steps: PositiveInt | None = None
+    """Optimizer steps; takes the place of `epochs`."""
+    lists_per_step: PositiveInt = 32
+    """Lists of one optimizer step, over all processes: the statistical batch size."""
+    tokens_per_batch: PositiveInt = 8192
+    """Tokens of one forward pass at most, padding included; changes memory and speed, not the result."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast of the forward pass; bfloat16 with float32 weights is mixed precision."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    dropout: bool = False
+    """Keep the model's own dropout while training. An adapter's dropout is honoured either way."""
+    logging_steps: PositiveInt = 1
+    """Steps between lines on the terminal; metrics.jsonl gets every step."""
+    eval_steps: PositiveInt | None = None
+    """Steps between evaluations on the held-out lists; they always run before and after training."""
+    save_steps: PositiveInt | None = None
+    """Steps between checkpoints; by default about ten in a run."""
+    keep_checkpoints: PositiveInt = 2
+    """Checkpoints kept; older ones are removed."""
+    keep_best: Literal["loss", "pair_accuracy", "ndcg", "kendall_tau", "top1_agreement"] | None = None
+    """Export the checkpoint that was best by this held-out figure, not the last; needs `eval_steps`."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go besides the run directory."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Every random choice of the run follows from it."""
+    threads: PositiveInt | None = None
+    """Torch threads on a CPU; by default torch's choice. Models of a few million parameters are fastest with 1."""
+
+
+class SamplingSection(Strict):
+    """Completions that the policy writes before and after training, for the table at the end."""
+
+    prompts: Annotated[int, Field(ge=0)] = 16
+    """Held-out prompts to complete; 0 turns sampling off."""
+    max_tokens: PositiveInt = 64
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    show: Annotated[int, Field(ge=0)] = 2
+    """Completions printed before and after."""
+    reward: ScorerConfig | None = None
+    """Scorer whose mean reward of the sampled completions goes into the table."""
+
+
+class Recipe(Strict):
+    """A whole run."""
+
+    task: Literal["preference", "sft"] = "preference"
+    """`sft` trains on the best completion of each row by plain next-token loss: a warm-up before `preference`."""
+    output: str
+    """The run directory; a run that is already there goes on."""
+    policy: PolicySection
+    reference: ReferenceSection = ReferenceSection()
+    data: DataSection
+    score: ScoreConfig = LogRatio()
+    """The policy's implicit reward of a completion."""
+    objective: tuple[ObjectiveConfig, ...] = ()
+    """One objective, or several with weights; their sum is the loss of a list."""
+    wpo: Literal["clamped", "unclamped"] | None = None
+    """Weight a list by how likely the policy finds its completions (WPO)."""
+    dpop: Annotated[float, Field(ge=0)] | None = None
+    """DPOP floor: lambda of the penalty on a best completion that falls below its reference log-probability."""
+    train: TrainSection = TrainSection()
+    sampling: SamplingSection = SamplingSection()
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "Recipe":
+        if self.task == "preference" and not self.objective:
+            raise ValueError("objective: missing; for example `objective: {name: lambda}`")
+        if self.task == "sft" and self.objective:
+            raise ValueError("objective: `task: sft` has its own loss; remove it or set `task: preference`")
+        if self.train.keep_best and not self.train.eval_steps:
+            raise ValueError("train.keep_best needs train.eval_steps, the interval at which candidates are measured")
+        return self

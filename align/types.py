@@ -1,0 +1,74 @@
+"""Tensor containers that cross module boundaries, and the legend of shape letters.
+
+B lists, K list size, N completions, C tokens of the longest completion, R rows of input, T tokens of a row,
+V vocabulary, H hidden width.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+
+class Strict(BaseModel):
+    """Base of every recipe section: frozen, refuses unknown keys, attribute docstrings are the field descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class ListBatch:
+    """Some lists as tensors: the token sequences that the model reads, and which of their tokens belong to whom.
+
+    Everything after the model's forward pass is laid out by completion ([N, C]) and by list ([B, K]), so nothing there
+    depends on how sequences were padded or packed into rows.
+    """
+
+    input_ids: Int[Tensor, "R T"]
+    """What the model reads; right-padded."""
+    targets: Int[Tensor, "N C"]
+    """Each completion's token ids; -1 beyond its end."""
+    predict_at: Int[Tensor, "N C"]
+    """Flat index r * T + t of the position that predicts each target; 0 beyond a completion's end."""
+    list_index: Int[Tensor, " N"]
+    """Which list a completion belongs to; completions of a list are contiguous."""
+    slot: Int[Tensor, " N"]
+    """A completion's place in its list: values [N] scatter to [B, K] at (list_index, slot)."""
+    grades: Float[Tensor, "B K"]
+    """Larger is better; anything where list_mask is False."""
+    list_mask: Bool[Tensor, "B K"]
+    """False marks a place that no completion fills."""
+    reference_logprobs: Float[Tensor, "N C"] | None = None
+    """Cached log-probabilities of the targets under the reference, in nats; 0 beyond a completion's end."""
+
+    @property
+    def completion_mask(self) -> Bool[Tensor, "N C"]:
+        """True on a completion's own tokens."""
+        return self.targets >= 0
+
+    def to_lists(self, values: Float[Tensor, " N"]) -> Float[Tensor, "B K"]:
+        """Per-completion values by list; 0 where no completion is. Gradients flow back."""
+        lists = values.new_zeros(self.grades.shape)
+        return lists.index_put((self.list_index, self.slot), values)
+
+    def to(self, device: torch.device | str, **_: object) -> "ListBatch":
+        """The same batch on another device (accelerate passes keywords that do not matter here)."""
+        return ListBatch(**{f.name: _move(getattr(self, f.name), device) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """What a forward pass says about each target token, float32; 0 beyond a completion's end."""
+
+    logprobs: Float[Tensor, "N C"]
+    """log p(target), in nats."""
+    entropy: Float[Tensor, "N C"] | None = None
+    """Entropy of the next-token distribution, in nats, where asked for."""
+    log_sum_sq_probs: Float[Tensor, "N C"] | None = None
+    """log sum_v p_v^2, where asked for (WPO)."""
+
+
+def _move(value: Tensor | None, device: torch.device | str) -> Tensor | None:
+    return None if value is None else value.to(device)
