@@ -27,7 +27,7 @@ class SequenceClassifier(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the weights are held and the model is run in; only float32 gives the same reward in every batch."""
     max_length: PositiveInt | None = None
-    """Tokens read at most, by default the model's context; a longer text loses tokens after its first."""
+    """Tokens read at most, by default the model's context; a longer text loses its beginning, save the first token."""
     tokens_per_batch: PositiveInt = 8192
     """Tokens of one forward pass at most, padding included; changes speed and memory, not the rewards."""
     device: str | None = None
@@ -48,10 +48,10 @@ class SequenceClassifierScorer:
         tokens_per_batch: int = 8192,
         device: str | None = None,
     ) -> None:
-        self.model = _load_model(model, revision, dtype).to(device or _default_device()).eval()
+        self.model = _load_model(model, revision, dtype, device or _default_device())
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, revision=revision)
         self.output = _output_index(self.model, label, model)
-        self.max_length = max_length or self.model.config.get_text_config().max_position_embeddings
+        self.max_length = max_length or _context(self.model, self.tokenizer)
         self.tokens_per_batch = tokens_per_batch
 
     @torch.inference_mode()
@@ -70,7 +70,7 @@ class SequenceClassifierScorer:
             transformers reads it from a single unpadded text; [] for no completions.
 
         Raises:
-            ScorerError: Messages are given, but the tokenizer has no chat template.
+            ScorerError: Messages are given, but the tokenizer has no chat template; or a text has no tokens.
 
         Source: ours
         """
@@ -93,6 +93,8 @@ class SequenceClassifierScorer:
         else:
             text, framed = self._render([*_messages(prompt, "user"), *_messages(completion, "assistant")]), False
         ids: list[int] = self.tokenizer(text, add_special_tokens=framed)["input_ids"]
+        if not ids:
+            raise ScorerError("a prompt and its completion are both empty; there is nothing to score")
         while len(ids) > 1 and ids[-1] == self._pad_id:
             ids.pop()
         return ids
@@ -124,10 +126,10 @@ class SequenceClassifierScorer:
         return logits[:, self.output].float().tolist()
 
 
-def _load_model(model: str, revision: str | None, dtype: str) -> PreTrainedModel:
+def _load_model(model: str, revision: str | None, dtype: str, device: str) -> PreTrainedModel:
     try:
         loaded, report = AutoModelForSequenceClassification.from_pretrained(
-            model, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
+            model, revision=revision, dtype=dtype, device_map=device, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise ScorerError(f"{model}: cannot be loaded as a sequence classifier: {error}") from error
@@ -138,13 +140,19 @@ def _load_model(model: str, revision: str | None, dtype: str) -> PreTrainedModel
 
 
 def _output_index(model: PreTrainedModel, label: int | str | None, name: str) -> int:
-    names = {str(model.config.id2label[i]): i for i in range(model.config.num_labels)}
+    names = {str(name): int(index) for index, name in (model.config.id2label or {}).items()}
     if label is None and len(names) == 1:
         return 0
     index = names.get(label) if isinstance(label, str) else label
     if index is None or index >= len(names):
         raise ScorerError(f"{name}: no output {label!r}; set `label` to one of {', '.join(names)}, or its number")
     return index
+
+
+def _context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    # The tokenizer's figure is the usable one (RoBERTa's positions are two more than its tokens), but often not set.
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
+    return min(tokenizer.model_max_length, positions)
 
 
 def _messages(text: Text, role: str) -> Messages:
