@@ -1,0 +1,243 @@
+"""How a policy is trained: adapters by name, and what PEFT makes of them."""
+
+from typing import Annotated, Any, Literal
+
+import peft
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from align.types import Strict
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Targets = Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class _LowRank(Strict):
+    rank: PositiveInt = 16
+    """Width of the two factors of a layer's update."""
+    alpha: PositiveFloat = 32.0
+    """The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."""
+    dropout: Fraction = 0.0
+    """Share of a layer's inputs that the adapter does not see in a training step."""
+    targets: Targets = "all-linear"
+    """Names of the layers it acts on; `all-linear` is every linear layer but the LM head. `lm_head` may be named too."""
+
+
+class Lora(_LowRank):
+    """W + (alpha / rank) B A with B = 0 at first."""
+
+    name: Literal["lora"] = "lora"
+
+
+class RsLora(_LowRank):
+    """LoRA scaled by alpha / sqrt(rank), so that the update's size does not shrink with the rank."""
+
+    name: Literal["rslora"] = "rslora"
+
+
+class Dora(_LowRank):
+    """LoRA on the direction of every weight row, with a length of its own."""
+
+    name: Literal["dora"] = "dora"
+
+
+class Pissa(_LowRank):
+    """LoRA that starts from the weight's leading singular vectors and leaves the rest of it frozen."""
+
+    name: Literal["pissa"] = "pissa"
+    iterations: PositiveInt | None = None
+    """Subspace iterations of a fast approximate SVD (16 is usual for large models); by default the exact one."""
+
+
+class Olora(_LowRank):
+    """LoRA that starts from the weight's QR decomposition and leaves the rest of it frozen."""
+
+    name: Literal["olora"] = "olora"
+
+
+class Eva(_LowRank):
+    """LoRA whose A holds the leading directions of each layer's inputs on training rows; ranks follow their variance."""
+
+    name: Literal["eva"] = "eva"
+    rho: Annotated[float, Field(ge=1)] = 2.0
+    """A layer gets at most rho * rank."""
+
+
+class Loftq(_LowRank):
+    """LoRA that starts from what 4-bit quantisation lost; needs `policy.quantization: 4bit`."""
+
+    name: Literal["loftq"] = "loftq"
+
+
+class AdaLora(Strict):
+    """An SVD-like update whose rank is moved, while training, to the layers that need it."""
+
+    name: Literal["adalora"] = "adalora"
+    rank: PositiveInt = 8
+    """Mean rank of a layer at the end."""
+    initial_rank: PositiveInt = 12
+    """Rank of every layer at the start."""
+    alpha: PositiveFloat = 32.0
+    """The update is scaled by alpha / initial_rank."""
+    dropout: Fraction = 0.0
+    """Share of a layer's inputs that the adapter does not see in a training step."""
+    targets: Targets = "all-linear"
+    """Names of the layers it acts on."""
+    warmup: Fraction = 0.1
+    """Share of the steps before ranks begin to fall."""
+    settle: Fraction = 0.2
+    """Share of the steps, at the end, in which ranks stay as they are."""
+    interval: PositiveInt = 1
+    """Steps between two allocations."""
+    orthogonality: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the penalty that keeps the factors orthogonal."""
+
+    @model_validator(mode="after")
+    def _ranks_fall(self) -> "AdaLora":
+        if self.rank >= self.initial_rank:
+            raise ValueError(f"rank {self.rank} must be below initial_rank {self.initial_rank}: ranks only fall")
+        if self.warmup + self.settle >= 1:
+            raise ValueError("warmup + settle must leave steps in which ranks fall")
+        return self
+
+
+class Miss(Strict):
+    """MiSS (Bone): one block, shared between the shards of a weight, is added to it."""
+
+    name: Literal["miss"] = "miss"
+    rank: PositiveInt = 64
+    """Width of the block; even."""
+    dropout: Fraction = 0.0
+    """Share of a layer's inputs that the adapter does not see in a training step."""
+    targets: Targets = "all-linear"
+    """Names of the layers it acts on."""
+    variant: Literal["balance", "bat", "mini"] = "balance"
+    """`bat`: the update also depends on the weight (Bone's); `mini`: fewer parameters."""
+    mini_rank: NonNegativeInt = 1
+    """Width of the block along the outputs, for `mini`; divides a layer's outputs."""
+
+
+class Ia3(Strict):
+    """IA3: a learnt factor for each key, value and feed-forward channel."""
+
+    name: Literal["ia3"] = "ia3"
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of the layers it acts on; by default PEFT's choice for the architecture."""
+    feedforward: tuple[str, ...] = ()
+    """Which of `targets` have their inputs scaled, not their outputs."""
+
+
+class Full(Strict):
+    """No adapter: every weight trains, and the reference is a copy of the model or cached."""
+
+    name: Literal["full"] = "full"
+
+
+AdapterConfig = Annotated[
+    Lora | RsLora | Dora | Pissa | Olora | Eva | Loftq | AdaLora | Miss | Ia3 | Full, Field(discriminator="name")
+]
+PeftAdapter = Lora | RsLora | Dora | Pissa | Olora | Eva | Loftq | AdaLora | Miss | Ia3
+
+MUTATES_BASE = ("pissa", "olora")
+"""Adapters that take their start out of the base weights; saved as the difference to that start."""
+MOVED_START = (*MUTATES_BASE, "loftq")
+"""Adapters that do not start as the identity, so that the reference is a frozen copy of their start."""
+HEAD_ADAPTERS = ("lora", "rslora", "pissa", "olora", "eva")
+"""Adapters that the LM head may carry."""
+
+
+def peft_config(adapter: PeftAdapter, *, total_steps: int | None) -> peft.PeftConfig:
+    """What PEFT calls this adapter.
+
+    Raises:
+        ValueError: AdaLoRA's schedule does not fit `total_steps`.
+    """
+    match adapter:
+        case AdaLora():
+            return _adalora(**_options(adapter), total_steps=total_steps)
+        case Miss():
+            return _miss(**_options(adapter))
+        case Ia3():
+            return _ia3(**_options(adapter))
+        case Pissa():
+            start = "pissa" if adapter.iterations is None else f"pissa_niter_{adapter.iterations}"
+            return _lora(**_low_rank(adapter), init_lora_weights=start)
+        case Olora():
+            return _lora(**_low_rank(adapter), init_lora_weights="olora")
+        case Eva():
+            return _lora(**_low_rank(adapter), init_lora_weights="eva", eva_config=peft.EvaConfig(rho=adapter.rho))
+        case RsLora():
+            return _lora(**_low_rank(adapter), use_rslora=True)
+        case Dora():
+            return _lora(**_low_rank(adapter), use_dora=True)
+        case Lora() | Loftq():
+            return _lora(**_low_rank(adapter))
+
+
+def _lora(*, rank: int, alpha: float, dropout: float, targets: Targets, **variant: Any) -> peft.LoraConfig:
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=_names(targets),
+        **variant,
+    )
+
+
+def _adalora(
+    *,
+    rank: int,
+    initial_rank: int,
+    alpha: float,
+    dropout: float,
+    targets: Targets,
+    warmup: float,
+    settle: float,
+    interval: int,
+    orthogonality: float,
+    total_steps: int | None,
+) -> peft.AdaLoraConfig:
+    if total_steps is None:
+        raise ValueError("adalora needs the number of steps of the run")
+    return peft.AdaLoraConfig(
+        task_type="CAUSAL_LM",
+        target_r=rank,
+        init_r=initial_rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=_names(targets),
+        tinit=int(warmup * total_steps),
+        tfinal=int(settle * total_steps),
+        deltaT=interval,
+        orth_reg_weight=orthogonality,
+        total_step=total_steps,
+    )
+
+
+def _miss(*, rank: int, dropout: float, targets: Targets, variant: str, mini_rank: int) -> peft.MissConfig:
+    return peft.MissConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        miss_dropout=dropout,
+        target_modules=_names(targets),
+        init_weights=True if variant == "balance" else variant,
+        mini_r=mini_rank,
+    )
+
+
+def _ia3(*, targets: tuple[str, ...] | None, feedforward: tuple[str, ...]) -> peft.IA3Config:
+    if targets is None:
+        return peft.IA3Config(task_type="CAUSAL_LM")
+    return peft.IA3Config(task_type="CAUSAL_LM", target_modules=list(targets), feedforward_modules=list(feedforward))
+
+
+def _names(targets: Targets) -> str | list[str]:
+    return targets if isinstance(targets, str) else list(targets)
+
+
+def _options(adapter: Strict) -> dict[str, Any]:
+    return {name: getattr(adapter, name) for name in type(adapter).model_fields if name != "name"}
+
+
+def _low_rank(adapter: _LowRank) -> dict[str, Any]:
+    return {name: getattr(adapter, name) for name in _LowRank.model_fields}
