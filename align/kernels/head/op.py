@@ -1,0 +1,149 @@
+"""The head's operators as torch knows them: forward, backward of chunks computed again, and their autograd."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.kernels.head import chunked
+from align.kernels.head.chunked import Head
+
+
+@torch.library.custom_op("align::linear_logprobs", mutates_args=())
+def linear_logprobs_op(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    lora_scale: float,
+    logit_scale: float,
+    softcap: float | None,
+    temperature: float,
+    moments: bool,
+    mode: str,
+    chunk_rows: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    head = Head(weight, bias, lora_a, lora_b, lora_scale, logit_scale, softcap, temperature)
+    logprob, logsumexp, entropy, log_sum_sq, saved = _outputs(hidden, weight, targets, mode)
+    rows = (targets >= 0).any(1).nonzero().squeeze(1)
+    for index in chunked.chunks(rows, chunk_rows):
+        chosen = targets[index]
+        z = chunked.logits_into(head, hidden[index], logsumexp.new_empty(len(index), weight.shape[0]))
+        stats = chunked.row_statistics(z, moments)
+        logprob[index] = (z.gather(1, chosen.clamp_min(0)) - stats.logsumexp[:, None]).masked_fill_(chosen < 0, 0)
+        logsumexp[index], entropy[index], log_sum_sq[index] = stats.logsumexp, stats.entropy, stats.log_sum_sq
+        if mode == "store":
+            saved[index] = z
+        elif mode == "direction":
+            saved[index] = chunked.direction(head, z, stats.logsumexp, chunked.anchor_targets(chosen))
+    return logprob, logsumexp, entropy, log_sum_sq, saved
+
+
+def _outputs(hidden: Tensor, weight: Tensor, targets: Tensor, mode: str) -> tuple[Tensor, ...]:
+    """Zero-filled results, and what the backward pass needs: directions, logits or nothing."""
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    rows = [hidden.new_zeros(hidden.shape[0], dtype=dtype) for _ in range(3)]
+    saved = {
+        "direction": lambda: torch.zeros_like(hidden),
+        "store": lambda: hidden.new_zeros(hidden.shape[0], weight.shape[0], dtype=dtype),
+    }.get(mode, lambda: hidden.new_zeros(0))()
+    return hidden.new_zeros(targets.shape, dtype=dtype), *rows, saved
+
+
+@linear_logprobs_op.register_fake
+def _(hidden: Tensor, weight: Tensor, targets: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return _outputs(hidden, weight, targets, arguments[-2])
+
+
+@torch.library.custom_op("align::linear_logprobs_backward", mutates_args=())
+def backward_op(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    lora_scale: float,
+    logit_scale: float,
+    softcap: float | None,
+    temperature: float,
+    moments: bool,
+    chunk_rows: int,
+    stats: list[Tensor],
+    saved: Tensor,
+    grads: list[Tensor],
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients of hidden, weight, bias, lora_a, lora_b; an empty tensor where `needs` says no."""
+    head = Head(weight, bias, lora_a, lora_b, lora_scale, logit_scale, softcap, temperature)
+    totals = _gradients(hidden, weight, bias, lora_a, lora_b, needs, accumulate=True)
+    rows = (targets >= 0).any(1).nonzero().squeeze(1)
+    for index in chunked.chunks(rows, chunk_rows):
+        x, chosen = hidden[index], targets[index]
+        if saved.numel():
+            z = saved[index]
+        else:
+            z = chunked.logits_into(head, x, grads[1].new_empty(len(index), weight.shape[0]))
+        piece = chunked.RowStats(*(s[index] for s in stats))
+        d = chunked.logit_gradient(head, z, piece, chosen, [g[index] for g in grads], moments)
+        if needs[0]:
+            totals[0][index] = chunked.through_head(head, d)
+        chunked.accumulate_head_gradients(head, x, d, totals, needs)
+    inputs = (hidden, weight, bias, lora_a, lora_b)
+    return [total if t is None else total.to(t.dtype) for total, t in zip(totals, inputs, strict=True)]
+
+
+def _gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor | None,
+    lora_b: Tensor | None,
+    needs: list[bool],
+    accumulate: bool,
+) -> list[Tensor]:
+    """Zeros for every gradient needed, in the inputs' dtypes or, to accumulate the head's, in float32."""
+    totals = []
+    for position, (t, needed) in enumerate(zip((hidden, weight, bias, lora_a, lora_b), needs, strict=True)):
+        if t is None or not needed:
+            totals.append(hidden.new_zeros(0))
+        else:
+            wide = accumulate and position > 0 and t.dtype != torch.float64
+            totals.append(torch.zeros_like(t, dtype=torch.float32 if wide else t.dtype))
+    return totals
+
+
+@backward_op.register_fake
+def _(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Any, lora_a: Any, lora_b: Any, *rest: Any) -> list[Tensor]:
+    return _gradients(hidden, weight, bias, lora_a, lora_b, rest[-1], accumulate=False)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, targets, bias, lora_a, lora_b, *scalars, moments, mode, chunk_rows = inputs
+    ctx.scalars, ctx.moments, ctx.mode, ctx.chunk_rows = scalars, moments, mode, chunk_rows
+    ctx.set_materialize_grads(False)
+    keep_hidden = hidden if mode in ("recompute", "store") else None
+    ctx.save_for_backward(keep_hidden, weight, targets, bias, lora_a, lora_b, *output)
+    if mode == "direction":
+        ctx.mark_non_differentiable(output[2], output[3])
+    ctx.mark_non_differentiable(output[4])
+
+
+def _autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    hidden, weight, targets, bias, lora_a, lora_b, *output = ctx.saved_tensors
+    unused = (None,) * 7
+    if ctx.mode == "direction":
+        head = Head(weight, bias, lora_a, lora_b, *ctx.scalars)
+        dx = chunked.scale_direction(head, targets, output[0], output[1], output[4], grads[0], grads[1])
+        return dx, None, None, None, None, None, *unused
+    full = [torch.zeros_like(o) if g is None else g for g, o in zip(grads[:4], output[:4], strict=True)]
+    needs = [ctx.needs_input_grad[i] for i in (0, 1, 3, 4, 5)]
+    tensors = (hidden, weight, targets, bias, lora_a, lora_b)
+    pieces = backward_op(*tensors, *ctx.scalars, ctx.moments, ctx.chunk_rows, output[1:4], output[4], full, needs)
+    given = [g if needed else None for g, needed in zip(pieces, needs, strict=True)]
+    return *given[:2], None, *given[2:], *unused
+
+
+linear_logprobs_op.register_autograd(_autograd, setup_context=_setup_context)
