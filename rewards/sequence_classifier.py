@@ -50,6 +50,7 @@ class SequenceClassifierScorer:
     ) -> None:
         self.model = _load_model(model, revision, dtype, device or _default_device())
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, revision=revision)
+        self.pad_id: int | None = self.model.config.get_text_config().pad_token_id
         self.output = _output_index(self.model, label, model)
         self.max_length = max_length or _context(self.model, self.tokenizer)
         self.tokens_per_batch = tokens_per_batch
@@ -95,8 +96,6 @@ class SequenceClassifierScorer:
         ids: list[int] = self.tokenizer(text, add_special_tokens=framed)["input_ids"]
         if not ids:
             raise ScorerError("a prompt and its completion are both empty; there is nothing to score")
-        while len(ids) > 1 and ids[-1] == self._pad_id:
-            ids.pop()
         return ids
 
     def _render(self, messages: Messages) -> str:
@@ -107,22 +106,15 @@ class SequenceClassifierScorer:
             )
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
 
-    @property
-    def _pad_id(self) -> int | None:
-        return self.model.config.get_text_config().pad_token_id
-
     def _forward(self, rows: list[list[int]]) -> list[float]:
-        text_config = self.model.config.get_text_config()
-        configured = text_config.pad_token_id
-        # transformers finds a row's last token by the padding id, so no row may end in the id that is used for it.
-        pad = configured if configured is not None else _free_id(rows)
+        # transformers finds a row's last token by the padding id; without one, no row may end in the id used instead.
+        pad = self.pad_id if self.pad_id is not None else _free_id(rows)
+        self.model.config.get_text_config().pad_token_id = pad
         width = max(map(len, rows))
         input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
         attention_mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         device = self.model.device
-        text_config.pad_token_id = pad
         logits = self.model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device)).logits
-        text_config.pad_token_id = configured
         return logits[:, self.output].float().tolist()
 
 
