@@ -1,7 +1,7 @@
 """The recipe: what a run does, as frozen models; and `load_recipe`, from YAML and dotted overrides."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -90,6 +90,12 @@ class DataSection(Strict):
     """Read only this many rows of each source."""
     workers: PositiveInt = 1
     """Processes that tokenise."""
+
+    @field_validator("sources", "eval_sources", mode="before")
+    @classmethod
+    def _paths(cls, value: Any) -> Any:
+        entries = value if isinstance(value, list | tuple) else [value]
+        return tuple({"path": entry} if isinstance(entry, str) else entry for entry in entries)
 
 
 class TrainSection(Strict):
@@ -188,3 +194,98 @@ class Recipe(Strict):
         if self.train.keep_best and not self.train.eval_steps:
             raise ValueError("train.keep_best needs train.eval_steps, the interval at which candidates are measured")
         return self
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and lay dotted overrides over it.
+
+    Args:
+        path: a YAML file.
+        overrides: `key=value` strings such as `train.learning_rate=1e-4` or `data.sources.0.path=rows.jsonl`; values are
+            YAML.
+
+    Raises:
+        UserError: no such file, broken YAML, or a key or value that a recipe cannot hold, with the nearest known key.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror}); give the path of a YAML file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections such as `policy:` and `data:`")
+    for override in overrides:
+        _lay_over(tree, override)
+    return parse_recipe(tree, origin=str(path))
+
+
+def parse_recipe(tree: dict[str, Any], *, origin: str) -> Recipe:
+    """A recipe from its nested dictionaries; `origin` names it in messages."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{origin}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `load_recipe` reads back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _lay_over(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"`{override}`: an override is key=value, such as train.learning_rate=1e-4")
+    *parents, last = key.split(".")
+    node: Any = tree
+    for parent in parents:
+        node = node[int(parent)] if isinstance(node, list) and parent.isdigit() else _child(node, parent, key)
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = yaml.safe_load(text)
+    elif isinstance(node, dict):
+        node[last] = yaml.safe_load(text)
+    else:
+        raise UserError(f"`{override}`: `{'.'.join(parents)}` has no keys of its own; set it whole")
+
+
+def _child(node: Any, name: str, key: str) -> Any:
+    if not isinstance(node, dict):
+        raise UserError(f"`{key}`: nothing lies below `{name}`; set its parent whole")
+    if not isinstance(node.get(name), dict | list):
+        node[name] = {}
+    return node[name]
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as a sentence with the dotted key and, for an unknown one, the nearest known."""
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        return f"unknown key `{key}`{_nearest(location)}"
+    if error["type"] == "value_error":
+        return f"`{key}`: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    if error["type"] == "missing":
+        return f"`{key}` is missing"
+    return f"`{key}`: {error['msg'][0].lower() + error['msg'][1:]}, got {error['input']!r}"
+
+
+def _nearest(location: list[str]) -> str:
+    def likeness(path: tuple[str, ...]) -> float:
+        same_section = path[:-1][:1] == tuple(location[:-1][:1])
+        return difflib.SequenceMatcher(None, path[-1], location[-1]).ratio() + 0.2 * same_section
+
+    schema = Recipe.model_json_schema()
+    best = max(_known_keys(schema, schema["$defs"]), key=likeness)
+    return f"; did you mean `{'.'.join(best)}`?" if likeness(best) >= 0.7 else ""
+
+
+def _known_keys(node: dict[str, Any], definitions: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple]:
+    """The path of every key that a recipe can hold, from its JSON schema."""
+    if "$ref" in node:
+        yield from _known_keys(definitions[node["$ref"].split("/")[-1]], definitions, path)
+    for branch in [*node.get("anyOf", ()), *node.get("oneOf", ()), *filter(None, [node.get("items")])]:
+        yield from _known_keys(branch, definitions, path)
+    for name, child in node.get("properties", {}).items():
+        yield (*path, name)
+        yield from _known_keys(child, definitions, (*path, name))

@@ -1,0 +1,111 @@
+"""`align COMMAND ...`: parse, dispatch, and turn a user's mistake into one sentence and exit code 2."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from align.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `align` command; exits with 0, 2 for a user's mistake, 1 for any other failure."""
+    parsed = _parser().parse_args(arguments)
+    from rewards import ScorerError  # imported late: torch takes seconds, `--help` should not
+
+    try:
+        parsed.run(parsed)
+    except (UserError, ScorerError) as error:
+        print(f"align: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("align: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="align", description="Preference alignment of language models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    for name, run, help_text in (
+        ("inspect", _inspect, "the resolved recipe, the data audit and a few rows with their masks; no training"),
+        ("train", _train, "train a policy; a run that is already there goes on"),
+    ):
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        command.add_argument("recipe", metavar="RECIPE.yaml")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted, such as train.learning_rate=1e-4")
+        command.set_defaults(run=run)
+    commands.choices["inspect"].add_argument("--rows", type=int, default=2, help="rows to show (default 2)")
+
+    export = commands.add_parser("export", help="an adapter or, with --merge, a full checkpoint of a run")
+    export.add_argument("run_directory", metavar="RUN", help="a run directory, or an adapter's folder")
+    export.add_argument("output", metavar="OUTPUT")
+    export.add_argument("--merge", action="store_true", help="base and adapter in one checkpoint")
+    export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="what merged weights are stored in")
+    export.add_argument("--push", metavar="HUB_NAME", help="upload the result to the hub as well")
+    export.set_defaults(run=_export)
+
+    evaluate = commands.add_parser("evaluate", help="measure a policy against graded rows")
+    what = evaluate.add_subparsers(required=True, metavar="WHAT")
+    rows = what.add_parser("rows", help="ranking metrics of a policy against the rows' grades")
+    rows.add_argument("input", metavar="INPUT", help="rows: a file, a folder or a hub data set")
+    rows.add_argument("--model", required=True, metavar="RUN_OR_PATH", help="a run directory, or a model")
+    rows.add_argument("--split", help="split of a hub data set or file of a folder")
+    rows.add_argument("--grades", default="win_probability", choices=("win_probability", "rank", "quantile", "raw"))
+    rows.add_argument("--max-length", type=int, default=1024, help="tokens of prompt and completion (default 1024)")
+    rows.add_argument("--chat-template", metavar="FILE", help="a Jinja file in place of the tokenizer's own")
+    rows.add_argument("--tokens-per-batch", type=int, default=8192)
+    rows.add_argument("--json", metavar="OUT", help="write every figure to this file")
+    rows.set_defaults(run=_evaluate_rows)
+
+    doctor = commands.add_parser("doctor", help="what this machine can do, and what to install for the rest")
+    doctor.add_argument("--install", choices=("rollout", "rollout-cpu"), help="install this extra")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _inspect(parsed: argparse.Namespace) -> None:
+    from align.inspect import inspect_recipe
+    from align.recipe import load_recipe
+
+    inspect_recipe(load_recipe(parsed.recipe, parsed.overrides), rows=parsed.rows)
+
+
+def _train(parsed: argparse.Namespace) -> None:
+    from align.recipe import load_recipe
+    from align.runs import train
+
+    train(load_recipe(parsed.recipe, parsed.overrides))
+
+
+def _export(parsed: argparse.Namespace) -> None:
+    from align.export import export
+
+    export(parsed.run_directory, parsed.output, merge=parsed.merge, dtype=parsed.dtype, push=parsed.push)
+
+
+def _evaluate_rows(parsed: argparse.Namespace) -> None:
+    from align.evaluate.rows import evaluate_rows
+
+    evaluate_rows(
+        parsed.input,
+        model=parsed.model,
+        split=parsed.split,
+        grades=parsed.grades,
+        max_length=parsed.max_length,
+        chat_template=parsed.chat_template,
+        tokens_per_batch=parsed.tokens_per_batch,
+        json_path=parsed.json,
+    )
+
+
+def _doctor(parsed: argparse.Namespace) -> None:
+    from align import doctor
+
+    if parsed.install:
+        doctor.install(parsed.install)
+    else:
+        doctor.print_report()

@@ -1,0 +1,55 @@
+"""Tokenised lists -> ListBatch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from align.types import ListBatch
+
+Example = dict[str, Any]
+"""A tokenised list: prompt_ids, completion_ids, grades, and where it is cached reference_logprobs."""
+
+
+def collate(examples: Sequence[Example], *, pad_id: int) -> ListBatch:
+    """Put every completion behind its prompt in a row of its own, right-padded.
+
+    Args:
+        examples: lists of any K; with `reference_logprobs` in all of them or in none.
+        pad_id: fills the rows' ends; no position that counts can see it.
+    """
+    rows = [(e["prompt_ids"], ids) for e in examples for ids in e["completion_ids"]]
+    width = max(len(prompt) + len(ids) for prompt, ids in rows)
+    longest = max(len(ids) for _, ids in rows)
+    input_ids = torch.full((len(rows), width), pad_id)
+    targets = torch.full((len(rows), longest), -1)
+    predict_at = torch.zeros(len(rows), longest, dtype=torch.long)
+    for r, (prompt, ids) in enumerate(rows):
+        input_ids[r, : len(prompt) + len(ids)] = torch.tensor([*prompt, *ids])
+        targets[r, : len(ids)] = torch.tensor(ids)
+        first = r * width + len(prompt) - 1
+        predict_at[r, : len(ids)] = torch.arange(first, first + len(ids))
+    sizes = [len(e["completion_ids"]) for e in examples]
+    return ListBatch(
+        input_ids=input_ids,
+        targets=targets,
+        predict_at=predict_at,
+        list_index=torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)),
+        slot=torch.cat([torch.arange(k) for k in sizes]),
+        grades=_pad([e["grades"] for e in examples], max(sizes)),
+        list_mask=torch.arange(max(sizes)) < torch.tensor(sizes)[:, None],
+        reference_logprobs=_reference(examples, longest),
+    )
+
+
+def _reference(examples: Sequence[Example], longest: int) -> torch.Tensor | None:
+    if "reference_logprobs" not in examples[0]:
+        return None
+    return _pad([values for e in examples for values in e["reference_logprobs"]], longest)
+
+
+def _pad(rows: Sequence[Sequence[float]], width: int) -> torch.Tensor:
+    padded = torch.zeros(len(rows), width)
+    for r, row in enumerate(rows):
+        padded[r, : len(row)] = torch.as_tensor(row, dtype=torch.float32)
+    return padded

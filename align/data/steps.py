@@ -1,0 +1,81 @@
+"""Which lists each optimizer step trains on, and how a step is cut into micro-batches."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import Dataset
+
+
+def plan_steps(weights: Sequence[float], *, lists_per_step: int, epochs: float, steps: int | None, seed: int) -> list:
+    """The lists of every optimizer step of a run, a function of its arguments alone.
+
+    An epoch takes a list of weight w floor(w) times, and once more with the chance of the remainder, in a new random
+    order. A run of whole epochs ends with a smaller step where the lists do not divide.
+
+    Returns:
+        One list of row indices per step.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    wanted = steps * lists_per_step if steps else None
+    order: list[int] = []
+    epoch = 0
+    while len(order) < wanted if wanted else epoch < epochs:
+        drawn = _one_epoch(torch.tensor(weights, dtype=torch.float64), generator)
+        share = 1.0 if wanted else min(1.0, epochs - epoch)
+        order += drawn[: max(1, round(share * len(drawn)))]
+        epoch += 1
+    order = order[:wanted] if wanted else order
+    return [order[i : i + lists_per_step] for i in range(0, len(order), lists_per_step)]
+
+
+def _one_epoch(weights: torch.Tensor, generator: torch.Generator) -> list[int]:
+    copies = weights.floor() + (torch.rand(len(weights), generator=generator, dtype=torch.float64) < weights.frac())
+    rows = torch.repeat_interleave(torch.arange(len(weights)), copies.long())
+    return rows[torch.randperm(len(rows), generator=generator)].tolist()
+
+
+class StepLists(Dataset[list[dict]]):
+    """Item s is one process's share of step s's lists."""
+
+    def __init__(self, lists: Sequence[dict], plan: Sequence[Sequence[int]], *, rank: int, world_size: int) -> None:
+        self.lists = lists
+        self.plan = plan
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, step: int) -> list[dict]:
+        return [self.lists[row] for row in self.plan[step][self.rank :: self.world_size]]
+
+
+def width(example: dict) -> int:
+    """Tokens of a list's longest row."""
+    return len(example["prompt_ids"]) + max(len(ids) for ids in example["completion_ids"])
+
+
+def micro_batches(examples: Sequence[dict], *, tokens_per_batch: int) -> list[list[dict]]:
+    """Cut lists into batches of at most `tokens_per_batch` tokens, padding included; lists of like length together.
+
+    A list that is larger alone is a batch alone: lists are never split.
+    """
+    batches: list[list[dict]] = []
+    rows = 0
+    for example in sorted(examples, key=width):
+        rows += len(example["completion_ids"])
+        if batches and rows * width(example) <= tokens_per_batch:
+            batches[-1].append(example)
+        else:
+            batches.append([example])
+            rows = len(example["completion_ids"])
+    return batches
+
+
+def cut_further(batches: list[list[dict]], count: int) -> list[list[dict]]:
+    """Halve the largest batches until there are `count`, or until every batch is one list."""
+    batches = list(batches)
+    while len(batches) < count and max(map(len, batches)) > 1:
+        largest = batches.pop(max(range(len(batches)), key=lambda b: len(batches[b])))
+        batches += [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
+    return batches

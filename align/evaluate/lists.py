@@ -1,0 +1,62 @@
+"""A policy measured on held-out lists."""
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
+
+from align.data.collate import Example, collate
+from align.data.steps import micro_batches
+from align.loss import ListLoss
+from align.metrics import Sums, list_metrics
+from align.model.forward import TokenScorer
+from align.model.policy import Policy
+from align.types import ListBatch
+
+OUTPUTS = ("logprob", "entropy")
+
+
+@torch.no_grad()
+def evaluate_lists(
+    scorer: TokenScorer,
+    policy: Policy,
+    loss: ListLoss,
+    lists: Sequence[Example],
+    *,
+    tokens_per_batch: int,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """Mean loss and metrics over lists; the same figures for every `tokens_per_batch` and number of processes.
+
+    Args:
+        scorer: the policy's model, in any mode; its mode is restored.
+        lists: the same on every process, which takes its share.
+    """
+    was_training = scorer.training
+    scorer.eval()
+    sums = Sums()
+    own = [lists[i] for i in range(accelerator.process_index, len(lists), accelerator.num_processes)]
+    for examples in micro_batches(own, tokens_per_batch=tokens_per_batch):
+        batch = collate(examples, pad_id=policy.pad_id).to(accelerator.device)
+        stats = scorer(batch, tuple(dict.fromkeys([*OUTPUTS, *loss.outputs])))
+        reference = reference_logprobs(scorer, policy, batch)
+        scores = loss.scores(stats, reference, batch)
+        losses = loss(stats, reference, batch)
+        sums.add({"loss": losses, **list_metrics(batch, stats, reference, scores)})
+    scorer.train(was_training)
+    return sums.means(accelerator)
+
+
+@torch.no_grad()
+def reference_logprobs(scorer: TokenScorer, policy: Policy, batch: ListBatch) -> Float[Tensor, "N C"]:
+    """The reference's log-probability of every target: cached in the batch, or computed here without dropout."""
+    if batch.reference_logprobs is not None:
+        return batch.reference_logprobs
+    was_training = scorer.training
+    scorer.eval()
+    with policy.reference():
+        logprobs = scorer(batch).logprobs
+    scorer.train(was_training)
+    return logprobs

@@ -1,0 +1,98 @@
+"""What is measured of every batch, as sums and counts so that no figure depends on how lists were cut into batches."""
+
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
+
+from align.evaluate.ranking import ranking_metrics
+from align.types import ListBatch, TokenStats
+
+LOG_NAMES = {
+    "score_best": "rewards/chosen",
+    "score_worst": "rewards/rejected",
+    "margin": "rewards/margins",
+    "pair_accuracy": "rewards/accuracies",
+    "logprob_best": "logps/chosen",
+    "logprob_worst": "logps/rejected",
+}
+"""Names under which training logs a metric where TRL logs the same quantity."""
+
+
+class Sums:
+    """Running sum and count of each metric, on the device until `means` is asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add one value per list (or token); NaN marks a list that does not define the metric."""
+        for name, value in values.items():
+            known = ~value.isnan()
+            pair = torch.stack([value.nan_to_num().sum(), known.sum()]).double()
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Each metric's mean over everything that was added in any process; metrics that nothing defined are absent."""
+        if not self._sums:
+            return {}
+        totals = accelerator.reduce(torch.stack(list(self._sums.values())), reduction="sum").tolist()
+        return {name: total / count for name, (total, count) in zip(self._sums, totals, strict=True) if count}
+
+
+@torch.no_grad()
+def list_metrics(
+    batch: ListBatch,
+    stats: TokenStats,
+    reference: Float[Tensor, "N C"] | None,
+    scores: Float[Tensor, "B K"],
+) -> dict[str, Float[Tensor, " _"]]:
+    """Ranking, likelihood and displacement of every list, and the token statistics.
+
+    `margin`, `pair_accuracy`, `ndcg`, `kendall_tau`, `top1_agreement` rank by the implicit reward,
+    `likelihood_*` by mean token log-probability. `best_logprob_change` is the best completion's log-probability less
+    its reference's, in nats; `best_fell_share` counts the lists where that is negative. `kl` is the k3 estimate
+    e^r - 1 - r, r = reference - policy, per completion token of the data.
+    """
+    mask = batch.completion_mask
+    lengths = mask.sum(-1).clamp(min=1)
+    logprobs = stats.logprobs.where(mask, 0.0)
+    sums = batch.to_lists(logprobs.sum(-1))
+    means = batch.to_lists(logprobs.sum(-1) / lengths)
+    best, worst = _extremes(batch)
+    values = {
+        **ranking_metrics(scores, batch.grades, batch.list_mask),
+        "score_best": _mean_where(scores, best),
+        "score_worst": _mean_where(scores, worst),
+        "logprob_best": _mean_where(sums, best),
+        "logprob_worst": _mean_where(sums, worst),
+        "token_logprob_best": _mean_where(means, best),
+        "token_logprob_worst": _mean_where(means, worst),
+    }
+    likelihood = ranking_metrics(means, batch.grades, batch.list_mask)
+    values |= {f"likelihood_{name}": likelihood[name] for name in ("ndcg", "pair_accuracy")}
+    if stats.entropy is not None:
+        values["entropy"] = stats.entropy[mask]
+    if reference is not None:
+        ratio = (reference - stats.logprobs).where(mask, 0.0)
+        change = _mean_where(batch.to_lists(-ratio.sum(-1)), best)
+        values |= {
+            "best_logprob_change": change,
+            "best_fell_share": (change < 0).float(),
+            "kl": (ratio.exp() - 1 - ratio)[mask],
+        }
+    return values
+
+
+def _extremes(batch: ListBatch) -> tuple[Tensor, Tensor]:
+    """Masks of the best- and the worst-graded completions; a tie has several."""
+    high = batch.grades.masked_fill(~batch.list_mask, -torch.inf)
+    low = batch.grades.masked_fill(~batch.list_mask, torch.inf)
+    best = (high == high.amax(-1, keepdim=True)) & batch.list_mask
+    return best, (low == low.amin(-1, keepdim=True)) & batch.list_mask
+
+
+def _mean_where(values: Float[Tensor, "B K"], mask: Tensor) -> Float[Tensor, " B"]:
+    return values.where(mask, 0.0).sum(-1) / mask.sum(-1)

@@ -1,0 +1,131 @@
+"""The files of a run: what is written when, and what a second call on the same folder goes on from."""
+
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from align.errors import UserError
+from align.recipe import Recipe, dump_recipe
+
+log = logging.getLogger("align")
+
+COMPLETE = "complete"
+"""File whose presence says that a checkpoint was written to its end."""
+
+
+class RunDirectory:
+    """`recipe.yaml environment.json audit.json before.json metrics.jsonl events.log checkpoints/ best/ adapter/ summary.json`"""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.events = self.path / "events.log"
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.path / "best"
+        self.adapter = self.path / "adapter"
+        self.summary = self.path / "summary.json"
+
+    def open(self, recipe: Recipe) -> None:
+        """Start the run, or make sure that the run that is there is of the same recipe.
+
+        Raises:
+            UserError: the folder holds another recipe's run, or other files.
+        """
+        if self.recipe.exists():
+            self._refuse_other(recipe)
+            return
+        if self.path.exists() and any(self.path.iterdir()):
+            raise UserError(f"{self.path}: holds files that are no run; give `output` another folder or empty this one")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "environment.json", environment())
+        write_text(self.recipe, dump_recipe(recipe))
+
+    def _refuse_other(self, recipe: Recipe) -> None:
+        old, new = yaml.safe_load(self.recipe.read_text()), yaml.safe_load(dump_recipe(recipe))
+        changed = sorted(differing_keys(old, new))
+        if changed:
+            raise UserError(
+                f"{self.path}: holds a run of another recipe (it differs in {', '.join(changed)}); "
+                "set `output` to a new folder, or remove this one"
+            )
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint that was written to its end."""
+        whole = complete_checkpoints(self.checkpoints)
+        return whole[-1] if whole else None
+
+    def rewind_metrics(self, step: int) -> float:
+        """Drop the metrics of steps after `step`, which will be trained again; returns the seconds trained until it."""
+        if not self.metrics.exists():
+            return 0.0
+        lines = [json.loads(line) for line in self.metrics.read_text().splitlines() if line.endswith("}")]
+        kept = [line for line in lines if line["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        return max((line["seconds"] for line in kept), default=0.0)
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that were written to their end, oldest first."""
+    whole = [marker.parent for marker in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return sorted(whole, key=lambda path: int(path.name.split("-")[1]))
+
+
+def differing_keys(old: Any, new: Any, path: str = "") -> set[str]:
+    """Dotted keys at which two trees of dictionaries differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        below = [differing_keys(old.get(k), new.get(k), f"{path}.{k}" if path else k) for k in old.keys() | new.keys()]
+        return set().union(*below)
+    return set() if old == new else {path}
+
+
+def environment() -> dict[str, Any]:
+    """What the run's figures depend on besides the recipe."""
+    packages = ("align-lm", "torch", "transformers", "peft", "datasets", "accelerate")
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "packages": {name: version(name) for name in packages},
+        "command": sys.argv,
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole text or, after a kill, the old file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def start_log(run: RunDirectory, *, main: bool) -> None:
+    """Messages go to the terminal and, with the time, to events.log."""
+    log.handlers.clear()
+    log.propagate = False
+    log.setLevel(logging.INFO if main else logging.ERROR)
+    console = logging.StreamHandler()
+    console.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(console)
+    if main:
+        file = logging.FileHandler(run.events)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(file)

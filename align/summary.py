@@ -1,0 +1,63 @@
+"""The table at the end of a run."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+ROWS = (
+    ("loss", "loss", "{:.4f}"),
+    ("ndcg", "NDCG by implicit reward", "{:.4f}"),
+    ("kendall_tau", "Kendall tau by implicit reward", "{:+.4f}"),
+    ("pair_accuracy", "pair accuracy by implicit reward", "{:.4f}"),
+    ("top1_agreement", "top-1 agreement by implicit reward", "{:.4f}"),
+    ("likelihood_ndcg", "NDCG by mean token log-probability", "{:.4f}"),
+    ("likelihood_pair_accuracy", "pair accuracy by mean token log-probability", "{:.4f}"),
+    ("margin", "margin, best over worst (nats)", "{:+.3f}"),
+    ("best_logprob_change", "best completion's log-probability, change (nats)", "{:+.3f}"),
+    ("best_fell_share", "share of lists whose best completion fell", "{:.3f}"),
+    ("sample_reward", "mean reward of sampled completions", "{:+.4f}"),
+)
+"""Key of `eval_before` and `eval_after`, what it is called, and its format."""
+
+
+def print_summary(path: str, summary: dict[str, Any], console: Console | None = None) -> None:
+    """Before and after on the held-out lists, the sampled completions, and where the run is."""
+    console = console or Console(soft_wrap=False)
+    before, after = summary["eval_before"], summary["eval_after"]
+    if before:
+        console.print(_table(before, after, summary["data"]["heldout_lists"]))
+    for sample in summary["samples"]:
+        console.print(_sample(sample))
+    console.print(
+        f"{summary['steps']} steps in {summary['train_seconds']:.0f} s, "
+        f"{summary['tokens_per_second']:.0f} completion tokens/s, "
+        f"peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB"
+    )
+    console.print(Text(f"run directory: {path}"))
+
+
+def _table(before: dict[str, float], after: dict[str, float], lists: int) -> Table:
+    table = Table(title=f"{lists} held-out lists", title_justify="left")
+    for header, justify in (("", "left"), ("before", "right"), ("after", "right")):
+        table.add_column(header, justify=justify)  # type: ignore[arg-type]
+    for key, label, pattern in ROWS:
+        if key in after:
+            table.add_row(label, pattern.format(before[key]), pattern.format(after[key]))
+    return table
+
+
+def _sample(sample: dict[str, Any]) -> Text:
+    text = Text("\n")
+    text.append("prompt  ", style="bold").append(_one_line(sample["prompt"]) + "\n")
+    for when in ("before", "after"):
+        reward = sample.get(f"reward_{when}")
+        text.append(f"{when:7} ", style="bold")
+        text.append(_one_line(sample[when]))
+        text.append(f"  [{reward:+.2f}]\n" if reward is not None else "\n", style="dim")
+    return text
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
