@@ -1,0 +1,58 @@
+"""Refuses, before training, what an objective cannot learn from."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from align.errors import UserError
+from align.objectives.base import DOMAINS, Properties
+
+
+def check_domain(
+    name: str, properties: Properties, grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+) -> None:
+    """Grades and list sizes against what an objective declares.
+
+    Args:
+        name: the objective's, for the message.
+        properties: what it declares.
+        grades: of the lists; anything where list_mask is False.
+        list_mask: False marks padding.
+
+    Raises:
+        UserError: a list is too short or too long, or a grade is not finite or out of the objective's range.
+
+    Source: ours.
+    """
+    _check_sizes(name, properties, list_mask)
+    low, high = DOMAINS[properties.grades]
+    outside = list_mask & ~(torch.isfinite(grades) & (grades >= low) & (grades <= high))
+    if outside.any():
+        row, place = outside.nonzero()[0].tolist()
+        raise UserError(
+            f"objective `{name}` needs grades {_range(low, high)}, but completion {place} of list {row} has grade "
+            f"{grades[row, place].item():g}; set `data.grades: win_probability`, which gives grades from 0 to 1"
+        )
+
+
+def _check_sizes(name: str, properties: Properties, list_mask: Bool[Tensor, "B K"]) -> None:
+    sizes = list_mask.sum(dim=1)
+    low, high = properties.min_list_size, properties.max_list_size
+    if (sizes < low).any():
+        row = int((sizes < low).nonzero()[0])
+        raise UserError(
+            f"objective `{name}` needs lists of {low} completions or more, but list {row} has {int(sizes[row])}; "
+            "remove it, or use an objective for single completions such as `kto`"
+        )
+    if high is not None and (sizes > high).any():
+        row = int((sizes > high).nonzero()[0])
+        raise UserError(
+            f"objective `{name}` is defined for pairs only, but list {row} has {int(sizes[row])} completions; "
+            "set `data.select: best_worst`, or use an objective for lists such as `lambda`"
+        )
+
+
+def _range(low: float, high: float) -> str:
+    if high == float("inf"):
+        return "that are finite" if low == float("-inf") else f"of {low:g} or more"
+    return f"from {low:g} to {high:g}"

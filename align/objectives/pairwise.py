@@ -1,0 +1,277 @@
+"""Objectives that sum a function of the margin d = s_i - s_j over the pairs of a list with g_i > g_j.
+
+On a list of two this is the pair loss of the papers. Arguments: scores s in nats (beta included), grades g (larger is
+better; a tie forms no pair), list_mask (False marks padding, whose score and grade may hold anything, even NaN).
+Each returns one loss per list: 0 with zero gradient for a list of ties.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from align.objectives.base import Objective
+from align.objectives.lists import over_ordered_pairs
+from align.objectives.scores import LikelihoodMean, ScoreConfig
+
+
+def logistic(
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    label_smoothing: float = 0.0,
+    margin: float = 0.0,
+) -> Float[Tensor, " B"]:
+    """DPO, cDPO and SimPO; on longer lists the Bradley-Terry loss over all ordered pairs.
+
+    -(1 - eps) log sigmoid(d - margin) - eps log sigmoid(margin - d)
+
+    Args:
+        scores, grades, list_mask: see the module.
+        label_smoothing: eps, the probability that a preference is flipped (cDPO).
+        margin: how far apart scores should be (SimPO's gamma, on the score `likelihood_mean`).
+
+    Returns:
+        One loss per list, in nats; 0 for a list of ties.
+
+    Source: DPO, arXiv:2305.18290, eq. 7; SimPO, arXiv:2405.14734, eq. 6; all pairs: LiPO, arXiv:2402.01878.
+    """
+
+    def loss(d: Tensor) -> Tensor:
+        return _smoothed(d - margin, label_smoothing)
+
+    return over_ordered_pairs(loss, scores, grades, list_mask)
+
+
+def robust(
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    label_smoothing: float = 0.1,
+) -> Float[Tensor, " B"]:
+    """Robust DPO: an unbiased estimate of DPO's loss where a share of the preferences is flipped.
+
+    [-(1 - eps) log sigmoid(d) + eps log sigmoid(-d)] / (1 - 2 eps)
+
+    Args:
+        scores, grades, list_mask: see the module.
+        label_smoothing: eps, the share of flipped preferences, below one half.
+
+    Returns:
+        One loss per list, in nats (it may be negative); 0 for a list of ties.
+
+    Source: rDPO, arXiv:2403.00409, as in TRL 1.16.
+    """
+
+    def loss(d: Tensor) -> Tensor:
+        clean, flipped = -F.logsigmoid(d), -F.logsigmoid(-d)
+        return ((1 - label_smoothing) * clean - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+
+    return over_ordered_pairs(loss, scores, grades, list_mask)
+
+
+def hinge(
+    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+) -> Float[Tensor, " B"]:
+    """SLiC: pairs are pushed apart until their margin is one.
+
+    max(0, 1 - d)
+
+    Args:
+        scores, grades, list_mask: see the module.
+
+    Returns:
+        One loss per list, in nats; 0 for a list of ties.
+
+    Source: SLiC, arXiv:2305.10425; on log-ratios and all pairs: LiPO, arXiv:2402.01878 (SLiC_norm).
+    """
+    return over_ordered_pairs(lambda d: F.relu(1 - d), scores, grades, list_mask)
+
+
+def squared(
+    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"], *, beta: float
+) -> Float[Tensor, " B"]:
+    """IPO: the margin of the unscaled log-ratios is regressed to 1 / (2 beta).
+
+    (d / beta - 1 / (2 beta))^2
+
+    Args:
+        scores, grades, list_mask: see the module.
+        beta: the factor that is in the scores; it is divided out.
+
+    Returns:
+        One loss per list, in squared nats; 0 for a list of ties.
+
+    Source: IPO, arXiv:2310.12036, eq. 17. Its authors average over tokens: score `log_ratio_mean`; the original DPO
+    code sums: `log_ratio`.
+    """
+    return over_ordered_pairs(lambda d: ((d - 0.5) / beta).square(), scores, grades, list_mask)
+
+
+def exo(
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    label_smoothing: float = 1e-3,
+) -> Float[Tensor, " B"]:
+    """EXO on pairs: the reverse KL from the policy's preference to the smoothed label.
+
+    q log(q / (1 - eps)) + (1 - q) log((1 - q) / eps),  q = sigmoid(d)
+
+    Args:
+        scores, grades, list_mask: see the module.
+        label_smoothing: eps > 0, the probability that a preference is flipped.
+
+    Returns:
+        One loss per list, in nats; 0 for a list of ties.
+
+    Source: EXO, arXiv:2402.00856, eq. 16; `exo_list` is the form for a whole list.
+    """
+    smoothing = torch.tensor(label_smoothing, dtype=torch.float64)
+    log_kept, log_flipped = torch.log1p(-smoothing).item(), torch.log(smoothing).item()
+
+    def loss(d: Tensor) -> Tensor:
+        return d.sigmoid() * (F.logsigmoid(d) - log_kept) + (-d).sigmoid() * (F.logsigmoid(-d) - log_flipped)
+
+    return over_ordered_pairs(loss, scores, grades, list_mask)
+
+
+def discopop(
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    temperature: float = 0.05,
+) -> Float[Tensor, " B"]:
+    """DiscoPOP: a blend of logistic and exponential loss that an LLM search found.
+
+    -(1 - m) log sigmoid(d) + m e^{-d},  m = sigmoid(d / temperature)
+
+    Args:
+        scores, grades, list_mask: see the module.
+        temperature: how sharply the blend changes at d = 0, at most 1.
+
+    Returns:
+        One loss per list; 0 for a list of ties.
+
+    Source: DiscoPOP, arXiv:2406.08414, eq. 5.
+    """
+
+    def loss(d: Tensor) -> Tensor:
+        mixed = d / temperature
+        exponential = (F.logsigmoid(mixed) - d).exp()  # m e^{-d}, finite where e^{-d} alone is not
+        return exponential - (-mixed).sigmoid() * F.logsigmoid(d)
+
+    return over_ordered_pairs(loss, scores, grades, list_mask)
+
+
+def odds_ratio(
+    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+) -> Float[Tensor, " B"]:
+    """ORPO's preference term: the odds of the better completion against those of the worse.
+
+    -log sigmoid(o_i - o_j),  o = log(p / (1 - p)),  p = e^s
+
+    Args:
+        scores: mean log-probability of a token, at most 0 (`likelihood_mean` with beta 1; a recipe gives that itself).
+        grades, list_mask: see the module.
+
+    Returns:
+        One loss per list, in nats; 0 for a list of ties. Scores are held below -1e-6, where the odds are finite.
+
+    Source: ORPO, arXiv:2403.07691, eqs. 4 and 7; its loss is `sft` plus 0.1 times this.
+    """
+    below_one = scores.masked_fill(~list_mask, -1).clamp(max=-1e-6)
+    log_odds = below_one - torch.log(-torch.expm1(below_one))
+    return over_ordered_pairs(lambda d: -F.logsigmoid(d), log_odds, grades, list_mask)
+
+
+def partial_order(
+    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+) -> Float[Tensor, " B"]:
+    """Rescue and RRHF: better tiers must not score below worse ones; within a tier nothing is asked.
+
+    max(0, -d)
+
+    Args:
+        scores, grades, list_mask: see the module; equal grades make a tier.
+
+    Returns:
+        One loss per list, in nats; 0 for a list of ties.
+
+    Source: Rescue, arXiv:2311.09136 (authors' code: weight 0.1 beside `sft`, whose likelihood term it goes with);
+    RRHF, arXiv:2304.05302.
+    """
+    return over_ordered_pairs(lambda d: F.relu(-d), scores, grades, list_mask)
+
+
+def _smoothed(d: Tensor, eps: float) -> Tensor:
+    return -(1 - eps) * F.logsigmoid(d) - eps * F.logsigmoid(-d)
+
+
+class Logistic(Objective):
+    """DPO, cDPO, SimPO; over all ordered pairs of a list."""
+
+    name: Literal["logistic"] = "logistic"
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Probability that a preference is flipped."""
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """How far apart scores should be (SimPO's gamma)."""
+
+
+class Robust(Objective):
+    """Robust DPO for flipped preferences."""
+
+    name: Literal["robust"] = "robust"
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """Share of flipped preferences."""
+
+
+class Hinge(Objective):
+    """SLiC's hinge."""
+
+    name: Literal["hinge"] = "hinge"
+
+
+class Squared(Objective):
+    """IPO."""
+
+    name: Literal["squared"] = "squared"
+
+
+class Exo(Objective):
+    """EXO on ordered pairs."""
+
+    name: Literal["exo"] = "exo"
+    label_smoothing: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3
+    """Probability that a preference is flipped; 0 would make the loss infinite."""
+
+
+class Discopop(Objective):
+    """DiscoPOP."""
+
+    name: Literal["discopop"] = "discopop"
+    temperature: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """How sharply the blend of the two losses changes."""
+
+
+class OddsRatio(Objective):
+    """ORPO's odds-ratio term; combine it with `sft`."""
+
+    name: Literal["odds_ratio"] = "odds_ratio"
+    score: LikelihoodMean = LikelihoodMean(beta=1.0)
+    """Odds are those of the mean token probability."""
+
+
+class PartialOrder(Objective):
+    """Rescue and RRHF; combine it with `sft`."""
+
+    name: Literal["partial_order"] = "partial_order"
+    score: ScoreConfig | None = LikelihoodMean(beta=1.0)
+    """Mean log-probability, as in both papers; null takes the recipe's score."""

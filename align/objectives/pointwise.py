@@ -1,0 +1,185 @@
+"""Objectives that treat each completion by itself; all but the first two also take single completions (K = 1).
+
+Arguments: scores s in nats (beta included), grades g (larger is better), list_mask (False marks padding, whose score
+and grade may hold anything, even NaN). A list's loss is the sum over its completions, so a list of K weighs as much as
+K lists of one.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from pydantic import PositiveFloat
+from torch import Tensor
+
+from align.objectives.base import Objective
+from align.objectives.lists import best_graded, masked_mean, masked_sum
+from align.objectives.scores import LikelihoodMean, ScoreConfig
+
+
+def pointwise_mse(
+    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+) -> Float[Tensor, " B"]:
+    """Regression of the score to the grade.
+
+    sum_k (g_k - s_k)^2
+
+    Args:
+        scores, grades, list_mask: see the module.
+
+    Returns:
+        One loss per list, in squared nats.
+
+    Source: LiPO, arXiv:2402.01878, section 3.
+    """
+    scores, grades = scores.masked_fill(~list_mask, 0), grades.masked_fill(~list_mask, 0)
+    return (grades - scores).square().sum(dim=1)
+
+
+def pointwise_sigmoid(
+    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+) -> Float[Tensor, " B"]:
+    """Cross-entropy of sigmoid(score) against the grade as a probability.
+
+    -sum_k [g_k log sigmoid(s_k) + (1 - g_k) log sigmoid(-s_k)]
+
+    Args:
+        scores, list_mask: see the module.
+        grades: in [0, 1].
+
+    Returns:
+        One loss per list, in nats.
+
+    Source: LiPO, arXiv:2402.01878, section 3.
+    """
+    scores, grades = scores.masked_fill(~list_mask, 0), grades.masked_fill(~list_mask, 0)
+    return masked_sum(-grades * F.logsigmoid(scores) - (1 - grades) * F.logsigmoid(-scores), list_mask)
+
+
+def kto(
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    baseline: Float[Tensor, ""] | float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Float[Tensor, " B"]:
+    """KTO: each completion is desirable or not, and its score is judged against the policy's distance to the reference.
+
+    desirable: w_d (1 - sigmoid(s - z));  undesirable: w_u (1 - sigmoid(z - s));  z = baseline
+
+    Args:
+        scores, list_mask: see the module.
+        grades: above one half is desirable.
+        baseline: z, an estimate of beta * KL(policy || reference), in the unit of the scores: the mean score of
+            mismatched completions, at least 0. It is constant in the backward pass.
+        desirable_weight: w_d.
+        undesirable_weight: w_u.
+
+    Returns:
+        One loss per list, in units of probability.
+
+    Source: KTO, arXiv:2402.01306, eq. 8, as in TRL 1.16.
+    """
+    z = baseline.detach() if isinstance(baseline, Tensor) else baseline
+    return _unpaired(scores - z, grades, list_mask, desirable_weight, undesirable_weight)
+
+
+def apo_zero_unpaired(
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Float[Tensor, " B"]:
+    """APO-zero for single completions: KTO with baseline zero.
+
+    desirable: w_d (1 - sigmoid(s));  undesirable: w_u sigmoid(s)
+
+    Args:
+        scores, list_mask: see the module.
+        grades: above one half is desirable.
+        desirable_weight: w_d.
+        undesirable_weight: w_u.
+
+    Returns:
+        One loss per list, in units of probability.
+
+    Source: APO, arXiv:2408.06266, unpaired form of eq. 7, as in TRL 1.16.
+    """
+    return _unpaired(scores, grades, list_mask, desirable_weight, undesirable_weight)
+
+
+def sft(
+    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+) -> Float[Tensor, " B"]:
+    """The likelihood term: minus the score of the best-graded completion.
+
+    -mean of s over the completions with the highest grade
+
+    Args:
+        scores: mean log-probability of a token (`likelihood_mean` with beta 1; a recipe gives that by default).
+        grades, list_mask: see the module.
+
+    Returns:
+        One loss per list, in nats; for a list of ties the mean over the whole list.
+
+    Source: RPO, arXiv:2404.19733. TRL averages over the tokens of all best completions of a micro-batch; here every
+    list counts the same.
+    """
+    return -masked_mean(scores, best_graded(grades, list_mask))
+
+
+def _unpaired(
+    advantage: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    desirable_weight: float,
+    undesirable_weight: float,
+) -> Float[Tensor, " B"]:
+    advantage = advantage.masked_fill(~list_mask, 0)
+    desirable = desirable_weight * (-advantage).sigmoid()
+    undesirable = undesirable_weight * advantage.sigmoid()
+    return masked_sum(desirable.where(grades > 0.5, undesirable), list_mask)
+
+
+class PointwiseMse(Objective):
+    """Squared error against the grades."""
+
+    name: Literal["pointwise_mse"] = "pointwise_mse"
+
+
+class PointwiseSigmoid(Objective):
+    """Cross-entropy against the grades as probabilities."""
+
+    name: Literal["pointwise_sigmoid"] = "pointwise_sigmoid"
+
+
+class Kto(Objective):
+    """KTO, for completions that are good or bad by themselves."""
+
+    name: Literal["kto"] = "kto"
+    desirable_weight: PositiveFloat = 1.0
+    """Weight of desirable completions."""
+    undesirable_weight: PositiveFloat = 1.0
+    """Weight of undesirable completions."""
+
+
+class ApoZeroUnpaired(Objective):
+    """APO-zero for single completions."""
+
+    name: Literal["apo_zero_unpaired"] = "apo_zero_unpaired"
+    desirable_weight: PositiveFloat = 1.0
+    """Weight of desirable completions."""
+    undesirable_weight: PositiveFloat = 1.0
+    """Weight of undesirable completions."""
+
+
+class Sft(Objective):
+    """Next-token loss of the best completion, beside another objective (RPO)."""
+
+    name: Literal["sft"] = "sft"
+    score: ScoreConfig | None = LikelihoodMean(beta=1.0)
+    """Mean log-probability of a token; null takes the recipe's score."""

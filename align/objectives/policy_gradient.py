@@ -1,0 +1,118 @@
+"""Neural PG-RANK: policy gradient of the expected NDCG of rankings drawn from the scores."""
+
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from align.objectives.base import Objective
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer: the increment of splitmix64
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def pl_policy_gradient(
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    samples: int = 16,
+    cutoff: int | None = None,
+    seed: int = 0,
+) -> Float[Tensor, " B"]:
+    """Neural PG-RANK: rankings are drawn from Plackett-Luce and made likelier by how much they beat the others' NDCG.
+
+    -(1/N) sum_n (U_n - mean over m != n of U_m) log pi(r_n),  log pi(r) = sum_k [s_{r_k} - logsumexp_{m >= k} s_{r_m}]
+
+    The draw is a function of the seed, the list's grades and its scores (to 1/1024), so neither the order of the row
+    nor padding nor the batch that a list is in changes it, and it is new at every step.
+
+    Args:
+        scores: s in nats, beta included.
+        grades: g >= 0; the gain of a completion is 2^g - 1.
+        list_mask: False marks padding, whose score and grade may hold anything, even NaN.
+        samples: N, rankings drawn per list, at least 2.
+        cutoff: U is the NDCG of this many first ranks; None takes all.
+        seed: another seed, other draws.
+
+    Returns:
+        One value per list whose gradient estimates that of minus the expected NDCG (the value itself means little);
+        0 with zero gradient for a list of ties.
+
+    Source: Neural PG-RANK, arXiv:2310.04407 (abstract and a third-party implementation); the noise: ours.
+    """
+    scores = scores.masked_fill(~list_mask, 0)
+    gains = torch.exp2(grades.masked_fill(~list_mask, 0)) - 1
+    noise = _gumbel(scores.detach(), gains, list_mask, samples, seed)
+    perturbed = (scores.detach()[:, None, :] + noise).masked_fill(~list_mask[:, None, :], -torch.inf)
+    ranking = perturbed.argsort(dim=2, descending=True)
+    utility = _ndcg(gains, ranking, cutoff)
+    advantage = (utility - utility.mean(dim=1, keepdim=True)) * samples / (samples - 1)
+    return -(advantage * _log_probability(scores, list_mask, ranking)).mean(dim=1)
+
+
+def _log_probability(
+    scores: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"], ranking: Int[Tensor, "B N K"]
+) -> Float[Tensor, "B N"]:
+    """log pi(r) under Plackett-Luce; padding is ranked last and counts nothing."""
+    ranked = scores[:, None, :].expand(ranking.shape).gather(2, ranking)
+    real = list_mask[:, None, :].expand(ranking.shape).gather(2, ranking)
+    rest = ranked.masked_fill(~real, -torch.inf).flip(2).logcumsumexp(dim=2).flip(2)
+    return (ranked - rest).masked_fill(~real, 0).sum(dim=2)
+
+
+def _ndcg(gains: Float[Tensor, "B K"], ranking: Int[Tensor, "B N K"], cutoff: int | None) -> Float[Tensor, "B N"]:
+    """NDCG of each ranking; 0 where all gains are 0."""
+    places = torch.arange(gains.shape[1], device=gains.device, dtype=gains.dtype)
+    discount = (1 / torch.log2(places + 2)).masked_fill(places >= (cutoff or gains.shape[1]), 0)
+    ranked = gains[:, None, :].expand(ranking.shape).gather(2, ranking)
+    ideal = (gains.sort(dim=1, descending=True).values * discount).sum(dim=1, keepdim=True)
+    return (ranked * discount).sum(dim=2) / ideal.masked_fill(ideal == 0, 1)
+
+
+def _gumbel(
+    scores: Float[Tensor, "B K"], gains: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"], samples: int, seed: int
+) -> Float[Tensor, "B N K"]:
+    """Gumbel noise from a hash of the seed, the list as a set, the sample and the completion's place in the set."""
+    size = list_mask.sum(dim=1, keepdim=True).clamp(min=1)
+    centred = torch.round((scores - scores.sum(dim=1, keepdim=True) / size) * 1024).long()
+    item = _mix(_mix(torch.round(gains * 1024).long()) + centred)
+    list_key = _mix(item.masked_fill(~list_mask, 0).sum(dim=1, keepdim=True) + seed)
+    place = _canonical_place(scores, gains, list_mask)
+    draw = torch.arange(samples, device=scores.device)[None, :, None]
+    bits = _mix(_mix(list_key[:, :, None] + draw) + place[:, None, :])
+    uniform = ((bits >> 12 & (2**52 - 1)).double() + 0.5) / 2**52
+    return -torch.log(-torch.log(uniform)).to(scores.dtype)
+
+
+def _canonical_place(
+    scores: Float[Tensor, "B K"], gains: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+) -> Int[Tensor, "B K"]:
+    """A completion's place when the list is sorted by gain, then score, padding last."""
+    by_score = scores.argsort(dim=1, stable=True)
+    gains = gains.masked_fill(~list_mask, torch.inf)
+    order = by_score.gather(1, gains.gather(1, by_score).argsort(dim=1, stable=True))
+    return order.argsort(dim=1)
+
+
+def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """splitmix64, elementwise."""
+    x = x + _GOLDEN
+    x = (x ^ (x >> 30 & (2**34 - 1))) * _MIX_1
+    x = (x ^ (x >> 27 & (2**37 - 1))) * _MIX_2
+    return x ^ (x >> 31 & (2**33 - 1))
+
+
+class PlPolicyGradient(Objective):
+    """Neural PG-RANK."""
+
+    name: Literal["pl_policy_gradient"] = "pl_policy_gradient"
+    samples: Annotated[int, Field(ge=2)] = 16
+    """Rankings drawn per list and step."""
+    cutoff: Annotated[int, Field(ge=1)] | None = None
+    """Reward only this many first ranks (NDCG@k)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the draws."""
