@@ -5,6 +5,7 @@ better; a tie forms no pair), list_mask (False marks padding, whose score and gr
 Each returns one loss per list: 0 with zero gradient for a list of ties.
 """
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -133,8 +134,7 @@ def exo(
 
     Source: EXO, arXiv:2402.00856, eq. 16; `exo_list` is the form for a whole list.
     """
-    smoothing = torch.tensor(label_smoothing, dtype=torch.float64)
-    log_kept, log_flipped = torch.log1p(-smoothing).item(), torch.log(smoothing).item()
+    log_kept, log_flipped = math.log1p(-label_smoothing), math.log(label_smoothing)
 
     def loss(d: Tensor) -> Tensor:
         return d.sigmoid() * (F.logsigmoid(d) - log_kept) + (-d).sigmoid() * (F.logsigmoid(-d) - log_flipped)

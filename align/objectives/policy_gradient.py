@@ -45,12 +45,13 @@ def pl_policy_gradient(
     Source: Neural PG-RANK, arXiv:2310.04407 (abstract and a third-party implementation); the noise: ours.
     """
     scores = scores.masked_fill(~list_mask, 0)
-    gains = torch.exp2(grades.masked_fill(~list_mask, 0)) - 1
-    noise = _gumbel(scores.detach(), gains, list_mask, samples, seed)
+    grades = grades.masked_fill(~list_mask, 0)
+    noise = _gumbel(scores.detach(), grades, list_mask, samples, seed)
     perturbed = (scores.detach()[:, None, :] + noise).masked_fill(~list_mask[:, None, :], -torch.inf)
     ranking = perturbed.argsort(dim=2, descending=True)
-    utility = _ndcg(gains, ranking, cutoff)
-    advantage = (utility - utility.mean(dim=1, keepdim=True)) * samples / (samples - 1)
+    utility = _ndcg(torch.exp2(grades) - 1, ranking, cutoff)
+    gap = utility - utility[:, :1]  # exactly 0 where all rankings are worth the same
+    advantage = (gap - gap.mean(dim=1, keepdim=True)) * samples / (samples - 1)
     return -(advantage * _log_probability(scores, list_mask, ranking)).mean(dim=1)
 
 
@@ -74,14 +75,14 @@ def _ndcg(gains: Float[Tensor, "B K"], ranking: Int[Tensor, "B N K"], cutoff: in
 
 
 def _gumbel(
-    scores: Float[Tensor, "B K"], gains: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"], samples: int, seed: int
+    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"], samples: int, seed: int
 ) -> Float[Tensor, "B N K"]:
     """Gumbel noise from a hash of the seed, the list as a set, the sample and the completion's place in the set."""
     size = list_mask.sum(dim=1, keepdim=True).clamp(min=1)
     centred = torch.round((scores - scores.sum(dim=1, keepdim=True) / size) * 1024).long()
-    item = _mix(_mix(torch.round(gains * 1024).long()) + centred)
+    item = _mix(_mix(torch.round(grades * 1024).long()) + centred)
     list_key = _mix(item.masked_fill(~list_mask, 0).sum(dim=1, keepdim=True) + seed)
-    place = _canonical_place(scores, gains, list_mask)
+    place = _canonical_place(scores, grades, list_mask)
     draw = torch.arange(samples, device=scores.device)[None, :, None]
     bits = _mix(_mix(list_key[:, :, None] + draw) + place[:, None, :])
     uniform = ((bits >> 12 & (2**52 - 1)).double() + 0.5) / 2**52
@@ -89,12 +90,12 @@ def _gumbel(
 
 
 def _canonical_place(
-    scores: Float[Tensor, "B K"], gains: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
 ) -> Int[Tensor, "B K"]:
-    """A completion's place when the list is sorted by gain, then score, padding last."""
+    """A completion's place when the list is sorted by grade, then score, padding last."""
     by_score = scores.argsort(dim=1, stable=True)
-    gains = gains.masked_fill(~list_mask, torch.inf)
-    order = by_score.gather(1, gains.gather(1, by_score).argsort(dim=1, stable=True))
+    grades = grades.masked_fill(~list_mask, torch.inf)
+    order = by_score.gather(1, grades.gather(1, by_score).argsort(dim=1, stable=True))
     return order.argsort(dim=1)
 
 
