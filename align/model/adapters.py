@@ -19,7 +19,7 @@ class _LowRank(Strict):
     dropout: Fraction = 0.0
     """Share of a layer's inputs that the adapter does not see in a training step."""
     targets: Targets = "all-linear"
-    """Names of the layers it acts on; `all-linear` is every linear layer but the LM head. `lm_head` may be named too."""
+    """Names of the layers it acts on, `lm_head` among them if you like; `all-linear`: every linear layer but that."""
 
 
 class Lora(_LowRank):
@@ -55,7 +55,7 @@ class Olora(_LowRank):
 
 
 class Eva(_LowRank):
-    """LoRA whose A holds the leading directions of each layer's inputs on training rows; ranks follow their variance."""
+    """LoRA whose A holds the leading directions of a layer's inputs on training rows; ranks follow their variance."""
 
     name: Literal["eva"] = "eva"
     rho: Annotated[float, Field(ge=1)] = 2.0
@@ -141,7 +141,7 @@ MUTATES_BASE = ("pissa", "olora")
 """Adapters that take their start out of the base weights; saved as the difference to that start."""
 MOVED_START = (*MUTATES_BASE, "loftq")
 """Adapters that do not start as the identity, so that the reference is a frozen copy of their start."""
-HEAD_ADAPTERS = ("lora", "rslora", "pissa", "olora", "eva")
+HEAD_ADAPTERS = ("lora", "rslora", "pissa", "olora")
 """Adapters that the LM head may carry."""
 
 

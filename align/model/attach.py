@@ -1,0 +1,159 @@
+"""Adapters onto models, new or old; with a frozen copy of the start where the reference needs one."""
+
+from collections.abc import Iterable
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.loftq_utils import replace_lora_weights_loftq
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from align.errors import UserError
+from align.model.adapters import MOVED_START, MUTATES_BASE, PeftAdapter, peft_config
+from align.model.load import first_line
+from align.types import ListBatch
+
+TRAINED = "default"
+REFERENCE = "reference"
+"""Name of the frozen copy of the adapter's start."""
+
+CONTINUABLE = (peft.LoraConfig, peft.MissConfig, peft.IA3Config)
+
+
+def attach_adapter(
+    base: PreTrainedModel,
+    adapter: PeftAdapter,
+    *,
+    model: str,
+    folder: Path,
+    total_steps: int | None,
+    init_batches: Iterable[ListBatch] | None,
+) -> PeftModel:
+    """A new adapter on a base model; where its start is not the identity, with a frozen copy of it.
+
+    Args:
+        model: the base's name, as the user gave it.
+        folder: the base's files; LoftQ compares with the weights in them.
+        total_steps: of the run; AdaLoRA's schedule needs them.
+        init_batches: some training rows; EVA looks at the layers' inputs on them.
+
+    Raises:
+        UserError: the adapter does not suit the model, or lacks what it needs.
+    """
+    if adapter.name == "eva" and init_batches is None:
+        raise UserError("policy.adapter: eva starts from training rows, and none were given")
+    if adapter.name == "loftq" and not base.is_quantized:
+        raise UserError("policy.adapter: loftq mends a quantised base; set `policy.quantization: 4bit` or use pissa")
+    try:
+        config = peft_config(adapter, total_steps=total_steps)
+        config.base_model_name_or_path = model
+        wrapped = get_peft_model(base, config, adapter_name=TRAINED)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise UserError(f"policy.adapter: {adapter.name} does not fit {model}: {first_line(error)}") from error
+    _check_head(wrapped, mutates=adapter.name in MUTATES_BASE)
+    if adapter.name == "eva":
+        _start_eva(wrapped, list(init_batches or ()))
+    if adapter.name == "loftq":
+        replace_lora_weights_loftq(wrapped, str(next(folder.glob("*.safetensors"))))
+    if adapter.name in MOVED_START:
+        freeze_copy(wrapped)
+    return wrapped
+
+
+def continue_adapter(base: PreTrainedModel, start_adapter: str) -> PeftModel:
+    """An existing adapter, trainable, with a frozen copy of itself.
+
+    Raises:
+        UserError: no safetensors adapter there, or it does not fit the base.
+    """
+    folder = Path(start_adapter).expanduser()
+    weights = folder / "adapter_model.safetensors"
+    for file in (folder / "adapter_config.json", weights):
+        if not file.is_file():
+            raise UserError(f"policy.start_adapter: {folder} is no adapter in PEFT's format: it has no {file.name}")
+    try:
+        with safe_open(weights, "pt") as tensors:
+            stored = set(tensors.keys())
+        wrapped = PeftModel.from_pretrained(base, folder, adapter_name=TRAINED, is_trainable=True)
+    except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise UserError(f"policy.start_adapter: {folder} does not fit the base: {first_line(error)}") from error
+    if not isinstance(wrapped.peft_config[TRAINED], CONTINUABLE):
+        raise UserError(f"policy.start_adapter: {wrapped.peft_config[TRAINED].peft_type.value} cannot be gone on with")
+    if odd := stored ^ set(adapter_tensors(wrapped, TRAINED)):
+        raise UserError(
+            f"policy.start_adapter: {folder} was made for another base: {len(odd)} weights have "
+            f"no counterpart, first {min(odd)}"
+        )
+    _check_head(wrapped, mutates=False)
+    freeze_copy(wrapped)
+    return wrapped
+
+
+def freeze_copy(wrapped: PeftModel) -> None:
+    """Add the trained adapter's present weights as a second, frozen adapter."""
+    config = plain_config(wrapped.peft_config[TRAINED])
+    config.inference_mode = True
+    wrapped.add_adapter(REFERENCE, config)
+    set_peft_model_state_dict(wrapped, adapter_tensors(wrapped, TRAINED), adapter_name=REFERENCE)
+    for name, parameter in wrapped.named_parameters():
+        if f".{REFERENCE}" in name:
+            parameter.requires_grad_(False)
+
+
+def plain_config(config: peft.PeftConfig) -> peft.PeftConfig:
+    """A copy of an adapter's config that says nothing of how its weights began, since they are given."""
+    config = copy(config)
+    if isinstance(config, peft.LoraConfig):
+        config.init_lora_weights = True
+        config.eva_config = None
+    return config
+
+
+def adapter_tensors(wrapped: PeftModel, name: str) -> dict[str, Tensor]:
+    """An adapter's weights under the names they have in PEFT's files."""
+    return get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
+
+
+def adapter_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that an adapter acts in."""
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+
+
+def _start_eva(wrapped: PeftModel, batches: list[ListBatch]) -> None:
+    device = next(wrapped.parameters()).device
+    inputs = [{"input_ids": b.input_ids.to(device), "attention_mask": _is_read(b).to(device)} for b in batches]
+    try:
+        peft.initialize_lora_eva_weights(wrapped, inputs, show_progress_bar=False)
+    except ValueError as error:
+        raise UserError(f"policy.adapter: eva cannot start on these rows: {first_line(error)}") from error
+
+
+def _is_read(batch: ListBatch) -> Tensor:
+    """1 on the positions up to the last that predicts a target, per row."""
+    rows, width = batch.input_ids.shape
+    used = batch.predict_at[batch.completion_mask]
+    last = used.new_zeros(rows).scatter_reduce(0, used // width, used % width, "amax")
+    return (torch.arange(width, device=last.device) <= last[:, None]).long()
+
+
+def _check_head(wrapped: PeftModel, *, mutates: bool) -> None:
+    """The head is read as weights, not called, so an adapter on it must be one that linear_logprobs knows."""
+    base: Any = wrapped.get_base_model()
+    head = base.get_output_embeddings()
+    if not isinstance(head, BaseTunerLayer | AuxiliaryTrainingWrapper):
+        return
+    plain = isinstance(head, LoraLinear) and not head.lora_variant
+    if not plain or not isinstance(head.lora_dropout[TRAINED], nn.Identity):
+        raise UserError(
+            "policy.adapter: on the LM head only lora and rslora without dropout work; leave it out of targets"
+        )
+    if mutates and base.config.get_text_config().tie_word_embeddings:
+        raise UserError("policy.adapter: the LM head shares its weight with the embeddings; leave it out of targets")

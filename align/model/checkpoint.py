@@ -1,0 +1,140 @@
+"""What training changed, written and read: for going on bit for bit, and for use elsewhere."""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import AdaLoraConfig, LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from align.errors import UserError
+from align.model.adapters import MUTATES_BASE
+from align.model.attach import REFERENCE, TRAINED, adapter_tensors, plain_config
+from align.model.identity import Identity
+
+STATE_FILE = "policy.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
+ALLOCATOR = "allocator."
+ALLOCATOR_STATS = ("exp_avg_ipt", "exp_avg_unc")
+
+
+def save_state(model: PreTrainedModel | PeftModel, folder: Path, *, base: Identity) -> None:
+    """Every trainable tensor, the frozen start of the adapter where it has one, and AdaLoRA's statistics."""
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"base": json.dumps(base)}
+    if isinstance(model, PeftModel) and isinstance(model.peft_config[TRAINED], AdaLoraConfig):
+        metadata["rank_pattern"] = json.dumps(model.peft_config[TRAINED].rank_pattern)
+    tensors = {name: value.detach().contiguous() for name, value in (_parameters(model) | _allocator(model)).items()}
+    save_file(tensors, folder / STATE_FILE, metadata=metadata)
+
+
+@torch.no_grad()
+def load_state(model: PreTrainedModel | PeftModel, folder: Path, *, base: Identity) -> None:
+    """Put `save_state`'s tensors back.
+
+    Raises:
+        UserError: no such file, another base, or tensors of another adapter.
+    """
+    file = folder / STATE_FILE
+    if not file.is_file():
+        raise UserError(f"{folder} is no checkpoint: it has no {STATE_FILE}")
+    with safe_open(file, "pt") as stored:
+        metadata = stored.metadata()
+        if json.loads(metadata["base"]) != base:
+            raise UserError(f"{folder} was trained from another base model than `policy.model` gives; start a new run")
+        values = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    rank_pattern = json.loads(metadata.get("rank_pattern", "null"))
+    allocator = {name: values.pop(name) for name in list(values) if name.startswith(ALLOCATOR)}
+    present = _parameters(model)
+    if {n: p.shape for n, p in present.items()} != {n: v.shape for n, v in values.items()}:
+        raise UserError(f"{folder} was trained with another adapter than `policy.adapter` describes; start a new run")
+    _set_parameters(model, present, values)
+    if allocator or rank_pattern:
+        _restore_allocator(model, allocator, rank_pattern)
+
+
+def export_adapter(model: PeftModel, folder: Path) -> None:
+    """The trained adapter in PEFT's format, for the original base.
+
+    Where the adapter's start was taken out of the base, what is written is the difference to that start, a LoRA of
+    twice the rank: s B A - s B0 A0 = s [B, -B0] [A; A0].
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = plain_config(model.peft_config[TRAINED])
+    tensors = adapter_tensors(model, TRAINED)
+    if start_was_subtracted(model):
+        start = adapter_tensors(model, REFERENCE)
+        tensors = {name: _beside(name, value, start[name]) for name, value in tensors.items()}
+        config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
+    config.inference_mode = True
+    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, folder / ADAPTER_FILE)
+    config.save_pretrained(str(folder))
+
+
+def export_model(model: PreTrainedModel, folder: Path, *, dropout: dict[str, float]) -> None:
+    """A whole model; its config gets back the dropout that was off while it trained."""
+    present = {name: getattr(model.config, name) for name in dropout}
+    try:
+        model.config.update(dropout)
+        model.save_pretrained(folder)
+    finally:
+        model.config.update(present)
+
+
+def start_was_subtracted(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether the base weights lack what the adapter started with (PiSSA, OLoRA)."""
+    if not isinstance(model, PeftModel) or not isinstance(config := model.peft_config[TRAINED], LoraConfig):
+        return False
+    return REFERENCE in model.peft_config and str(config.init_lora_weights).startswith(MUTATES_BASE)
+
+
+def _parameters(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
+    """What training moves, and the frozen start of an adapter."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad or f".{REFERENCE}" in name}
+
+
+def _set_parameters(model: PreTrainedModel | PeftModel, present: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """Copy the values in; if the stored start is not the present one (another machine's SVD), move the base with it."""
+    moved = [
+        (layer, layer.get_delta_weight(REFERENCE))
+        for name, layer in model.named_modules()
+        if start_was_subtracted(model) and isinstance(layer, LoraLayer) and _start_differs(name, present, values)
+    ]
+    for name, parameter in present.items():
+        parameter.copy_(values[name])
+    for layer, before in moved:
+        weight = layer.get_base_layer().weight
+        weight.copy_(weight.float() + before - layer.get_delta_weight(REFERENCE))
+
+
+def _start_differs(layer: str, present: dict[str, Tensor], values: dict[str, Tensor]) -> bool:
+    names = [f"{layer}.{factor}.{REFERENCE}.weight" for factor in ("lora_A", "lora_B")]
+    return any(not torch.equal(present[name].cpu(), values[name]) for name in names)
+
+
+def _allocator(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
+    """AdaLoRA's running importance of every weight."""
+    if not isinstance(model, PeftModel) or not isinstance(model.peft_config[TRAINED], AdaLoraConfig):
+        return {}
+    allocator = model.base_model.rankallocator
+    stats = {key: getattr(allocator, key) for key in ALLOCATOR_STATS}
+    return {f"{ALLOCATOR}{key}.{name}": value for key, values in stats.items() for name, value in values.items()}
+
+
+def _restore_allocator(model: PeftModel, tensors: dict[str, Tensor], rank_pattern: dict | None) -> None:
+    allocator = model.base_model.rankallocator
+    device = next(model.parameters()).device
+    for key in ALLOCATOR_STATS:
+        prefix = f"{ALLOCATOR}{key}."
+        own = {n.removeprefix(prefix): v.to(device) for n, v in tensors.items() if n.startswith(prefix)}
+        setattr(allocator, key, own)
+    allocator.ipt = {name: torch.zeros_like(value) for name, value in allocator.exp_avg_ipt.items()}
+    model.peft_config[TRAINED].rank_pattern = rank_pattern
+
+
+def _beside(name: str, trained: Tensor, start: Tensor) -> Tensor:
+    return torch.cat([trained, start], dim=0) if "lora_A" in name else torch.cat([trained, -start], dim=1)

@@ -1,0 +1,79 @@
+"""What is verified on the model itself before the first step."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from align.errors import UserError
+from align.model.forward import TokenScorer, score_tokens
+from align.types import ListBatch
+
+if TYPE_CHECKING:
+    from align.model.policy import Policy
+
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+HALF_TOLERANCE = 0.25
+"""Nats; bfloat16 logits around 20 are 0.125 apart."""
+
+
+@torch.no_grad()
+def check_forward(base: PreTrainedModel, *, name: str) -> None:
+    """Compare our log-probabilities on a padded batch with the model's own logits on one row alone.
+
+    Raises:
+        UserError: they differ, so the model's head is not a plain one or padding is not inert in it.
+    """
+    ids = torch.arange(1, 9, device=base.device) % base.config.get_text_config().vocab_size
+    training = base.training
+    base.eval()
+    logits = base(input_ids=ids[None], use_cache=False).logits[0, 2:-1].float()
+    expected = logits.log_softmax(-1).gather(1, ids[3:, None]).T
+    ours = score_tokens(base, _padded(ids, first=3)).logprobs
+    base.train(training)
+    difference = (ours - expected).abs().max().item()
+    if not difference <= TOLERANCE.get(base.dtype, HALF_TOLERANCE):
+        raise UserError(
+            f"{name} ({base.config.model_type}) computes logits in a way that is not supported: its own "
+            f"log-probabilities and ours differ by {difference:.2g}; another architecture is needed"
+        )
+
+
+@torch.no_grad()
+def check_reference_identity(policy: "Policy", batch: ListBatch) -> None:
+    """Before the first step, policy and reference must give the same log-probabilities, dropout aside.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    scorer = TokenScorer(policy)
+    training = scorer.training
+    scorer.eval()
+    own = scorer(batch).logprobs
+    with policy.reference():
+        reference = scorer(batch).logprobs
+    scorer.train(training)
+    difference = (own - reference).abs().max().item()
+    if not difference <= TOLERANCE.get(policy.model.dtype, HALF_TOLERANCE):
+        raise RuntimeError(
+            f"before the first step policy and reference differ by {difference:.2g} nats on a token, with adapter "
+            f"{policy.adapter}: the implicit rewards would not start at zero"
+        )
+
+
+def _padded(ids: Tensor, *, first: int) -> ListBatch:
+    """One row whose tokens from `first` on are a completion, beside a longer one, so that it is padded."""
+    size = len(ids)
+    rows = torch.stack([torch.cat([ids, ids[:3]]), torch.cat([ids[:3], ids])])
+    mask = torch.ones(1, 1, dtype=torch.bool, device=ids.device)
+    zero = torch.zeros(1, dtype=torch.long, device=ids.device)
+    return ListBatch(
+        input_ids=rows,
+        targets=ids[None, first:],
+        predict_at=torch.arange(first - 1, size - 1, device=ids.device)[None],
+        list_index=zero,
+        slot=zero,
+        grades=mask.float(),
+        list_mask=mask,
+    )

@@ -1,0 +1,107 @@
+"""ListBatch -> hidden states at completion positions -> log-probabilities of their targets."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.utils import _pytree
+from transformers import PreTrainedModel
+
+from align.kernels import linear_logprobs
+from align.types import ListBatch, TokenStats
+
+if TYPE_CHECKING:
+    from align.model.policy import Policy
+
+# FSDP hooks the backward pass of what a module returns, and looks for tensors in registered containers only.
+_pytree.register_dataclass(TokenStats)
+
+
+class TokenScorer(nn.Module):
+    """The policy as one module from lists to token statistics, so that DDP and FSDP can wrap it.
+
+    It scores with the reference instead while `policy.reference()` is entered.
+    """
+
+    def __init__(self, policy: "Policy") -> None:
+        super().__init__()
+        self.model = policy.model
+        self._policy = policy
+
+    def forward(self, batch: ListBatch, outputs: tuple[str, ...] = ("logprob",)) -> TokenStats:
+        """Statistics of every completion token given what is before it.
+
+        Rows are right-padded and attention is causal, so padding needs no mask: nothing that counts can see it.
+
+        Args:
+            batch: whose completion positions alone go through the LM head.
+            outputs: any of linear_logprobs' "logprob", "entropy", "log_sum_sq_probs".
+
+        Returns:
+            Float32 [N, C]; 0 beyond a completion's end, None for what was not asked for.
+        """
+        model = self._policy.stand_in or self.model
+        return score_tokens(model, batch, outputs)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        """Recompute activations in the backward pass; the Trainer calls this."""
+        kwargs = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        base_model(self.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations for the backward pass again."""
+        base_model(self.model).gradient_checkpointing_disable()
+
+
+def score_tokens(model: nn.Module, batch: ListBatch, outputs: tuple[str, ...] = ("logprob",)) -> TokenStats:
+    """What a causal language model, with or without an adapter, says about a batch's targets; see TokenScorer."""
+    base = base_model(model)
+    hidden = base.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    mask = batch.completion_mask
+    rows = hidden.flatten(0, 1)[batch.predict_at[mask]]
+    stats = linear_logprobs(rows, targets=batch.targets[mask], outputs=outputs, **head_of(base))
+    return TokenStats(
+        logprobs=_scatter(stats.logprob, mask),
+        entropy=_scatter(stats.entropy, mask) if stats.entropy is not None else None,
+        log_sum_sq_probs=_scatter(stats.log_sum_sq_probs, mask) if stats.log_sum_sq_probs is not None else None,
+    )
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """transformers' model, with the adapter's layers in it if there is one."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def head_of(base: PreTrainedModel) -> dict[str, Any]:
+    """The LM head as keywords of linear_logprobs: logits = cap tanh(scale (h W' + b) / cap)."""
+    head = base.get_output_embeddings()
+    lora = None
+    if isinstance(head, LoraLinear):
+        lora, head = _active_lora(head), head.get_base_layer()
+    config = base.config.get_text_config().to_dict()
+    return {
+        "weight": head.weight,
+        "bias": head.bias,
+        "lora": lora,
+        "logit_scale": config.get("logit_scale", 1.0) / config.get("logits_scaling", 1.0),
+        "softcap": config.get("final_logit_softcapping"),
+    }
+
+
+def _active_lora(head: LoraLinear) -> tuple[Tensor, Tensor, float] | None:
+    if head.disable_adapters:
+        return None
+    (name,) = head.active_adapters
+    if name not in head.lora_A:
+        return None
+    return head.lora_A[name].weight, head.lora_B[name].weight, head.scaling[name]
+
+
+def _scatter(values: Float[Tensor, " M"], mask: Tensor) -> Float[Tensor, "N C"]:
+    # Not masked_scatter: its backward pass cannot be made deterministic on a GPU.
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).index_put(
+        mask.nonzero(as_tuple=True), values
+    )

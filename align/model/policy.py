@@ -1,0 +1,234 @@
+"""The policy: a base model with what trains on it, and the reference that it started from."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from align.errors import UserError
+from align.model.adapters import AdapterConfig, Full, Lora
+from align.model.attach import REFERENCE, TRAINED, adapter_layers, attach_adapter, continue_adapter
+from align.model.checkpoint import export_adapter, export_model, load_state, save_state
+from align.model.checks import check_forward
+from align.model.identity import Identity, base_identity, reference_identity
+from align.model.load import load_model, load_tokenizer, model_folder
+from align.types import ListBatch
+
+LORA = Lora()
+
+
+class Policy:
+    """A model that trains, its tokenizer, and its reference."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        adapter: str,
+        base: Identity,
+        frozen: PreTrainedModel | None = None,
+        dropout: dict[str, float] | None = None,
+    ) -> None:
+        """Args:
+        adapter: the adapter's name in the recipe, "full" or "start_adapter".
+        base: identity of the files that the base model came from.
+        frozen: the reference as a model of its own, for full training.
+        dropout: the model's own dropout probabilities, where they are off while it trains.
+        """
+        self.model = model
+        self.tokenizer = tokenizer
+        self.adapter = adapter
+        self.base = base
+        self.frozen = frozen
+        self.dropout = dropout or {}
+        self.stand_in: nn.Module | None = None
+        """What a TokenScorer runs in place of `model` while the reference is asked for and is a model of its own."""
+        self.trained = False
+        """Whether a step was taken, so that the weights are no longer the initial ones."""
+        self._layers = adapter_layers(model)
+        self._has_copy = isinstance(model, PeftModel) and REFERENCE in model.peft_config
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills rows."""
+        return self.tokenizer.pad_token_id
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the policy's scorer computes the reference: no gradient, no dropout; training finds all as it was.
+
+        Raises:
+            RuntimeError: full training without a copy of the initial weights, after the first step.
+        """
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self._reference_weights():
+                yield
+        finally:
+            self.model.train(training)
+
+    def _reference_weights(self) -> Any:
+        if self._has_copy:
+            return _adapters(self._layers, _active_adapter=[REFERENCE])
+        if self._layers:
+            return _adapters(self._layers, _disable_adapters=True)
+        if self.frozen is not None:
+            return self._standing_in(self.frozen)
+        if self.trained:
+            raise RuntimeError("the initial weights are gone: full training was loaded with keep_reference=False")
+        return nullcontext()
+
+    @contextmanager
+    def _standing_in(self, model: nn.Module) -> Iterator[None]:
+        self.stand_in = model
+        try:
+            yield
+        finally:
+            self.stand_in = None
+
+    def after_step(self, step: int) -> None:
+        """To be called between the optimizer's step and zero_grad: AdaLoRA moves its ranks by the gradients.
+
+        Args:
+            step: optimizer steps taken, this one included.
+        """
+        self.trained = True
+        if self.adapter == "adalora":
+            self.model.base_model.update_and_allocate(step)
+
+    def penalty(self) -> Tensor | float:
+        """What an adapter adds to the loss: AdaLoRA's mean ||P P' - I||_F over its factors; 0.0 for any other."""
+        if self.adapter != "adalora":
+            return 0.0
+        config = self.model.peft_config[TRAINED]
+        factors = [_orthogonality(name, p) for name, p in self.model.named_parameters() if _is_factor(name)]
+        return config.orth_reg_weight * torch.stack(factors).mean()
+
+    def reference_identity(self) -> Identity:
+        """All that the reference's log-probabilities depend on besides token ids and precision."""
+        return reference_identity(self.model, self.base, REFERENCE if self._has_copy else None)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write what was trained for use elsewhere: a PEFT adapter for the original base, or a whole model."""
+        if isinstance(self.model, PeftModel):
+            export_adapter(self.model, folder)
+        else:
+            export_model(self.model, folder, dropout=self.dropout)
+
+    def save_state(self, folder: Path) -> None:
+        """Write all that training has changed, bit for bit, and the start it is measured from."""
+        save_state(self.model, folder, base=self.base)
+
+    def load_state(self, folder: Path) -> None:
+        """Go on from `save_state`.
+
+        Raises:
+            UserError: the state is missing or belongs to another base or adapter.
+        """
+        load_state(self.model, folder, base=self.base)
+        self.trained = True
+
+
+def load_policy(
+    model: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    adapter: AdapterConfig = LORA,
+    start_adapter: str | None = None,
+    quantization: str | None = None,
+    attention: str | None = None,
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+    dropout: bool = False,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    total_steps: int | None = None,
+    init_batches: Iterable[ListBatch] | None = None,
+    keep_reference: bool = True,
+) -> Policy:
+    """The policy of a recipe's `policy` section, at its start.
+
+    Args:
+        model: a local folder, or a hub name; the other keys of the section follow under their names.
+        dropout: keep the model's own dropout in training mode.
+        seed: of the adapter's random initialisation.
+        total_steps: optimizer steps of the run, for AdaLoRA.
+        init_batches: a few batches of training rows, for EVA.
+        keep_reference: full training keeps a copy of the initial weights; False where the reference is cached before
+            the first step.
+
+    Raises:
+        UserError: something named does not exist, does not fit, or nothing would train.
+    """
+    folder = model_folder(model, revision, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(
+        model, revision=revision, chat_template=chat_template, trust_remote_code=trust_remote_code
+    )
+    device = torch.device(device)
+    base, own_dropout = load_model(
+        folder,
+        dtype=dtype,
+        attention=attention,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
+        dropout=dropout,
+        device=device,
+    )
+    check_forward(base, name=model)
+    what = _adapter_in_use(adapter, start_adapter, quantization)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        trained: PreTrainedModel | PeftModel = base
+        if start_adapter is not None:
+            trained = continue_adapter(base, start_adapter)
+        elif not isinstance(adapter, Full):
+            trained = attach_adapter(
+                base, adapter, model=model, folder=folder, total_steps=total_steps, init_batches=init_batches
+            )
+    if not any(p.requires_grad for p in trained.parameters()):
+        raise UserError(f"policy.adapter: nothing of {model} would train with {what}; check its targets")
+    frozen = deepcopy(base).requires_grad_(False).eval() if what == "full" and keep_reference else None
+    identity = {**base_identity(model, folder), "quantization": quantization}
+    return Policy(trained, tokenizer, adapter=what, base=identity, frozen=frozen, dropout=own_dropout)
+
+
+def _adapter_in_use(adapter: AdapterConfig, start_adapter: str | None, quantization: str | None) -> str:
+    if start_adapter is not None and adapter != LORA:
+        raise UserError(
+            "policy: `adapter` describes a new adapter and `start_adapter` names an old one; keep one of them"
+        )
+    if quantization is not None and isinstance(adapter, Full):
+        raise UserError("policy: quantised weights cannot train; set an adapter or remove `quantization`")
+    return adapter.name if start_adapter is None else "start_adapter"
+
+
+@contextmanager
+def _adapters(layers: list[nn.Module], **state: Any) -> Iterator[None]:
+    """Set adapter layers' state and put it back. PEFT's own setters change requires_grad too, which training reads."""
+    before = [{key: getattr(layer, key) for key in state} for layer in layers]
+    try:
+        for layer in layers:
+            vars(layer).update(state)
+        yield
+    finally:
+        for layer, old in zip(layers, before, strict=True):
+            vars(layer).update(old)
+
+
+def _is_factor(name: str) -> bool:
+    return f"lora_A.{TRAINED}" in name or f"lora_B.{TRAINED}" in name
+
+
+def _orthogonality(name: str, factor: Float[Tensor, "r H"]) -> Tensor:
+    gram = factor @ factor.T if "lora_A" in name else factor.T @ factor
+    return torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device))
