@@ -119,7 +119,7 @@ def _generate(
         use_cache=True,
     )
     processors = LogitsProcessorList([noise] if noise else [])
-    output = model.generate(
+    output = model.generate(  # type: ignore[operator]  # transformers keeps it outside PreTrainedModel
         input_ids=input_ids, attention_mask=mask, generation_config=config, logits_processor=processors
     )
     return [_until_end(row, ends) for row in output[:, width:].tolist()]

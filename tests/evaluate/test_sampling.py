@@ -5,10 +5,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from align.evaluate.sampling import GumbelNoise, sample_completions
+from align.evaluate.sampling import GumbelNoise, _batches, sample_completions
 
 WORDS = ["<pad>", "</s>", *"abcdefghijklmnop"]
-PROMPTS = [[3, 4, 5, 6, 7], [8], [9, 10], [4, 4], [5, 9, 11, 2], [2, 3, 4]]
+PROMPTS = [[3, 4, 5, 6, 7], [8], [9, 10], [4, 4], [5, 9, 11, 2], [0, 3, 4]]  # the last starts with the padding token
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,24 @@ def test_a_text_ends_at_its_end_token_and_never_shows_it(model, tokenizer):
     texts = sample_completions(model, tokenizer, [[3]], max_tokens=40, temperature=2.0, per_prompt=64)[0]
     assert min(map(len, texts)) < 20  # at 18 tokens of about equal chance, most texts end by themselves
     assert not any("<" in text for text in texts)
+
+
+def test_the_models_own_end_tokens_end_a_text_too(model, tokenizer):
+    ends = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = [5, 6]
+    texts = sample_completions(model, tokenizer, [[3]], max_tokens=40, temperature=2.0, per_prompt=64)[0]
+    model.generation_config.eos_token_id = ends
+    assert min(map(len, texts)) < 20
+    assert not any({WORDS[5], WORDS[6]} & set(text) for text in texts)
+
+
+def test_batches_hold_every_row_once_within_the_budget():
+    lengths = [10, 30, 20, 10, 50]
+    rows = [(prompt, sample) for prompt in range(5) for sample in range(2)]
+    batches = list(_batches(rows, lengths, 60))
+    assert sorted(row for batch in batches for row in batch) == rows
+    assert all(len(batch) * max(lengths[prompt] for prompt, _ in batch) <= 60 for batch in batches)
+    assert len(batches) == 2 + 1 + 1 + 1  # 50 | 50 | 30 30 | 20 20 10 | 10 10 10
 
 
 def test_random_state_and_mode_are_left_as_they_were(model, tokenizer):
