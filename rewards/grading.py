@@ -22,7 +22,7 @@ def grades_from_rewards(rewards: Sequence[float], method: GradeMethod) -> list[f
     Returns:
         One grade per completion; a list of one gets 1/2, 0, 1/2 or its reward; an empty list stays empty.
 
-    Source: win_probability: LiPO, arXiv:2402.01878, section 4.1; the others: ours.
+    Source: win_probability: LiPO, arXiv:2402.01878; the others: ours.
     """
     if method == "raw":
         return [float(reward) for reward in rewards]

@@ -1,0 +1,183 @@
+"""What was read, what is used, and everything between that a user should know; as a table and as JSON."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from align.data.schema import Row, Text, is_messages
+from align.data.select import prompt_key
+
+PERCENTILES = (5, 50, 90, 99, 100)
+
+
+@dataclass
+class SourceAudit:
+    """One source's rows."""
+
+    path: str
+    split: str | None
+    part: str
+    """train or eval."""
+    weight: float
+    read: int
+    used: int
+    refused: dict[str, int]
+    """Rows that nothing is learnt from, by reason."""
+
+
+@dataclass
+class Audit:
+    """Counts over all rows that are used, unless a name says otherwise."""
+
+    sources: list[SourceAudit] = field(default_factory=list)
+    train_lists: int = 0
+    heldout_lists: int = 0
+    list_sizes: dict[int, int] = field(default_factory=dict)
+    """Lists by number of completions."""
+    duplicate_rows: int = 0
+    """Rows whose prompt and completions an earlier row has too."""
+    identical_completions: int = 0
+    """Lists in which some completions are the same."""
+    ties: int = 0
+    """Lists in which some grades are the same."""
+    empty_completions: int = 0
+    """Completions without text."""
+    prompt_tokens: dict[str, int] = field(default_factory=dict)
+    """Percentiles, before anything is cut."""
+    completion_tokens: dict[str, int] = field(default_factory=dict)
+    completions: int = 0
+    truncated_completions: int = 0
+    """Completions cut at max_length; they end without an end token."""
+    dropped_completions: int = 0
+    """Completions left out because they are longer than max_length, or have no token."""
+    prompts_cut: int = 0
+    """Prompts that lost their beginning to max_prompt_length."""
+    missing_eos: int = 0
+    """Completions without an end token, truncated ones among them."""
+    eos_added: int = 0
+    """Completions whose chat template ends without an end token, so that one was appended."""
+    bos_stripped: int = 0
+    """Prompts that brought their own start token; it is there once."""
+    boundary_rows: int = 0
+    """Rows in which the prompt's last tokens merge with a completion, so that they count as its beginning."""
+    boundary_tokens: int = 0
+    """Those tokens."""
+
+    @property
+    def read(self) -> int:
+        """Rows of all sources."""
+        return sum(source.read for source in self.sources)
+
+    @property
+    def used(self) -> int:
+        """Lists that are trained or evaluated on."""
+        return self.train_lists + self.heldout_lists
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Rows that nothing is learnt from, by reason, over all sources."""
+        total: Counter[str] = Counter()
+        for source in self.sources:
+            total.update(source.refused)
+        return dict(total)
+
+    @property
+    def truncated_share(self) -> float:
+        """Share of the completions that were cut; 0 where there are none."""
+        return self.truncated_completions / self.completions if self.completions else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON holds it."""
+        totals = {"read": self.read, "used": self.used, "refused": self.refused}
+        sizes = {str(size): count for size, count in self.list_sizes.items()}
+        return {**totals, **asdict(self), "list_sizes": sizes, "truncated_share": self.truncated_share}
+
+
+def audit_rows(audit: Audit, rows: Sequence[Row]) -> None:
+    """Add what the rows themselves show: duplicates, ties, empty completions."""
+    seen: set[str] = set()
+    for row in rows:
+        texts = [prompt_key(completion) for completion in row.completions]
+        key = "\n".join([prompt_key(row.prompt), *sorted(texts)])
+        audit.duplicate_rows += key in seen
+        seen.add(key)
+        audit.identical_completions += len(set(texts)) < len(texts)
+        audit.ties += len(set(row.grades or ())) < len(row.grades or ())
+        audit.empty_completions += sum(_is_empty(completion) for completion in row.completions)
+
+
+def audit_tokens(audit: Audit, parts: Sequence[Dataset]) -> None:
+    """Add what tokenisation counted for the lists that are used."""
+    prompts: list[int] = []
+    completions: list[int] = []
+    sizes: Counter[int] = Counter()
+    for part in parts:
+        prompts += part["prompt_tokens"]
+        completions += [length for lengths in part["completion_tokens"] for length in lengths]
+        sizes.update(len(grades) for grades in part["grades"])
+        audit.truncated_completions += sum(part["truncated"])
+        audit.dropped_completions += sum(part["dropped"])
+        audit.prompts_cut += sum(part["prompt_cut"])
+        audit.missing_eos += sum(part["missing_eos"])
+        audit.eos_added += sum(part["eos_added"])
+        audit.bos_stripped += sum(part["bos_stripped"])
+        audit.boundary_rows += sum(moved > 0 for moved in part["moved_tokens"])
+        audit.boundary_tokens += sum(part["moved_tokens"])
+    audit.list_sizes = dict(sorted(sizes.items()))
+    audit.completions = sum(size * count for size, count in sizes.items())
+    audit.prompt_tokens, audit.completion_tokens = percentiles(prompts), percentiles(completions)
+
+
+def percentiles(lengths: Sequence[int]) -> dict[str, int]:
+    """The lengths' 5th, 50th, 90th and 99th percentile and their maximum; empty for no lengths."""
+    if not len(lengths):
+        return {}
+    values = np.percentile(np.asarray(lengths), PERCENTILES, method="nearest")
+    return {("max" if p == 100 else f"p{p}"): int(value) for p, value in zip(PERCENTILES, values, strict=True)}
+
+
+def render(audit: Audit) -> RenderableType:
+    """The audit as tables for the terminal; counts of zero are left out."""
+    sources = Table("source", "part", "weight", "read", "used", "not used, by reason", title="data")
+    for source in audit.sources:
+        name = source.path + (f" [{source.split}]" if source.split else "")
+        reasons = "\n".join(f"{count} {reason}" for reason, count in source.refused.items())
+        sources.add_row(name, source.part, f"{source.weight:g}", str(source.read), str(source.used), reasons)
+    facts = Table(show_header=False, title="lists")
+    facts.add_row("training / held-out lists", f"{audit.train_lists} / {audit.heldout_lists}")
+    facts.add_row("lists by size", ", ".join(f"{size}: {count}" for size, count in audit.list_sizes.items()))
+    for name, lengths in (("prompt", audit.prompt_tokens), ("completion", audit.completion_tokens)):
+        facts.add_row(f"{name} tokens", ", ".join(f"{key} {value}" for key, value in lengths.items()))
+    for name, count in _facts(audit).items():
+        if count:
+            facts.add_row(name, str(count))
+    if audit.truncated_completions:
+        share = f"{audit.truncated_completions} of {audit.completions} ({audit.truncated_share:.1%})"
+        facts.add_row("completions truncated", share)
+    return Group(sources, facts)
+
+
+def _facts(audit: Audit) -> dict[str, int]:
+    return {
+        "duplicate rows": audit.duplicate_rows,
+        "lists with identical completions": audit.identical_completions,
+        "lists with tied grades": audit.ties,
+        "empty completions": audit.empty_completions,
+        "completions left out (too long or empty)": audit.dropped_completions,
+        "prompts cut at their beginning": audit.prompts_cut,
+        "completions without an end token": audit.missing_eos,
+        "end tokens added to the chat template's": audit.eos_added,
+        "prompts with a start token of their own": audit.bos_stripped,
+        "rows with prompt tokens moved to the completions": audit.boundary_rows,
+        "prompt tokens moved": audit.boundary_tokens,
+    }
+
+
+def _is_empty(completion: Text) -> bool:
+    return not (completion[0]["content"] if is_messages(completion) else completion)  # type: ignore[index, call-overload]

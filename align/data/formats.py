@@ -1,0 +1,250 @@
+"""Readers: one function per row format, and the table that says which one reads a row."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from align.data.schema import MEDIA_COLUMNS, BadRow, Row, UnusableRow, is_messages, is_token_ids, make_row
+
+Columns = dict[str, Any]
+
+PROMPTS = ("prompt", "messages", "context", "instruction")
+LISTS = ("items", "completions", "responses", "all_generated_responses", "answers")
+REWARDS = ("rewards", "scores", "all_rm_scores", "ratings")
+ITEM_TEXTS = ("text", "completion", "response", "answer", "content")
+ITEM_REWARDS = ("reward", "score", "rating", "overall_score", "fine-grained_score")
+HH_ASSISTANT = "\n\nAssistant:"
+
+
+def read_row(raw: object, source: str, number: int) -> Row:
+    """A row of any known format, checked.
+
+    Args:
+        raw: the object as the file holds it; null entries count as absent.
+        source: the file it comes from.
+        number: its place there, from 1.
+
+    Returns:
+        The row; columns that the format does not use are its `meta`.
+
+    Raises:
+        BadRow: malformed, or of no known format.
+        UnusableRow: well-formed, but nothing can be learnt from it.
+    """
+    if not isinstance(raw, dict):
+        raise BadRow(None, f"{type(raw).__name__}, not an object", "give one JSON object with named fields per row")
+    columns = {name: value for name, value in raw.items() if value is not None}
+    for name in (*MEDIA_COLUMNS, "tools"):
+        if columns.get(name):
+            raise BadRow(name, "images, audio, video and tools are not supported", "remove the column")
+    reader = find_reader(columns)
+    identity = columns.pop("id", None)
+    meta = columns.pop("meta", {})
+    if not isinstance(meta, dict):
+        raise BadRow("meta", "not an object", "give an object of named values")
+    parts = reader(columns)
+    return make_row(id=identity, meta={**columns, **meta}, source=source, number=number, **parts)
+
+
+def find_reader(columns: Columns) -> "Reader":
+    """The reader of the first format in FORMATS that a row has.
+
+    Raises:
+        BadRow: none.
+    """
+    for detects, reader in FORMATS.values():
+        if detects(columns):
+            return reader
+    found = ", ".join(columns) or "none"
+    if any(name in columns for name in PROMPTS):
+        raise BadRow("completions", f"missing (columns: {found})", "give `completions`, or `chosen` and `rejected`")
+    raise BadRow(None, f"unknown format (columns: {found})", f"known formats: {'; '.join(FORMATS)}")
+
+
+def read_token_ids(columns: Columns) -> Columns:
+    """{prompt_ids, completions_ids | completion_ids | chosen_ids + rejected_ids} with any grades."""
+    prompt = columns.pop("prompt_ids")
+    if "chosen_ids" in columns:
+        completions = [columns.pop("chosen_ids"), _take(columns, "rejected_ids")]
+        return _parts(prompt, completions, grades=[1.0, 0.0])
+    name = "completions_ids" if "completions_ids" in columns else "completion_ids"
+    completions = _take(columns, name)
+    if is_token_ids(completions):
+        return _parts(prompt, [completions], **_single_grade(columns))
+    return _parts(prompt, completions, **_list_grades(columns))
+
+
+def read_list(columns: Columns) -> Columns:
+    """{prompt, completions | responses | ...} with grades, rewards or ranks beside them; the canonical row is one."""
+    name = next(name for name in LISTS if name in columns)
+    completions = columns.pop(name)
+    return _parts(_pop_prompt(columns), completions, **_list_grades(columns))
+
+
+def read_items(columns: Columns) -> Columns:
+    """{prompt, items | completions | answers: objects that hold a text and its grade, score, rating or rank}."""
+    name = next(name for name in LISTS if name in columns)
+    items = columns.pop(name)
+    text = next((key for key in ITEM_TEXTS if key in items[0]), None)
+    if text is None:
+        raise BadRow(f"{name}[0]", f"no text (keys: {', '.join(items[0])})", f"name it one of {', '.join(ITEM_TEXTS)}")
+    grades = {}
+    for key in ("grade", *ITEM_REWARDS, "rank"):
+        if key in items[0]:
+            values = [_take(item, key, f"{name}[{k}]") for k, item in enumerate(items)]
+            grades = _as_grades(key, values)
+            break
+    return _parts(_pop_prompt(columns), [_take(item, text, f"{name}[{k}]") for k, item in enumerate(items)], **grades)
+
+
+def read_preference(columns: Columns) -> Columns:
+    """{prompt, chosen, rejected}: text, one message or whole conversations; `margin` and the like become meta."""
+    prompt = _pop_prompt(columns)
+    chosen, rejected = _take(columns, "chosen"), _take(columns, "rejected")
+    if _is_conversation(chosen) and _is_conversation(rejected):
+        parts = _split_conversations(chosen, rejected)
+        if parts["prompt"] != prompt and prompt not in [message.get("content") for message in parts["prompt"]]:
+            raise BadRow("chosen", "a conversation without the prompt", "give the assistant's message alone")
+        return parts
+    return _parts(prompt, [chosen, rejected], grades=[1.0, 0.0])
+
+
+def read_implicit_preference(columns: Columns) -> Columns:
+    """{chosen, rejected} that both start with the prompt: conversations, or texts."""
+    chosen, rejected = _take(columns, "chosen"), _take(columns, "rejected")
+    if is_messages(chosen) and is_messages(rejected):
+        return _split_conversations(chosen, rejected)
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        raise BadRow("chosen", "chosen and rejected are not both text or both messages", "give them in one form")
+    return _split_texts(chosen, rejected)
+
+
+def read_dialogue_text(columns: Columns) -> Columns:
+    """{chosen, rejected}: HH-style dialogue text; the prompt ends with the last assistant mark."""
+    sides = [_take(columns, "chosen"), _take(columns, "rejected")]
+    if not isinstance(sides[1], str):
+        raise BadRow("rejected", "not text", "give dialogue text as in `chosen`")
+    cuts = [side.rfind(HH_ASSISTANT) + len(HH_ASSISTANT) for side in sides]
+    prompts = [side[:cut] for side, cut in zip(sides, cuts, strict=True)]
+    if prompts[0] != prompts[1]:
+        raise UnusableRow("prompt mismatch between chosen and rejected")
+    return _parts(prompts[0], [side[cut:] for side, cut in zip(sides, cuts, strict=True)], grades=[1.0, 0.0])
+
+
+def read_completion(columns: Columns) -> Columns:
+    """{prompt, completion} with a `label` (true is good), a score, or neither."""
+    completion = columns.pop("completion")
+    return _parts(_pop_prompt(columns), [completion], **_single_grade(columns))
+
+
+def read_conversation(columns: Columns) -> Columns:
+    """{messages} whose last message is the completion, with a `label`, a score, or neither."""
+    messages = columns.pop("messages")
+    if not is_messages(messages):
+        raise BadRow("messages", "not a list of messages", "give a list of objects with `role` and `content`")
+    if messages[-1].get("role") != "assistant":
+        raise BadRow("messages", "the last message is not the assistant's", "end with the completion to learn from")
+    return _parts(messages[:-1], [messages[-1:]], **_single_grade(columns))
+
+
+Reader = Callable[[Columns], Columns]
+
+FORMATS: dict[str, tuple[Callable[[Columns], bool], Reader]] = {
+    "{prompt_ids, completions_ids, grades}": (lambda c: "prompt_ids" in c, read_token_ids),
+    "{prompt, items: [{text, score}]}": (lambda c: _has_items(c), read_items),
+    "{prompt, completions, grades | rewards | ranks}": (lambda c: any(name in c for name in LISTS), read_list),
+    "{chosen, rejected} of dialogue text": (lambda c: _is_dialogue(c), read_dialogue_text),
+    "{chosen, rejected}": (lambda c: _is_pair(c) and not any(p in c for p in PROMPTS), read_implicit_preference),
+    "{prompt, chosen, rejected}": (lambda c: _is_pair(c), read_preference),
+    "{prompt, completion, label}": (lambda c: "completion" in c, read_completion),
+    "{messages, label}": (lambda c: "messages" in c, read_conversation),
+}
+
+
+def _parts(prompt: object, completions: object, grades: object = None, rewards: object = None) -> Columns:
+    return {"prompt": prompt, "completions": completions, "grades": grades, "rewards": rewards}
+
+
+def _take(columns: Columns, name: str, where: str = "") -> Any:
+    field = f"{where}.{name}" if where else name
+    if columns.get(name) is None:
+        raise BadRow(field, f"missing (found: {', '.join(columns) or 'nothing'})", f"give `{name}`, or remove the row")
+    return columns[name] if where else columns.pop(name)
+
+
+def _pop_prompt(columns: Columns) -> Any:
+    name = next((name for name in PROMPTS if name in columns), None)
+    if name is None:
+        found = ", ".join(columns) or "none"
+        raise BadRow("prompt", f"missing (other columns: {found})", "give a `prompt` or `messages` column")
+    if name == "instruction" and columns.get("input"):
+        raise BadRow("input", "an instruction with a separate input", "join the two in a `prompt` column")
+    return columns.pop(name)
+
+
+def _list_grades(columns: Columns) -> Columns:
+    grades: Columns = {"grades": columns.pop("grades")} if "grades" in columns else {}
+    name = next((name for name in REWARDS if name in columns), None)
+    if name is not None:
+        return {**grades, "rewards": columns.pop(name)}
+    if "ranks" in columns:
+        return {**grades, **_as_grades("rank", columns.pop("ranks"))}
+    return grades
+
+
+def _as_grades(key: str, values: Any) -> Columns:
+    if key == "grade":
+        return {"grades": values}
+    if key != "rank" or not isinstance(values, list):
+        return {"rewards": values}
+    return {"rewards": [-value if isinstance(value, int | float) and value is not True else value for value in values]}
+
+
+def _single_grade(columns: Columns) -> Columns:
+    if "label" in columns:
+        label = columns.pop("label")
+        if label not in (0, 1):
+            raise BadRow("label", f"{label!r} is neither true nor false", "give true for a good completion, else false")
+        return {"grades": [float(label)]}
+    if "grade" in columns:
+        return {"grades": [columns.pop("grade")]}
+    name = next((name for name in ITEM_REWARDS if name in columns), None)
+    return {} if name is None else {"rewards": [columns.pop(name)]}
+
+
+def _has_items(columns: Columns) -> bool:
+    name = next((name for name in LISTS if name in columns), None)
+    return name is not None and is_messages(columns[name]) and "role" not in columns[name][0]
+
+
+def _is_pair(columns: Columns) -> bool:
+    return "chosen" in columns or "rejected" in columns
+
+
+def _is_dialogue(columns: Columns) -> bool:
+    chosen = columns.get("chosen")
+    return isinstance(chosen, str) and HH_ASSISTANT in chosen and not any(name in columns for name in PROMPTS)
+
+
+def _is_conversation(value: object) -> bool:
+    return is_messages(value) and len(value) > 1  # type: ignore[arg-type]
+
+
+def _split_conversations(chosen: list[Any], rejected: list[Any]) -> Columns:
+    if chosen[:-1] != rejected[:-1]:
+        raise UnusableRow("prompt mismatch between chosen and rejected")
+    return _parts(chosen[:-1], [chosen[-1:], rejected[-1:]], grades=[1.0, 0.0])
+
+
+def _split_texts(chosen: str, rejected: str) -> Columns:
+    """Cut at the last white space of the common beginning, so that no word or special token is cut in half.
+
+    The cut lies before the end of the shorter text: where one side begins with the whole other, its last word
+    belongs to the completion and not to the prompt.
+    """
+    shorter = min(len(chosen), len(rejected))
+    common = next((i for i in range(shorter) if chosen[i] != rejected[i]), max(shorter - 1, 0))
+    spaces = [match.start() for match in re.finditer(r"\s+", chosen[: common + 1]) if match.start() > 0]
+    if not spaces:
+        raise UnusableRow("prompt mismatch between chosen and rejected")
+    return _parts(chosen[: spaces[-1]], [chosen[spaces[-1] :], rejected[spaces[-1] :]], grades=[1.0, 0.0])

@@ -1,0 +1,201 @@
+"""All the steps from sources to token ids, with their audit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from align.data.audit import Audit, SourceAudit, audit_rows, audit_tokens
+from align.data.schema import BadRow, Row
+from align.data.select import Selection, hold_out, reduce_row, without_prompts_of
+from align.data.sources import Source, read_source
+from align.data.tokenize import COUNTS, Overlong, tokenize_rows
+from align.errors import UserError
+from rewards.grading import GradeMethod, grades_from_rewards
+
+Owners = dict[str, SourceAudit]
+"""Who counts the rows of a file or hub data set."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the trainer needs of the data."""
+
+    train: Dataset
+    """Columns id, prompt_ids, completion_ids, grades, weight, source, row."""
+    heldout: Dataset
+    """Likewise; whole lists, whatever `select` and `list_size` do to the training lists."""
+    audit: Audit
+    heldout_rows: list[Row]
+    """The rows of `heldout`, in its order."""
+
+
+def prepare_data(
+    *,
+    sources: Sequence[Source],
+    eval_sources: Sequence[Source] = (),
+    eval_fraction: float = 0.1,
+    grades: GradeMethod = "win_probability",
+    select: Selection = "all",
+    list_size: int | None = None,
+    max_length: int = 1024,
+    max_prompt_length: int | None = None,
+    overlong: Overlong = "truncate",
+    append_eos: bool = True,
+    limit: int | None = None,
+    workers: int = 1,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str | None = None,
+    min_completions: int = 2,
+    seed: int = 0,
+) -> Prepared:
+    """Read, grade, split, reduce and tokenise; count everything.
+
+    Args:
+        sources: training rows.
+        eval_sources: held-out rows; training rows with one of their prompts are left out.
+        eval_fraction: share of the prompts held out where there are no eval_sources.
+        grades: how rewards become grades; explicit grades pass unchanged.
+        select: whole training lists, the best and the worst completion, or the best one.
+        list_size: completions of a training list at most.
+        max_length: tokens of prompt plus completion at most.
+        max_prompt_length: tokens of the prompt at most.
+        overlong: what happens to a completion beyond max_length.
+        append_eos: whether each completion ends with an end token.
+        limit: rows read of each source at most.
+        workers: processes that tokenise.
+        tokenizer: the policy's.
+        chat_template: Jinja text that replaces the tokenizer's own; see `read_chat_template`.
+        min_completions: 2 to learn from preferences (lists without an order are then left out), else 1.
+        seed: decides what is held out and which completions a reduced list keeps.
+
+    Returns:
+        Both parts as token ids, the audit and the held-out rows; nothing may be held out.
+
+    Raises:
+        UserError: a source cannot be read, a row is malformed, or no training row is left.
+
+    Source: ours
+    """
+    audit = Audit()
+    reading = {"grades": grades, "limit": limit, "min_completions": min_completions}
+    tokenising = {
+        "tokenizer": tokenizer,
+        "chat_template": chat_template,
+        "max_length": max_length,
+        "max_prompt_length": max_prompt_length,
+        "overlong": overlong,
+        "append_eos": append_eos,
+        "workers": workers,
+    }
+    train_rows, owners = _read_sources(audit, "train", sources, **reading)
+    eval_owners = owners
+    if eval_sources:
+        heldout_rows, eval_owners = _read_sources(audit, "eval", eval_sources, **reading)
+        train_rows = _without_shared_prompts(train_rows, heldout_rows, owners)
+    else:
+        train_rows, heldout_rows = hold_out(train_rows, eval_fraction, seed)
+    train_rows = [reduce_row(row, select=select, list_size=list_size, seed=seed) for row in train_rows]
+    train, train_rows = _usable(train_rows, owners, 1 if select == "best" else min_completions, **tokenising)
+    heldout, heldout_rows = _usable(heldout_rows, eval_owners, min_completions, **tokenising)
+    audit.train_lists, audit.heldout_lists = len(train), len(heldout)
+    audit_rows(audit, [*train_rows, *heldout_rows])
+    audit_tokens(audit, [train, heldout])
+    if not len(train):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in audit.refused.items()) or "all rows are held out"
+        raise UserError(
+            f"data.sources: no training row is left of {audit.read} ({reasons}); see the reasons to mend it"
+        )
+    return Prepared(
+        train=train.remove_columns(list(COUNTS)),
+        heldout=heldout.remove_columns(list(COUNTS)),
+        audit=audit,
+        heldout_rows=heldout_rows,
+    )
+
+
+def grade_row(row: Row, *, grades: GradeMethod, min_completions: int) -> Row:
+    """The row with grades: its own, or those of its rewards; a lone completion without either gets 1.
+
+    Raises:
+        UserError: fewer completions than training needs, or several and nothing that orders them.
+    """
+    if len(row.completions) < min_completions:
+        problem = f"{len(row.completions)} completion, and learning from preferences needs {min_completions} or more"
+        remedy = "give more, or train with `objective: {name: kto}` or `task: sft`"
+        raise UserError(BadRow("completions", problem, remedy).message(row.source, row.number))
+    if row.grades is not None:
+        return row
+    if row.rewards is not None:
+        return replace(row, grades=tuple(grades_from_rewards(row.rewards, grades)))
+    if len(row.completions) == 1:
+        return replace(row, grades=(1.0,))
+    remedy = "give `grades`, `rewards`, `scores` or `ranks`, one per completion"
+    raise UserError(BadRow("grades", "missing", remedy).message(row.source, row.number))
+
+
+def _read_sources(
+    audit: Audit,
+    part: str,
+    sources: Sequence[Source],
+    *,
+    grades: GradeMethod,
+    limit: int | None,
+    min_completions: int,
+) -> tuple[list[Row], Owners]:
+    rows: list[Row] = []
+    owners: Owners = {}
+    for source in sources:
+        got = read_source(source.path, split=source.split, revision=source.revision, limit=limit)
+        tally = SourceAudit(source.path, source.split, part, source.weight, got.read, 0, got.refused)
+        audit.sources.append(tally)
+        for row in got.rows:
+            owners.setdefault(row.source, tally)
+            graded = grade_row(row, grades=grades, min_completions=min_completions)
+            reason = _no_order(graded) if min_completions > 1 else ""
+            if reason:
+                _refuse(tally, reason)
+            else:
+                rows.append(replace(graded, weight=source.weight))
+    return rows, owners
+
+
+def _no_order(row: Row) -> str:
+    """Why nothing can be learnt from a row's order; empty where something can."""
+    if all(completion == row.completions[0] for completion in row.completions):
+        return "all completions identical"
+    return "all grades tied" if len(set(row.grades or ())) == 1 else ""
+
+
+def _without_shared_prompts(rows: list[Row], heldout: list[Row], owners: Owners) -> list[Row]:
+    kept = without_prompts_of(rows, heldout)
+    left = {id(row) for row in kept}
+    for row in rows:
+        if id(row) not in left:
+            _refuse(owners[row.source], "prompt is among the evaluation rows")
+    return kept
+
+
+def _usable(rows: list[Row], owners: Owners, min_completions: int, **tokenising: object) -> tuple[Dataset, list[Row]]:
+    """The rows as tokens, without those of which too little is left; every row is counted with its source."""
+    tokens = tokenize_rows(rows, **tokenising)  # type: ignore[arg-type]
+    kept = []
+    left = zip(tokens["refused"], tokens["identical"], tokens["grades"], strict=True)
+    for position, (reason, identical, grades) in enumerate(left):
+        if not reason and len(grades) < min_completions:
+            reason = f"fewer than {min_completions} completions within max_length"
+        if not reason and min_completions > 1 and identical:
+            reason = "all completions identical within max_length"
+        if not reason and min_completions > 1 and len(set(grades)) == 1:
+            reason = "all grades tied among the completions within max_length"
+        if reason:
+            _refuse(owners[rows[position].source], reason)
+        else:
+            owners[rows[position].source].used += 1
+            kept.append(position)
+    return tokens.select(kept), [rows[position] for position in kept]
+
+
+def _refuse(tally: SourceAudit, reason: str) -> None:
+    tally.refused[reason] = tally.refused.get(reason, 0) + 1

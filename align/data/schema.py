@@ -1,0 +1,226 @@
+"""The row that every format becomes, and the checks that a row passes on its way in."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, Any]
+Text = str | list[Message] | list[int]
+
+ROLES = ("system", "developer", "user", "assistant")
+TOOL_KEYS = ("tool_calls", "tool_call_id", "function_call")
+MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt with its completions; prompt and completions are all text, all messages or all token ids."""
+
+    id: str
+    prompt: Text
+    completions: tuple[Text, ...]
+    """In a conversation each is a list of one assistant message."""
+    grades: tuple[float, ...] | None
+    """Larger is better."""
+    rewards: tuple[float, ...] | None
+    """What a scorer, a rater or a ranking gave, larger is better; not yet grades."""
+    meta: dict[str, Any]
+    """The columns that no reader uses."""
+    source: str
+    """The file, or the hub name."""
+    number: int
+    """Its place in the source, from 1; the line number in a JSONL file."""
+    weight: float = 1.0
+    """Relative share of its source in the mixture."""
+
+    @property
+    def place(self) -> str:
+        """Where it was read, for messages."""
+        return f"{self.source}, row {self.number}"
+
+
+class BadRow(ValueError):
+    """A malformed row: what is wrong with which field, and the remedy."""
+
+    def __init__(self, field: str | None, problem: str, remedy: str) -> None:
+        super().__init__(field, problem, remedy)
+        self.field, self.problem, self.remedy = field, problem, remedy
+
+    def message(self, source: str, number: int) -> str:
+        """The refusal as a user reads it."""
+        field = f", field {self.field}" if self.field else ""
+        return f"{source}, row {number}{field}: {self.problem}; {self.remedy}"
+
+
+class UnusableRow(ValueError):
+    """A well-formed row that nothing can be learnt from; its argument is the reason that is counted."""
+
+
+def make_row(
+    *,
+    id: object,
+    prompt: object,
+    completions: object,
+    grades: object,
+    rewards: object,
+    meta: dict[str, Any],
+    source: str,
+    number: int,
+) -> Row:
+    """A checked row; a conversation wherever the prompt or a completion is one.
+
+    Args:
+        id: text or a number; None for a name made of source and number.
+        prompt: text, messages or token ids.
+        completions: a list of texts, messages (one each) or lists of token ids.
+        grades: numbers, one per completion, or None.
+        rewards: likewise.
+        meta: columns to keep.
+        source: the file it comes from.
+        number: its place there, from 1.
+
+    Returns:
+        The row.
+
+    Raises:
+        BadRow: a field is missing, of the wrong type, empty, not finite or of the wrong length.
+    """
+    checked_prompt = _prompt(prompt)
+    if not isinstance(completions, list | tuple):
+        raise BadRow("completions", f"{_kind(completions)}, not a list", "give a list with one entry per completion")
+    if not completions:
+        raise BadRow("completions", "an empty list", "give at least one completion, or remove the row")
+    checked = [_completion(entry, f"completions[{k}]") for k, entry in enumerate(completions)]
+    checked_prompt, checked = _same_kind(checked_prompt, checked)
+    return Row(
+        id=f"{source}:{number}" if id is None else str(id),
+        prompt=checked_prompt,
+        completions=tuple(checked),
+        grades=None if grades is None else numbers(grades, "grades", len(checked)),
+        rewards=None if rewards is None else numbers(rewards, "rewards", len(checked)),
+        meta=meta,
+        source=source,
+        number=number,
+    )
+
+
+def numbers(values: object, field: str, count: int) -> tuple[float, ...]:
+    """Finite numbers, `count` of them.
+
+    Raises:
+        BadRow: not a list, of another length, or an entry that is no finite number.
+    """
+    if not isinstance(values, list | tuple):
+        raise BadRow(field, f"{_kind(values)}, not a list of numbers", "give one number per completion")
+    if len(values) != count:
+        raise BadRow(field, f"{len(values)} entries for {count} completions", "give one number per completion")
+    return tuple(number(value, f"{field}[{k}]") for k, value in enumerate(values))
+
+
+def number(value: object, field: str) -> float:
+    """One finite number; a boolean is none.
+
+    Raises:
+        BadRow: anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadRow(field, f"{_kind(value)}, not a number", "give a number, larger for a better completion")
+    if not math.isfinite(value):
+        raise BadRow(field, f"the value is {value}", "give a finite number, or remove the completion")
+    return float(value)
+
+
+def is_messages(value: object) -> bool:
+    """Whether it is a non-empty list of objects, as a conversation is."""
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
+
+
+def is_token_ids(value: object) -> bool:
+    """Whether it is a non-empty list of whole numbers."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(entry, int) and not isinstance(entry, bool) for entry in value)
+    )
+
+
+def _prompt(value: object) -> Text:
+    if value is None:
+        raise BadRow("prompt", "missing", "give a `prompt` (text or messages)")
+    if value in ("", []) or (isinstance(value, str) and not value.strip()):
+        raise BadRow("prompt", "empty", "give at least the tokenizer's start token as text, or remove the row")
+    return _text(value, "prompt")
+
+
+def _completion(value: object, field: str) -> Text:
+    if isinstance(value, dict):
+        value = [value]
+    if value == []:
+        raise BadRow(field, "an empty list", "give text, or one assistant message")
+    text = _text(value, field)
+    if not is_messages(text):
+        return text
+    if len(text) != 1 or text[0]["role"] != "assistant":  # type: ignore[index, call-overload]
+        roles = ", ".join(message["role"] for message in text)  # type: ignore[index]
+        raise BadRow(field, f"messages of {roles}", "give one assistant message, and earlier turns in the prompt")
+    return text
+
+
+def _text(value: object, field: str) -> Text:
+    if isinstance(value, str):
+        return value
+    if is_token_ids(value):
+        return _token_ids(value, field)  # type: ignore[arg-type]
+    if is_messages(value):
+        return [_message(entry, f"{field}[{k}]") for k, entry in enumerate(value)]  # type: ignore[arg-type, var-annotated]
+    raise BadRow(field, f"{_kind(value)}, not text, messages or token ids", "give text or a list of messages")
+
+
+def _token_ids(ids: Sequence[int], field: str) -> list[int]:
+    if min(ids) < 0 or max(ids) > 2**31 - 1:
+        wrong = min(ids) if min(ids) < 0 else max(ids)
+        raise BadRow(field, f"{wrong} is no token id", "give ids of the model's own tokenizer")
+    return list(ids)
+
+
+def _message(entry: dict[str, Any], field: str) -> Message:
+    message = {key: value for key, value in entry.items() if value is not None}
+    tools = [key for key in TOOL_KEYS if message.get(key)]
+    if tools or message.get("role") in ("tool", "function"):
+        raise BadRow(field, "a tool call or its result", "tools are not supported; remove the row")
+    if "role" not in message or "content" not in message:
+        keys = ", ".join(message) or "none"
+        raise BadRow(field, f"a message with the keys {keys}", "name them `role` and `content`")
+    if message["role"] not in ROLES:
+        raise BadRow(f"{field}.role", f"unknown role {message['role']!r}", f"use one of {', '.join(ROLES)}")
+    if not isinstance(message["content"], str):
+        kind = _kind(message["content"])
+        raise BadRow(
+            f"{field}.content", f"{kind}, not text", "content parts (images, audio) are not supported; give text"
+        )
+    return message
+
+
+def _same_kind(prompt: Text, completions: list[Text]) -> tuple[Text, list[Text]]:
+    kinds = {_form(text) for text in (prompt, *completions)}
+    if kinds == {"text", "messages"}:
+        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return prompt, [[{"role": "assistant", "content": c}] if isinstance(c, str) else c for c in completions]
+    if len(kinds) > 1:
+        raise BadRow("completions", "token ids beside text", "give prompt and completions both as token ids or as text")
+    return prompt, completions
+
+
+def _form(text: Text) -> str:
+    if isinstance(text, str):
+        return "text"
+    return "messages" if is_messages(text) else "token ids"
+
+
+def _kind(value: object) -> str:
+    """A value's JSON type, in words."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

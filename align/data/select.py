@@ -1,0 +1,83 @@
+"""Which rows are held out, and which completions of a list are trained on; both follow from the seed alone."""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from align.data.schema import Row, Text
+
+Selection = Literal["all", "best_worst", "best"]
+
+
+def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Training rows and held-out rows; all rows of a prompt land on the same side.
+
+    The prompts with the smallest hash of (seed, prompt) are held out, so the choice does not depend on the rows' order.
+
+    Args:
+        rows: any.
+        fraction: share of the distinct prompts to hold out, in [0, 1); a positive one holds out at least one prompt
+            and leaves at least one where there are two or more.
+        seed: a different seed holds out other prompts.
+
+    Returns:
+        (training rows, held-out rows), each in the given order; nothing is held out of a single prompt.
+
+    Source: ours
+    """
+    prompts = {prompt_key(row.prompt) for row in rows}
+    count = min(max(round(fraction * len(prompts)), 1), len(prompts) - 1) if fraction > 0 and prompts else 0
+    held = set(sorted(prompts, key=lambda prompt: _digest(f"{seed} {prompt}"))[:count])
+    sides: tuple[list[Row], list[Row]] = ([], [])
+    for row in rows:
+        sides[prompt_key(row.prompt) in held].append(row)
+    return sides
+
+
+def without_prompts_of(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
+    """The rows whose prompt none of the others has."""
+    prompts = {prompt_key(row.prompt) for row in others}
+    return [row for row in rows if prompt_key(row.prompt) not in prompts]
+
+
+def reduce_row(row: Row, *, select: Selection, list_size: int | None, seed: int) -> Row:
+    """The row with fewer completions: its best, its worst, and a random choice of the others.
+
+    Args:
+        row: with grades.
+        select: all, the best and the worst, or the best alone.
+        list_size: how many completions stay at most; None for no bound.
+        seed: with the row's id it decides the choice, also between tied completions.
+
+    Returns:
+        The row with the chosen completions in their own order; the same row where it is small enough.
+
+    Source: ours
+    """
+    size = {"all": list_size, "best_worst": 2, "best": 1}[select]
+    grades = row.grades or ()
+    if size is None or len(grades) <= size:
+        return row
+    order = random.Random(f"{seed} {row.id}").sample(range(len(grades)), len(grades))
+    best = max(order, key=grades.__getitem__)
+    others = [k for k in order if k != best]
+    worst = min(others, key=grades.__getitem__)
+    kept = sorted([best, worst, *(k for k in others if k != worst)][:size])
+    return replace(
+        row,
+        completions=tuple(row.completions[k] for k in kept),
+        grades=tuple(grades[k] for k in kept),
+        rewards=row.rewards and tuple(row.rewards[k] for k in kept),
+    )
+
+
+def prompt_key(prompt: Text) -> str:
+    """A prompt as text that two rows share exactly where their prompts are the same."""
+    return json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

@@ -1,0 +1,199 @@
+"""Rows from files, folders and the hub."""
+
+import difflib
+import gzip
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import pyarrow.parquet
+from datasets import load_dataset
+from datasets.exceptions import DatasetNotFoundError
+
+from align.data.formats import read_row
+from align.data.schema import BadRow, Row, UnusableRow
+from align.errors import UserError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
+
+Record = tuple[str, int, object]
+"""File, place in it from 1, and the object there, or the BadRow that says why there is none."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from, and their share of the mixture."""
+
+    path: str
+    split: str | None = None
+    weight: float = 1.0
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """What one source gave."""
+
+    rows: list[Row]
+    read: int
+    refused: dict[str, int]
+    """How many rows nothing can be learnt from, by reason."""
+
+
+def read_source(
+    path: str, *, split: str | None = None, revision: str | None = None, limit: int | None = None
+) -> SourceRows:
+    """All rows of a file, a folder of files, or a hub data set.
+
+    Args:
+        path: a .jsonl, .jsonl.gz, .json or .parquet file, a folder of them, or a hub name.
+        split: split of a hub data set (by default train), or the stem of the files to read in a folder.
+        revision: of a hub data set.
+        limit: at most this many rows are read.
+
+    Returns:
+        The rows in file order, how many were read, and how many cannot be used, by reason.
+
+    Raises:
+        UserError: nothing to read at that path, or a malformed row: its place, what is wrong, the remedy, and how
+            many more there are.
+    """
+    rows: list[Row] = []
+    refused: Counter[str] = Counter()
+    bad: list[str] = []
+    read = 0
+    for file, number, raw in islice(_records(path, split, revision), limit):
+        read += 1
+        try:
+            if isinstance(raw, BadRow):
+                raise raw
+            rows.append(read_row(raw, file, number))
+        except BadRow as error:
+            bad.append(error.message(file, number))
+        except UnusableRow as reason:
+            refused[str(reason)] += 1
+    if bad:
+        raise UserError(bad[0] + (f" (and {len(bad) - 1} more malformed rows)" if len(bad) > 1 else ""))
+    if not read:
+        raise UserError(f"{path}: no rows; give a source that holds some")
+    return SourceRows(rows=rows, read=read, refused=dict(refused))
+
+
+def _records(path: str, split: str | None, revision: str | None) -> Iterator[Record]:
+    place = Path(path).expanduser()
+    if place.is_dir():
+        for file in _folder_files(place, split):
+            yield from _file_records(file)
+    elif place.exists():
+        if not path.endswith(SUFFIXES):
+            raise UserError(f"{path}: not a file that holds rows; known endings are {', '.join(SUFFIXES)}")
+        yield from _file_records(place)
+    else:
+        yield from _hub_records(path, split, revision)
+
+
+def _file_records(file: Path) -> Iterator[Record]:
+    if file.name.endswith(".parquet"):
+        return _parquet_records(file)
+    if file.name.endswith(".json"):
+        return _json_records(file)
+    return _line_records(file)
+
+
+def _line_records(file: Path) -> Iterator[Record]:
+    opener = gzip.open if file.name.endswith(".gz") else open
+    number = 0
+    try:
+        with opener(file, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield str(file), number, _parse(line)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{file}, row {number + 1}: broken gzip data ({error}); fetch the file again") from None
+
+
+def _parse(line: bytes) -> object:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return BadRow(None, f"not UTF-8 (byte {error.start + 1} of the row)", "save the file as UTF-8")
+    except json.JSONDecodeError as error:
+        return BadRow(None, f"not valid JSON ({error.msg} at character {error.pos + 1})", "mend or remove the row")
+
+
+def _json_records(file: Path) -> Iterator[Record]:
+    content = file.read_bytes()
+    if not content.lstrip().startswith(b"["):
+        yield from _line_records(file)
+        return
+    whole = _parse(content)
+    if isinstance(whole, BadRow):
+        raise UserError(f"{file}: {whole.problem}; {whole.remedy}")
+    for number, raw in enumerate(whole, start=1):  # type: ignore[arg-type, var-annotated]
+        yield str(file), number, raw
+
+
+def _parquet_records(file: Path) -> Iterator[Record]:
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{file}: not a Parquet file ({str(error).splitlines()[0]}); fetch the file again") from None
+    number = 0
+    for batch in table.iter_batches(batch_size=1000):
+        for raw in batch.to_pylist():
+            number += 1
+            yield str(file), number, raw
+
+
+def _folder_files(folder: Path, split: str | None) -> list[Path]:
+    files = sorted(file for file in folder.rglob("*") if file.name.endswith(SUFFIXES))
+    names = sorted({_split_name(file) for file in files})
+    if split is not None:
+        files = [file for file in files if _split_name(file) == split]
+        if not files:
+            raise UserError(f"{folder}: no file of split {split!r}; its splits are {', '.join(names) or 'none'}")
+    if not files:
+        raise UserError(
+            f"{folder}: no file with one of the endings {', '.join(SUFFIXES)}; give a folder that holds some"
+        )
+    if split is None and len(names) > 1 and any(name in SPLIT_NAMES for name in names):
+        raise UserError(f"{folder}: holds the splits {', '.join(names)}; name one with `split`")
+    return files
+
+
+def _split_name(file: Path) -> str:
+    """The file's stem, without the number of a shard."""
+    stem = file.name.removesuffix(".gz").rsplit(".", 1)[0]
+    return re.sub(r"-\d+(-of-\d+)?$", "", stem)
+
+
+def _hub_records(path: str, split: str | None, revision: str | None) -> Iterator[Record]:
+    if path.endswith(SUFFIXES) or path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+        raise UserError(f"{path}: no such file{_nearest(Path(path))}")
+    try:
+        rows = load_dataset(path, split=split or "train", revision=revision)
+    except DatasetNotFoundError as error:
+        raise UserError(
+            f"{path}: neither a local file{_nearest(Path(path))} nor a data set on the hub ({error})"
+        ) from None
+    except (ConnectionError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: no such local file{_nearest(Path(path))}, and the hub data set cannot be loaded ({error})"
+        ) from None
+    for number, raw in enumerate(rows, start=1):
+        yield path if split is None else f"{path} [{split}]", number, raw
+
+
+def _nearest(path: Path) -> str:
+    """A hint at the existing file with the most similar name, or nothing."""
+    folder = path.expanduser().parent
+    if not folder.is_dir():
+        return f" (no folder {folder} either)"
+    close = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
+    return f" (did you mean {folder / close[0]}?)" if close else ""
