@@ -13,9 +13,14 @@ from align.types import ListBatch
 if TYPE_CHECKING:
     from align.model.policy import Policy
 
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.25
 """Nats; bfloat16 logits around 20 are 0.125 apart."""
+
+
+def tolerance(*dtypes: torch.dtype) -> float:
+    """How far two computations of one token's log-probability may differ, in nats, where these dtypes are involved."""
+    return TOLERANCE if all(dtype.itemsize > 2 for dtype in dtypes) else HALF_TOLERANCE
 
 
 @torch.no_grad()
@@ -33,7 +38,7 @@ def check_forward(base: PreTrainedModel, *, name: str) -> None:
     ours = score_tokens(base, _padded(ids, first=3)).logprobs
     base.train(training)
     difference = (ours - expected).abs().max().item()
-    if not difference <= TOLERANCE.get(base.dtype, HALF_TOLERANCE):
+    if not difference <= tolerance(base.dtype):
         raise UserError(
             f"{name} ({base.config.model_type}) computes logits in a way that is not supported: its own "
             f"log-probabilities and ours differ by {difference:.2g}; another architecture is needed"
@@ -55,7 +60,7 @@ def check_reference_identity(policy: "Policy", batch: ListBatch) -> None:
         reference = scorer(batch).logprobs
     scorer.train(training)
     difference = (own - reference).abs().max().item()
-    if not difference <= TOLERANCE.get(policy.model.dtype, HALF_TOLERANCE):
+    if not difference <= tolerance(policy.model.dtype):
         raise RuntimeError(
             f"before the first step policy and reference differ by {difference:.2g} nats on a token, with adapter "
             f"{policy.adapter}: the implicit rewards would not start at zero"
