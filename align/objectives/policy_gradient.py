@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from align.objectives.base import Objective
+from align.objectives.lists import ordered_pairs
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer: the increment of splitmix64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -50,8 +51,9 @@ def pl_policy_gradient(
     perturbed = (scores.detach()[:, None, :] + noise).masked_fill(~list_mask[:, None, :], -torch.inf)
     ranking = perturbed.argsort(dim=2, descending=True)
     utility = _ndcg(torch.exp2(grades) - 1, ranking, cutoff)
-    gap = utility - utility[:, :1]  # exactly 0 where all rankings are worth the same
-    advantage = (gap - gap.mean(dim=1, keepdim=True)) * samples / (samples - 1)
+    all_tied = ~ordered_pairs(grades, list_mask).any(dim=2).any(dim=1)  # then U is constant but for rounding
+    advantage = (utility - utility.mean(dim=1, keepdim=True)).masked_fill(all_tied[:, None], 0)
+    advantage = advantage * samples / (samples - 1)
     return -(advantage * _log_probability(scores, list_mask, ranking)).mean(dim=1)
 
 

@@ -1,0 +1,208 @@
+"""Every objective a second time: the formula on one list of Python floats, with loops, no tensor and no padding."""
+
+from collections.abc import Callable
+from itertools import permutations
+from math import exp, expm1, log, log1p
+from statistics import mean
+
+Floats = list[float]
+
+
+def log_sigmoid(x: float) -> float:
+    return -log1p(exp(-x)) if x > 0 else x - log1p(exp(x))
+
+
+def sigmoid(x: float) -> float:
+    return exp(log_sigmoid(x))
+
+
+def margins(s: Floats, g: Floats) -> Floats:
+    return [si - sj for si, gi in zip(s, g, strict=True) for sj, gj in zip(s, g, strict=True) if gi > gj]
+
+
+def logistic(s: Floats, g: Floats, label_smoothing: float = 0.0, margin: float = 0.0) -> float:
+    eps = label_smoothing
+    return sum(-(1 - eps) * log_sigmoid(d - margin) - eps * log_sigmoid(-(d - margin)) for d in margins(s, g))
+
+
+def robust(s: Floats, g: Floats, label_smoothing: float = 0.1) -> float:
+    eps = label_smoothing
+    return sum((-(1 - eps) * log_sigmoid(d) + eps * log_sigmoid(-d)) / (1 - 2 * eps) for d in margins(s, g))
+
+
+def hinge(s: Floats, g: Floats) -> float:
+    return sum(max(0.0, 1 - d) for d in margins(s, g))
+
+
+def squared(s: Floats, g: Floats, beta: float) -> float:
+    return sum((d / beta - 1 / (2 * beta)) ** 2 for d in margins(s, g))
+
+
+def exo(s: Floats, g: Floats, label_smoothing: float = 1e-3) -> float:
+    total = 0.0
+    for d in margins(s, g):
+        q = sigmoid(d)
+        total += q * (log(q) - log(1 - label_smoothing)) + (1 - q) * (log(1 - q) - log(label_smoothing))
+    return total
+
+
+def discopop(s: Floats, g: Floats, temperature: float = 0.05) -> float:
+    total = 0.0
+    for d in margins(s, g):
+        m = sigmoid(d / temperature)
+        total += -(1 - m) * log_sigmoid(d) + m * exp(-d)
+    return total
+
+
+def odds_ratio(s: Floats, g: Floats) -> float:
+    return logistic([log(exp(x) / -expm1(x)) for x in s], g)
+
+
+def partial_order(s: Floats, g: Floats) -> float:
+    return sum(max(0.0, -d) for d in margins(s, g))
+
+
+def pointwise_mse(s: Floats, g: Floats) -> float:
+    return sum((gk - sk) ** 2 for sk, gk in zip(s, g, strict=True))
+
+
+def pointwise_sigmoid(s: Floats, g: Floats) -> float:
+    return -sum(gk * log(sigmoid(sk)) + (1 - gk) * log(1 - sigmoid(sk)) for sk, gk in zip(s, g, strict=True))
+
+
+def kto(s: Floats, g: Floats, baseline: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> float:
+    good = [desirable_weight * (1 - sigmoid(sk - baseline)) for sk, gk in zip(s, g, strict=True) if gk > 0.5]
+    bad = [undesirable_weight * (1 - sigmoid(baseline - sk)) for sk, gk in zip(s, g, strict=True) if gk <= 0.5]
+    return sum(good) + sum(bad)
+
+
+def apo_zero_unpaired(s: Floats, g: Floats, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> float:
+    good = [desirable_weight * (1 - sigmoid(sk)) for sk, gk in zip(s, g, strict=True) if gk > 0.5]
+    bad = [undesirable_weight * sigmoid(sk) for sk, gk in zip(s, g, strict=True) if gk <= 0.5]
+    return sum(good) + sum(bad)
+
+
+def sft(s: Floats, g: Floats) -> float:
+    return -mean(sk for sk, gk in zip(s, g, strict=True) if gk == max(g))
+
+
+def nca(s: Floats, g: Floats, temperature: float = 0.0) -> float:
+    if temperature:
+        total = sum(exp(gk / temperature) for gk in g)
+        weights = [exp(gk / temperature) / total for gk in g]
+    else:
+        weights = [(gk == max(g)) / g.count(max(g)) for gk in g]
+    return -sum(w * log_sigmoid(sk) + log_sigmoid(-sk) / len(s) for w, sk in zip(weights, s, strict=True))
+
+
+def split(s: Floats, g: Floats) -> tuple[Floats, Floats]:
+    chosen = [sk for sk, gk in zip(s, g, strict=True) if gk == max(g)]
+    return chosen, [sk for sk, gk in zip(s, g, strict=True) if gk < max(g)]
+
+
+def bco(s: Floats, g: Floats) -> float:
+    chosen, rejected = split(s, g)
+    if not rejected:
+        return 0.0
+    return -mean(log_sigmoid(a) for a in chosen) - mean(log_sigmoid(-b) for b in rejected)
+
+
+def sppo(s: Floats, g: Floats, beta: float) -> float:
+    return sum((sk / beta - (gk - 1 / 2) / beta) ** 2 for sk, gk in zip(s, g, strict=True))
+
+
+def apo_zero(s: Floats, g: Floats) -> float:
+    chosen, rejected = split(s, g)
+    if not rejected:
+        return 0.0
+    return mean(1 - sigmoid(a) for a in chosen) + mean(sigmoid(b) for b in rejected)
+
+
+def apo_down(s: Floats, g: Floats) -> float:
+    if g[0] == g[1]:
+        return 0.0
+    a, b = s if g[0] > g[1] else s[::-1]
+    return sigmoid(a) + 1 - sigmoid(a - b)
+
+
+def list_mle(s: Floats, g: Floats) -> float:
+    total = 0.0
+    for k in range(len(s)):
+        rest = exp(s[k]) + sum(exp(sj) for sj, gj in zip(s, g, strict=True) if gj < g[k])
+        total -= log(exp(s[k]) / rest)
+    return total
+
+
+def softmax(s: Floats, g: Floats) -> float:
+    if sum(g) == 0:
+        return 0.0
+    normaliser = sum(exp(sk) for sk in s)
+    return -sum(gk / sum(g) * log(exp(sk) / normaliser) for sk, gk in zip(s, g, strict=True))
+
+
+def exo_list(s: Floats, g: Floats, temperature: float = 1.0) -> float:
+    q_total, p_total = sum(exp(x) for x in s), sum(exp(x / temperature) for x in g)
+    total = 0.0
+    for sk, gk in zip(s, g, strict=True):
+        q, p = exp(sk) / q_total, exp(gk / temperature) / p_total
+        total += q * log(q / p)
+    return total
+
+
+def orders(s: Floats) -> list[tuple[int, ...]]:
+    """Every order of the list that sorts the scores in descending order: several where scores are tied."""
+    return [o for o in permutations(range(len(s))) if all(s[i] >= s[j] for i, j in zip(o, o[1:], strict=False))]
+
+
+def delta(s: Floats, g: Floats, i: int, j: int, log_base: float = 2.0) -> float:
+    gaps = []
+    for order in orders(s):
+        rank_i, rank_j = order.index(i) + 1, order.index(j) + 1
+        gaps.append(abs(1 / log(1 + rank_i, log_base) - 1 / log(1 + rank_j, log_base)))
+    return abs(2 ** g[i] - 2 ** g[j]) * mean(gaps)
+
+
+def lambda_loss(s: Floats, g: Floats, log_base: float = 2.0, reduction: str = "list_sum") -> float:
+    pairs = [(i, j) for i in range(len(s)) for j in range(len(s)) if g[i] > g[j]]
+    total = sum(delta(s, g, i, j, log_base) * log(1 + exp(-(s[i] - s[j]))) for i, j in pairs)
+    return total / {"list_sum": 1, "list_mean": len(s), "pair_mean": max(len(pairs), 1)}[reduction]
+
+
+def aft(s: Floats, g: Floats, variant: str = "ranking", margin: float = 0.1) -> float:
+    pairs = [(i, j) for i in range(len(s)) for j in range(len(s)) if g[i] > g[j]]
+    if variant != "ranking":
+        pairs = [(i, j) for i, j in pairs if g[i] == max(g)]
+    total = 1.0
+    for i, j in pairs:
+        total += exp(s[j] - s[i])
+        if variant in ("boundary", "ranking"):
+            total += exp(min(s[k] for k, other in pairs if other == j) - 2 * margin - s[j])
+    return log(total)
+
+
+BY_HAND: dict[str, Callable[..., float]] = {
+    "aft": aft,
+    "apo_down": apo_down,
+    "apo_zero": apo_zero,
+    "apo_zero_unpaired": apo_zero_unpaired,
+    "bco": bco,
+    "discopop": discopop,
+    "exo": exo,
+    "exo_list": exo_list,
+    "hinge": hinge,
+    "kto": kto,
+    "lambda": lambda_loss,
+    "list_mle": list_mle,
+    "logistic": logistic,
+    "nca": nca,
+    "odds_ratio": odds_ratio,
+    "partial_order": partial_order,
+    "pointwise_mse": pointwise_mse,
+    "pointwise_sigmoid": pointwise_sigmoid,
+    "robust": robust,
+    "sft": sft,
+    "softmax": softmax,
+    "sppo": sppo,
+    "squared": squared,
+}
+"""`pl_policy_gradient` draws at random; its own test enumerates all rankings."""
