@@ -1,0 +1,131 @@
+"""Token log-probabilities against the models' own logits, one unpadded row at a time."""
+
+import pytest
+import torch
+import transformers as t
+from torch.testing import assert_close
+
+from align.data.collate import collate
+from align.model.adapters import Lora
+from align.model.checks import check_forward
+from align.model.forward import TokenScorer, score_tokens
+from align.model.policy import load_policy
+
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.4,
+    "pad_token_id": 0,
+}
+CONFIGS = {
+    "llama": t.LlamaConfig(**SMALL),
+    "llama tied": t.LlamaConfig(**SMALL, tie_word_embeddings=True),
+    "qwen2": t.Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=4, max_window_layers=1),
+    "qwen3": t.Qwen3Config(**SMALL, head_dim=8),
+    "mistral": t.MistralConfig(**SMALL, sliding_window=4),
+    "gemma2": t.Gemma2Config(**SMALL, head_dim=8, sliding_window=4, final_logit_softcapping=3.0),
+    "gemma3": t.Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=4),
+    "phi3": t.Phi3Config(**SMALL),
+    "cohere": t.CohereConfig(**SMALL, logit_scale=0.3),
+    "granite": t.GraniteConfig(**SMALL, logits_scaling=2.5),
+    "gpt2": t.GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32, initializer_range=0.4),
+    "gpt_neox": t.GPTNeoXConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}),
+    "phi": t.PhiConfig(**SMALL),  # an LM head with a bias
+}
+
+
+def own_logprobs(model, lists):
+    """log_softmax of the model's logits, of every completion alone and unpadded."""
+    values = []
+    for example in lists:
+        prompt = example["prompt_ids"]
+        for ids in example["completion_ids"]:
+            logits = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+            values.append(logits.double().log_softmax(-1)[range(len(ids)), ids])
+    return torch.cat(values)
+
+
+@pytest.fixture(params=CONFIGS)
+def model(request):
+    torch.manual_seed(5)
+    model = t.AutoModelForCausalLM.from_config(CONFIGS[request.param]).double().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    return model
+
+
+def test_values_and_gradients_are_those_of_the_models_own_logits(model, lists):
+    batch = collate(lists, pad_id=0)
+    expected = own_logprobs(model, lists)
+    weights = torch.randn_like(expected)
+    wanted = torch.autograd.grad((weights * expected).sum(), list(model.parameters()), allow_unused=True)
+    ours = score_tokens(model, batch).logprobs
+    assert_close(ours[batch.completion_mask].double(), expected, atol=1e-5, rtol=1e-5)
+    assert (ours[~batch.completion_mask] == 0).all()
+    loss = (weights * ours[batch.completion_mask]).sum()
+    gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    for gradient, want in zip(gradients, wanted, strict=True):
+        assert (gradient is None) == (want is None)
+        if want is not None:
+            assert_close(gradient, want, atol=1e-5, rtol=1e-4)
+
+
+def test_padding_is_never_seen(model, lists):
+    first, second = (score_tokens(model, collate(lists, pad_id=pad)).logprobs for pad in (0, 7))
+    assert torch.equal(first, second)
+
+
+def test_entropy_and_sum_of_squares_are_those_of_the_distribution(model, lists):
+    batch = collate(lists[:1], pad_id=0)
+    stats = score_tokens(model, batch, ("logprob", "entropy", "log_sum_sq_probs"))
+    prompt, ids = lists[0]["prompt_ids"], lists[0]["completion_ids"][0]
+    p = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1].double().softmax(-1)
+    assert_close(stats.entropy[0, : len(ids)].double(), -(p * p.log()).sum(-1), atol=1e-4, rtol=1e-4)
+    assert_close(stats.log_sum_sq_probs[0, : len(ids)].double(), (p * p).sum(-1).log(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_head_that_is_not_plain_is_refused(model):
+    check_forward(model, name="tiny")
+    model.get_output_embeddings().register_forward_hook(lambda module, args, logits: 2 * logits)
+    with pytest.raises(ValueError, match="not supported"):
+        check_forward(model, name="tiny")
+
+
+def test_a_lora_on_the_head_is_part_of_it(model_folder, lists):
+    policy = load_policy(str(model_folder), adapter=Lora(targets=("lm_head", "q_proj"), rank=3))
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    scorer, batch = TokenScorer(policy), collate(lists, pad_id=0)
+    assert_close(scorer(batch).logprobs[batch.completion_mask].double(), own_logprobs(policy.model, lists))
+    scorer(batch).logprobs.sum().backward()
+    ours = {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
+    policy.model.zero_grad()
+    own_logprobs(policy.model, lists).sum().backward()
+    for name, parameter in policy.model.named_parameters():
+        if parameter.requires_grad:
+            assert_close(ours[name], parameter.grad, atol=1e-4, rtol=1e-4)
+    with policy.reference():
+        reference = scorer(batch).logprobs
+    with policy.model.disable_adapter():
+        assert_close(reference[batch.completion_mask].double(), own_logprobs(policy.model, lists))
+
+
+def test_gradient_checkpointing_changes_no_gradient(model_folder, batch):
+    policy = load_policy(str(model_folder), adapter=Lora(rank=3))
+    scorer = TokenScorer(policy).train()
+    runs = []
+    for switch in (scorer.gradient_checkpointing_disable, scorer.gradient_checkpointing_enable):
+        switch()
+        policy.model.zero_grad()
+        scorer(batch).logprobs.sum().backward()
+        runs.append([p.grad.clone() for p in policy.model.parameters() if p.grad is not None])
+    assert policy.model.is_gradient_checkpointing
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert any(gradient.any() for gradient in runs[0])
