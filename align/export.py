@@ -1,0 +1,258 @@
+"""`align export`: a run's adapter, or base and adapter merged into one checkpoint, with tokenizer and model card."""
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import HfApi
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from align.errors import UserError
+from align.model.attach import TRAINED, adapter_tensors
+from align.model.load import HUB_ERRORS, LOAD_ERRORS, first_line, load_model, load_tokenizer, model_folder
+from align.model_card import model_card
+
+log = logging.getLogger("align")
+
+ADAPTER_FILE = "adapter_model.safetensors"
+MERGE_TOLERANCE = 1e-3
+"""Nats of a token's log-probability by which a float32 merge may differ; rounding gives about 1e-5."""
+PROBE = (
+    "Once upon a time there was a small bird. It asked: how much is 17 + 25? Nobody in the wood knew, so it wrote "
+    '`def add(a, b): return a + b` into the sand and said: "Forty-two."'
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left, or a folder in the same layout."""
+
+    folder: Path
+    """Holds a PEFT adapter or a whole model."""
+    base: str | None
+    """Folder or hub name of the model that the adapter is for; None for a whole model."""
+    revision: str | None
+    trust_remote_code: bool
+    run: dict[str, Any]
+    """`recipe`, `summary` and `environment` of the run, as far as they exist."""
+
+
+def export(
+    run_or_adapter: str | Path,
+    output: str | Path,
+    *,
+    merge: bool = False,
+    dtype: str | None = None,
+    push: str | None = None,
+) -> Path:
+    """Write what was trained as a folder that transformers, PEFT and vLLM load, with a model card.
+
+    A merge adds the adapter to a fresh float32 copy of the base, compares the log-probabilities of a probe text before
+    and after, and then casts.
+
+    Args:
+        run_or_adapter: A run directory, or a folder with a PEFT adapter or a whole model.
+        output: A new or empty folder; it appears whole or not at all.
+        merge: Write base and adapter as one checkpoint; a whole model is written as it is.
+        dtype: "float32", "bfloat16" or "float16"; by default the base's own for models, unchanged for adapters.
+        push: Hub name to upload the folder to, too.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        UserError: Nothing trained is there, the output is taken, the base is missing or does not fit the adapter.
+
+    Source: ours
+    """
+    trained, output = find_trained(Path(run_or_adapter)), Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} exists and is not empty; give another output folder or remove it")
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tokenizer = _tokenizer(trained)
+    if trained.base is not None and not merge:
+        _copy_adapter(trained, partial, dtype)
+        differences = {}
+    else:
+        differences = _write_model(trained, tokenizer, partial, dtype)
+    tokenizer.save_pretrained(partial)
+    card = model_card(
+        name=output.name,
+        base=trained.base,
+        merged=trained.base is not None and merge,
+        differences=differences,
+        **trained.run,
+    )
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    if output.exists():
+        output.rmdir()
+    partial.rename(output)
+    log.info("written to %s", output)
+    if push:
+        _push(output, push)
+    return output
+
+
+def find_trained(path: Path) -> Trained:
+    """What there is to export in a run directory, or in a folder with an adapter or a whole model.
+
+    Raises:
+        UserError: The path does not exist, or nothing trained is in it yet.
+
+    Source: ours
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; give a run directory or an adapter's folder")
+    is_run = (path / "recipe.yaml").is_file()
+    folder = path / "adapter" if is_run else path
+    recipe = yaml.safe_load((path / "recipe.yaml").read_text()) if is_run else {}
+    policy = recipe.get("policy", {})
+    run = {
+        "recipe": recipe,
+        "summary": _read_json(path / "summary.json"),
+        "environment": _read_json(path / "environment.json"),
+    }
+    remote = policy.get("trust_remote_code", False)
+    if (folder / "adapter_config.json").is_file():
+        config = PeftConfig.from_pretrained(folder)
+        return Trained(folder, config.base_model_name_or_path, policy.get("revision", config.revision), remote, run)
+    if (folder / "config.json").is_file():
+        return Trained(folder, None, None, remote, run)
+    if is_run:
+        raise UserError(f"{path} has no adapter yet; run `align train {path / 'recipe.yaml'}` to its end")
+    raise UserError(f"{path} is neither a run directory (no recipe.yaml) nor an adapter (no adapter_config.json)")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _tokenizer(trained: Trained) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the adapter, which has the chat template it was trained with; otherwise the base's."""
+    if trained.base is not None and not (trained.folder / "tokenizer_config.json").is_file():
+        return load_tokenizer(trained.base, revision=trained.revision, trust_remote_code=trained.trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(trained.folder, trust_remote_code=trained.trust_remote_code)
+    except LOAD_ERRORS as error:
+        raise UserError(f"{trained.folder} has no tokenizer that can be loaded: {first_line(error)}") from error
+
+
+def _copy_adapter(trained: Trained, output: Path, dtype: str | None) -> None:
+    try:
+        tensors = load_file(trained.folder / ADAPTER_FILE)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{trained.folder / ADAPTER_FILE} cannot be read: {first_line(error)}") from error
+    if dtype is not None:
+        tensors = {name: value.to(getattr(torch, dtype)) for name, value in tensors.items()}
+    save_file(tensors, output / ADAPTER_FILE, metadata={"format": "pt"})
+    shutil.copy(trained.folder / "adapter_config.json", output)
+
+
+def _write_model(
+    trained: Trained, tokenizer: PreTrainedTokenizerBase, output: Path, dtype: str | None
+) -> dict[str, float]:
+    """Write the whole model; returns by how many nats a probe token's log-probabilities moved at most, per stage."""
+    source = (
+        trained.folder
+        if trained.base is None
+        else model_folder(trained.base, trained.revision, trust_remote_code=trained.trust_remote_code)
+    )
+    model = _load_float32(source, trained)
+    probe = torch.tensor([tokenizer(PROBE)["input_ids"]])
+    differences = {}
+    if trained.base is not None:
+        wrapped = _with_adapter(model, trained)
+        before = _logprobs(wrapped, probe)
+        model = wrapped.merge_and_unload()
+        differences["merge"] = _largest_difference(before, _logprobs(model, probe))
+        if not differences["merge"] <= MERGE_TOLERANCE:
+            raise UserError(
+                f"{trained.folder}: merging moves log-probabilities by {differences['merge']:.2g} nats, so the merged "
+                "model would not be what was trained; export the adapter without --merge"
+            )
+    exact = _logprobs(model, probe)
+    stored = dtype or str(AutoConfig.from_pretrained(source).dtype or torch.float32).removeprefix("torch.")
+    model = model.to(getattr(torch, stored))
+    _tie_if_equal(model)
+    if model.generation_config.eos_token_id is None:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(output)
+    del model
+    differences["rounding"] = _largest_difference(exact, _logprobs(_load_float32(output, trained), probe))
+    return differences
+
+
+def _load_float32(folder: Path, trained: Trained) -> PreTrainedModel:
+    model, _ = load_model(
+        folder,
+        dtype="float32",
+        attention=None,
+        quantization=None,
+        trust_remote_code=trained.trust_remote_code,
+        dropout=True,
+        device=torch.device("cpu"),
+    )
+    return model.eval()
+
+
+def _with_adapter(base: PreTrainedModel, trained: Trained) -> PeftModel:
+    _untie(base)
+    try:
+        wrapped = PeftModel.from_pretrained(base, trained.folder, adapter_name=TRAINED)
+        stored = set(load_file(trained.folder / ADAPTER_FILE))
+    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{trained.folder} does not fit its base {trained.base}: {first_line(error)}") from error
+    # PEFT itself may store the base's embeddings beside an adapter on them.
+    known = set(get_peft_model_state_dict(wrapped, adapter_name=TRAINED, save_embedding_layers=True))
+    if odd := (set(adapter_tensors(wrapped, TRAINED)) - stored) | (stored - known):
+        raise UserError(
+            f"{trained.folder} was made for another base than {trained.base}: {len(odd)} weights have no counterpart, "
+            f"first {min(odd)}"
+        )
+    return wrapped.eval()
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Give the LM head a weight of its own, so that an adapter merged into it does not move the embeddings too."""
+    text = model.config.get_text_config()
+    if text.tie_word_embeddings:
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        text.tie_word_embeddings = False
+
+
+def _tie_if_equal(model: PreTrainedModel) -> None:
+    """Store one matrix where LM head and embeddings are still the same."""
+    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if head.shape == embeddings.shape and torch.equal(head, embeddings):
+        model.config.get_text_config().tie_word_embeddings = True
+        model.tie_weights()
+
+
+@torch.no_grad()
+def _logprobs(model: PreTrainedModel | PeftModel, ids: Tensor) -> Tensor:
+    return model(input_ids=ids).logits.float().log_softmax(-1)
+
+
+def _largest_difference(a: Tensor, b: Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
+def _push(folder: Path, name: str) -> None:
+    api = HfApi()
+    try:
+        api.create_repo(name, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder)
+    except HUB_ERRORS as error:
+        raise UserError(f"{folder} is written, but {name} cannot be pushed: {first_line(error)}") from error

@@ -1,0 +1,209 @@
+"""An export gives the log-probabilities of what was trained, loads by name, and says what it is."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from align import export as export_module
+from align.errors import UserError
+from align.export import export
+
+VOCABULARY = 40
+IDS = torch.randint(3, VOCABULARY, (2, 17), generator=torch.Generator().manual_seed(0))
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TEMPLATE = "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
+ADAPTERS = {
+    "lora": peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=LINEAR),
+    "lora_on_a_tied_head": peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "lm_head"]),
+    "dora": peft.LoraConfig(task_type="CAUSAL_LM", r=4, use_dora=True, target_modules=LINEAR),
+    "adalora": peft.AdaLoraConfig(task_type="CAUSAL_LM", target_r=2, init_r=4, total_step=10, target_modules=LINEAR),
+    "miss": peft.MissConfig(task_type="CAUSAL_LM", r=4, target_modules=LINEAR),
+    "ia3": peft.IA3Config(
+        task_type="CAUSAL_LM", target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
+    ),
+}
+
+
+def save_base(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            tie_word_embeddings=True,
+            initializer_range=0.2,
+        )
+    )
+    model.to(dtype).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w2")
+
+
+def save_adapter(folder: Path, base: Path, kind: str = "lora") -> torch.Tensor:
+    """An adapter of random weights; returns the logits of base and adapter in float32."""
+    model = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), deepcopy(ADAPTERS[kind])
+    )
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return logits(model.eval())
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    return model(input_ids=IDS).logits
+
+
+def save_run(folder: Path, base: Path) -> torch.Tensor:
+    """A run directory as `align train` leaves it; returns the logits of base and adapter."""
+    trained = save_adapter(folder / "adapter", base)
+    with_template = tokenizer()
+    with_template.chat_template = TEMPLATE
+    with_template.save_pretrained(folder / "adapter")
+    recipe = {
+        "output": str(folder),
+        "policy": {"model": str(base), "adapter": {"name": "lora", "rank": 4}},
+        "data": {"sources": [{"path": "lists.jsonl"}]},
+        "objective": [{"name": "lambda", "weight": 1.0}],
+        "train": {"learning_rate": 1e-3, "lists_per_step": 8, "seed": 17},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "summary.json").write_text(json.dumps({"eval_before": {"ndcg": 0.25}, "eval_after": {"ndcg": 0.75}}))
+    (folder / "environment.json").write_text(json.dumps({"packages": {"torch": "2.13.0"}}))
+    return trained
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_a_merged_model_has_the_logits_of_base_and_adapter(tmp_path, kind):
+    base = save_base(tmp_path / "base")
+    trained = save_adapter(tmp_path / "adapter", base, kind)
+    out = export(tmp_path / "adapter", tmp_path / "out", merge=True)
+    merged = AutoModelForCausalLM.from_pretrained(out)
+    torch.testing.assert_close(logits(merged), trained, atol=1e-5, rtol=1e-5)
+    assert (logits(AutoModelForCausalLM.from_pretrained(base)) - trained).abs().max() > 0.1
+    assert merged.config.tie_word_embeddings == (kind != "lora_on_a_tied_head")
+    assert AutoTokenizer.from_pretrained(out).get_vocab() == tokenizer().get_vocab()
+    assert merged.generation_config.eos_token_id is not None
+
+
+def test_a_merge_is_computed_in_float32_and_then_rounded_once(tmp_path):
+    base = save_base(tmp_path / "base", torch.bfloat16)
+    trained = save_adapter(tmp_path / "adapter", base)
+    exact = AutoModelForCausalLM.from_pretrained(
+        export(tmp_path / "adapter", tmp_path / "exact", merge=True, dtype="float32")
+    )
+    torch.testing.assert_close(logits(exact), trained, atol=1e-5, rtol=1e-5)
+    rounded = load_file(export(tmp_path / "adapter", tmp_path / "rounded", merge=True) / "model.safetensors")
+    for name, value in exact.named_parameters():
+        assert torch.equal(rounded[name], value.to(torch.bfloat16))
+
+
+def test_a_runs_merge_has_its_chat_template_and_a_card_of_what_it_is(tmp_path):
+    trained = save_run(tmp_path / "run", save_base(tmp_path / "base"))
+    out = export(tmp_path / "run", tmp_path / "out", merge=True)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(out)), trained, atol=1e-5, rtol=1e-5)
+    assert AutoTokenizer.from_pretrained(out).chat_template == TEMPLATE
+    card = (out / "README.md").read_text()
+    for fact in (f"{tmp_path}/base", "lora (rank 4)", "lambda", "lists.jsonl", "| seed | 17 |", "torch 2.13.0"):
+        assert fact in card
+    assert "| NDCG by implicit reward | 0.2500 | 0.7500 |" in card
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "transformers"
+
+
+def test_an_adapter_is_copied_unchanged_or_cast(tmp_path):
+    trained = save_run(tmp_path / "run", save_base(tmp_path / "base"))
+    out = export(tmp_path / "run", tmp_path / "out")
+    loaded = peft.AutoPeftModelForCausalLM.from_pretrained(out)
+    torch.testing.assert_close(logits(loaded), trained)
+    assert AutoTokenizer.from_pretrained(out).chat_template == TEMPLATE
+    before = load_file(out / "adapter_model.safetensors")
+    cast = load_file(export(tmp_path / "run", tmp_path / "cast", dtype="float16") / "adapter_model.safetensors")
+    assert {name: value.half().tolist() for name, value in before.items()} == {n: v.tolist() for n, v in cast.items()}
+    assert {value.dtype for value in cast.values()} == {torch.float16}
+    assert yaml.safe_load((out / "README.md").read_text().split("---")[1])["library_name"] == "peft"
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_run_of_all_weights_is_written_whole(tmp_path, merge):
+    save_base(tmp_path / "run" / "adapter")
+    (tmp_path / "run" / "recipe.yaml").write_text(
+        yaml.safe_dump({"policy": {"model": "b"}, "data": {"sources": []}, "train": {}})
+    )
+    merged = AutoModelForCausalLM.from_pretrained(export(tmp_path / "run", tmp_path / "out", merge=merge))
+    assert torch.equal(logits(merged), logits(AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "adapter")))
+
+
+def test_a_merge_that_is_not_what_was_trained_is_refused(tmp_path, monkeypatch):
+    save_adapter(tmp_path / "tied", save_base(tmp_path / "base"), "lora_on_a_tied_head")
+    monkeypatch.setattr(export_module, "_untie", lambda model: None)
+    with pytest.raises(UserError, match="merging moves log-probabilities"):
+        export(tmp_path / "tied", tmp_path / "out", merge=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_users_mistakes(tmp_path):
+    base = save_base(tmp_path / "base")
+    save_run(tmp_path / "run", base)
+    save_adapter(tmp_path / "adapter", base)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "recipe.yaml").write_text("policy: {model: base}")
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "gone")})
+    )
+    other = tmp_path / "other"
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), deepcopy(ADAPTERS["lora"])).save_pretrained(other)
+    weights = load_file(other / "adapter_model.safetensors")
+    odd = {name.replace("layers.1.", "layers.7."): value for name, value in weights.items()}
+    export_module.save_file(odd, other / "adapter_model.safetensors")
+    cases = [
+        ("absent", {}, "absent does not exist; give a run directory"),
+        ("empty", {}, "neither a run directory .* nor an adapter"),
+        ("unfinished", {}, "has no adapter yet; run `align train"),
+        ("lost", {"merge": True}, "gone is not a folder here"),
+        ("other", {"merge": True}, "made for another base"),
+    ]
+    for name, options, message in cases:
+        with pytest.raises(UserError, match=message):
+            export(tmp_path / name, tmp_path / "out", **options)
+    with pytest.raises(UserError, match="base exists and is not empty"):
+        export(tmp_path / "run", base)
+
+
+def test_push_uploads_the_finished_folder(tmp_path, monkeypatch):
+    calls = []
+
+    class Hub:
+        def create_repo(self, name: str, exist_ok: bool) -> None:
+            calls.append((name, exist_ok))
+
+        def upload_folder(self, repo_id: str, folder_path: Path) -> None:
+            calls.append((repo_id, sorted(file.name for file in folder_path.iterdir())))
+
+    monkeypatch.setattr(export_module, "HfApi", Hub)
+    save_adapter(tmp_path / "adapter", save_base(tmp_path / "base"))
+    export(tmp_path / "adapter", tmp_path / "out", push="someone/aligned")
+    files = {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"}
+    assert calls[0] == ("someone/aligned", True)
+    assert calls[1][0] == "someone/aligned" and files <= set(calls[1][1])
