@@ -1,4 +1,4 @@
-"""What every objective promises, checked for all of them: the formula, padding, order, gradients, declared properties."""
+"""What every objective promises, for all of them: formula, padding, order, gradients, declared properties."""
 
 import inspect
 

@@ -1,0 +1,133 @@
+"""The tables that name objectives agree with one another, with the functions and with TRL; what is refused and how."""
+
+import inspect
+from typing import get_args
+
+import pytest
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from align.errors import UserError
+from align.objectives import (
+    OBJECTIVES,
+    PROPERTIES,
+    REFUSED,
+    SCORES,
+    TRL_NAMES,
+    ObjectiveConfig,
+    ScoreConfig,
+    check_grades,
+)
+
+CONFIGS = {cls.model_fields["name"].default: cls for cls in get_args(get_args(ObjectiveConfig)[0])}
+OBJECTIVE, SCORE = TypeAdapter(ObjectiveConfig), TypeAdapter(ScoreConfig)
+
+
+def test_every_table_has_the_same_names():
+    assert set(OBJECTIVES) == set(PROPERTIES) == set(CONFIGS)
+    assert {cls.model_fields["name"].default for cls in get_args(get_args(ScoreConfig)[0])} == set(SCORES)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_fields_are_the_keyword_arguments_with_their_defaults(name):
+    parameters = inspect.signature(OBJECTIVES[name]).parameters.values()
+    keywords = {
+        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("beta", "baseline")
+    }
+    fields = {key: field.default for key, field in CONFIGS[name].model_fields.items()}
+    assert fields.pop("name") == name
+    assert fields.pop("weight") == 1.0
+    del fields["score"]
+    assert fields == keywords
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_score_fields_are_the_keyword_arguments_with_their_defaults(name):
+    parameters = inspect.signature(SCORES[name]).parameters.values()
+    keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert SCORE.validate_python({"name": name}).model_dump(exclude={"name"}) == keywords
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_field_explains_itself(name):
+    assert CONFIGS[name].__doc__
+    for key, field in CONFIGS[name].model_fields.items():
+        assert key == "name" or field.description, key
+
+
+def test_a_required_score_is_the_only_one_that_the_recipe_takes():
+    assert PROPERTIES["odds_ratio"].score == OBJECTIVE.validate_python({"name": "odds_ratio"}).score.name
+    for score in (None, {"name": "log_ratio"}):
+        with pytest.raises(ValidationError, match="score"):
+            OBJECTIVE.validate_python({"name": "odds_ratio", "score": score})
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"name": "logistic", "label_smoothing": 0.5},
+        {"name": "exo", "label_smoothing": 0.0},
+        {"name": "discopop", "temperature": 2.0},
+        {"name": "lambda", "log_base": 1.0},
+        {"name": "lambda", "reduction": "mean"},
+        {"name": "pl_policy_gradient", "samples": 1},
+        {"name": "hinge", "weight": 0.0},
+        {"name": "hinge", "margin": 1.0},
+    ],
+    ids=str,
+)
+def test_impossible_options_are_refused(keys):
+    with pytest.raises(ValidationError, match=next(key for key in keys if key != "name")):
+        OBJECTIVE.validate_python(keys)
+
+
+TRL_DPO = {
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
+    *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+}
+TRL_OTHERS = {"kto", "apo_zero_unpaired", "simpo", "alphapo", "orpo", "cpo_sigmoid", "cpo_hinge", "cpo_ipo"}
+
+
+def test_every_loss_of_trl_has_a_recipe_or_a_reason():
+    assert set(TRL_NAMES) | set(REFUSED) == TRL_DPO | TRL_OTHERS
+    assert not set(TRL_NAMES) & set(REFUSED)
+    assert not set(OBJECTIVES) & set(REFUSED)
+
+
+@pytest.mark.parametrize("name", TRL_NAMES)
+def test_what_stands_for_a_trl_name_is_a_valid_recipe(name):
+    keys = yaml.safe_load(TRL_NAMES[name])
+    objectives = keys["objective"] if isinstance(keys["objective"], list) else [keys["objective"]]
+    assert set(keys) <= {"objective", "score"}
+    assert [OBJECTIVE.validate_python(each).name for each in objectives]
+    assert SCORE.validate_python(keys.get("score", {"name": "log_ratio"}))
+
+
+def test_a_refused_name_says_why():
+    with pytest.raises(UserError, match="sorts across the batch.*`logistic`"):
+        check_grades("aot", torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("name", "grades", "message"),
+    [
+        ("pointwise_sigmoid", [0.5, 1.5], "from 0 to 1, but completion 1 of list 0 has grade 1.5.*win_probability"),
+        ("softmax", [-0.5, 1.0], "of 0 or more, but completion 0 of list 0 has grade -0.5"),
+        ("lambda", [100.0, 1.0], "from -64 to 64"),
+        ("pl_policy_gradient", [-1.0, 1.0], "from 0 to 64"),
+        ("logistic", [float("inf"), 1.0], "finite"),
+        ("logistic", [float("nan"), 1.0], "finite"),
+        ("apo_down", [0.0, 1.0, 2.0], "pairs only, but list 0 has 3.*best_worst"),
+        ("logistic", [1.0], "2 completions or more, but list 0 has 1.*kto"),
+    ],
+)
+def test_grades_that_an_objective_cannot_use_are_refused(name, grades, message):
+    with pytest.raises(UserError, match=message):
+        check_grades(name, torch.tensor([grades]), torch.ones(1, len(grades), dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_good_lists_pass_whatever_the_padding_holds(name):
+    grades = torch.tensor([[0.0, 1.0, float("nan")], [0.3, 0.2, -1e9]])
+    check_grades(name, grades, torch.tensor([[True, True, False]] * 2))
