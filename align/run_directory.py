@@ -23,13 +23,14 @@ COMPLETE = "complete"
 
 
 class RunDirectory:
-    """`recipe.yaml environment.json audit.json before.json metrics.jsonl events.log checkpoints/ best/ adapter/ summary.json`"""
+    """`recipe.yaml environment.json before.json metrics.jsonl events.log checkpoints/ best/ adapter/ summary.json`"""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.recipe = self.path / "recipe.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.log"
+        self.before = self.path / "before.json"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self.adapter = self.path / "adapter"
@@ -64,14 +65,20 @@ class RunDirectory:
         whole = complete_checkpoints(self.checkpoints)
         return whole[-1] if whole else None
 
-    def rewind_metrics(self, step: int) -> float:
-        """Drop the metrics of steps after `step`, which will be trained again; returns the seconds trained until it."""
-        if not self.metrics.exists():
-            return 0.0
-        lines = [json.loads(line) for line in self.metrics.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in lines if line["step"] <= step]
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the metrics of steps after `step`, which will be trained again."""
+        kept = [line for line in self.read_metrics() if line["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        return max((line["seconds"] for line in kept), default=0.0)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last one that a kill has cut short is left out."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines() if line.endswith("}")]
+
+    def seconds(self) -> float:
+        """Seconds of training until the last line of metrics.jsonl, interruptions left out."""
+        return max((line["seconds"] for line in self.read_metrics()), default=0.0)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         with self.metrics.open("a") as file:

@@ -4,38 +4,40 @@ import json
 import logging
 import math
 import resource
-import time
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
 
-from align.data import Prepared, Source, prepare_data
-from align.data.collate import Example
-from align.data.steps import plan_steps
-from align.evaluate.lists import evaluate_lists
-from align.evaluate.samples import Samples, sample_heldout
-from align.loss import ListLoss, build_loss
-from align.model.forward import TokenScorer
-from align.model.policy import Policy, load_policy, load_tokenizer
+from align.data import Prepared, Source, prepare_data, prompt_text, read_chat_template
+from align.data.collate import Example, collate
+from align.data.steps import micro_batches, plan_steps
+from align.evaluate.samples import Measured, side_by_side
+from align.evaluate.sampling import sample_completions
+from align.errors import UserError
+from align.loss import ListLoss, build_loss, likelihood_loss
+from align.model.adapters import Eva
+from align.model.checks import check_reference_identity
+from align.model.load import load_tokenizer
+from align.model.policy import Policy, load_policy
 from align.model.reference import attach_reference
-from align.progress import progress
+from align.objectives import PROPERTIES, check_grades
 from align.recipe import Recipe
 from align.run_directory import RunDirectory, start_log, write_json
 from align.summary import print_summary
-from align.trainer import AlignTrainer, ProgressCallback
+from align.trainer import AlignTrainer
+from rewards import load_scorer
 
 log = logging.getLogger("align")
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run."""
+    """A finished run: its directory, and what summary.json holds."""
 
     path: Path
     summary: dict[str, Any]
@@ -45,15 +47,256 @@ def train(recipe: Recipe) -> RunResult:
     """Train the recipe's policy; a run that is already in `recipe.output` goes on where it stopped.
 
     Raises:
-        UserError: the recipe, its data or its model cannot work, said before the first step.
+        UserError: the recipe, its data or its model cannot work; said before the first step.
     """
     run = RunDirectory(recipe.output)
     arguments = training_arguments(recipe, run)
     main = arguments.process_index == 0
-    if main:
+    with arguments.main_process_first():
         run.open(recipe)
     start_log(run, main=main)
-    if run.summary.exists():
-        log.info("%s: already finished", run.path)
-        return _finish(run, main)
-    ...
+    if not run.summary.exists():
+        _train(recipe, run, arguments)
+    summary = json.loads(run.summary.read_text())
+    if main:
+        print_summary(str(run.path), summary, show=recipe.sampling.show)
+    return RunResult(run.path, summary)
+
+
+def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> None:
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    set_seed(recipe.train.seed)
+    loss = loss_of(recipe)
+    scorer = load_scorer(recipe.sampling.reward) if recipe.sampling.reward else None
+    with arguments.main_process_first():
+        prepared = prepare(recipe)
+    check_objectives(recipe, prepared)
+    log.info("%d training lists, %d held out", len(prepared.train), len(prepared.heldout))
+    plan = plan_steps(
+        prepared.train["weight"],
+        lists_per_step=recipe.train.lists_per_step,
+        epochs=recipe.train.epochs,
+        steps=recipe.train.steps,
+        seed=recipe.train.seed,
+    )
+    policy = _load_policy(recipe, prepared, total_steps=len(plan), device=arguments.device)
+    check_reference_identity(policy, collate([prepared.train[0]], pad_id=policy.pad_id).to(arguments.device))
+    lists, heldout = _with_reference(recipe, policy, loss, prepared)
+    arguments.max_steps = len(plan)
+    arguments.warmup_steps = math.ceil(recipe.train.warmup_ratio * len(plan))
+    arguments.save_steps = recipe.train.save_steps or max(1, math.ceil(len(plan) / 10))
+    trainer = AlignTrainer(
+        policy=policy,
+        loss=loss,
+        lists=lists,
+        plan=plan,
+        heldout=heldout,
+        run=run,
+        tokens_per_batch=recipe.train.tokens_per_batch,
+        keep_checkpoints=recipe.train.keep_checkpoints,
+        keep_best=recipe.train.keep_best,
+        args=arguments,
+    )
+
+    def measure() -> Measured:
+        metrics = trainer.evaluate_heldout()
+        prompts = prepared.heldout_rows[: recipe.sampling.prompts]
+        completions = _sample(recipe, policy, heldout)
+        rewards = scorer.score([row.prompt for row in prompts], completions) if scorer else []
+        return Measured(metrics, completions, list(rewards))
+
+    before = _measured_once(run.before, measure)
+    trainer.train_from(run.last_checkpoint(), logging_steps=recipe.train.logging_steps)
+    if recipe.train.keep_best and run.best.exists():
+        policy.load_state(run.best)
+    after = measure()
+    if trainer.is_world_process_zero():
+        _save_adapter(run, policy)
+        prompts = [prompt_text(row, policy.tokenizer) for row in prepared.heldout_rows[: recipe.sampling.prompts]]
+        write_json(run.summary, _summarise(recipe, run, trainer, prepared, before, after, prompts))
+    trainer.accelerator.wait_for_everyone()
+
+
+def loss_of(recipe: Recipe) -> ListLoss:
+    """The loss of a list under the recipe."""
+    if recipe.task == "sft":
+        return likelihood_loss()
+    return build_loss(recipe.score, recipe.objective, wpo=recipe.wpo, dpop=recipe.dpop)
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """The recipe's rows as token ids, and their audit."""
+    data, policy = recipe.data, recipe.policy
+    fields = data.model_dump(exclude={"sources", "eval_sources", "select"})
+    return prepare_data(
+        sources=[Source(**source.model_dump()) for source in data.sources],
+        eval_sources=[Source(**source.model_dump()) for source in data.eval_sources],
+        select="best" if recipe.task == "sft" else data.select,
+        tokenizer=load_tokenizer(
+            policy.model,
+            revision=policy.revision,
+            chat_template=policy.chat_template,
+            trust_remote_code=policy.trust_remote_code,
+        ),
+        chat_template=read_chat_template(policy.chat_template),
+        min_completions=min_completions(recipe),
+        seed=recipe.train.seed,
+        **fields,
+    )
+
+
+def min_completions(recipe: Recipe) -> int:
+    """Completions that a row must have to be of use: two to prefer one, one for `sft` and unpaired objectives."""
+    return max((PROPERTIES[term.name].min_list_size for term in recipe.objective), default=1)
+
+
+def check_objectives(recipe: Recipe, prepared: Prepared) -> None:
+    """Refuse, before training, grades and list sizes that an objective is not defined for.
+
+    Raises:
+        UserError: names the row.
+    """
+    for part in (prepared.train, prepared.heldout):
+        for source, row, grades in zip(part["source"], part["row"], part["grades"], strict=True):
+            one_list = torch.tensor([grades])
+            for objective in recipe.objective:
+                try:
+                    check_grades(objective.name, one_list, torch.ones_like(one_list, dtype=torch.bool))
+                except UserError as error:
+                    raise UserError(f"{source}, row {row}: {error}") from None
+
+
+def _load_policy(recipe: Recipe, prepared: Prepared, *, total_steps: int, device: torch.device) -> Policy:
+    init_batches = None
+    if isinstance(recipe.policy.adapter, Eva):
+        pad_id = load_tokenizer(recipe.policy.model).pad_token_id
+        examples = list(prepared.train.select(range(min(256, len(prepared.train)))))
+        batches = micro_batches(examples, tokens_per_batch=recipe.train.tokens_per_batch)
+        init_batches = [collate(batch, pad_id=pad_id) for batch in batches]
+    return load_policy(
+        **{name: value for name, value in recipe.policy if name != "chat_template"},
+        chat_template=recipe.policy.chat_template,
+        dropout=recipe.train.dropout,
+        seed=recipe.train.seed,
+        device=device,
+        total_steps=total_steps,
+        init_batches=init_batches,
+        keep_reference=not recipe.reference.cache,
+    )
+
+
+def _with_reference(recipe: Recipe, policy: Policy, loss: ListLoss, prepared: Prepared) -> tuple[Sequence, Sequence]:
+    """Training and held-out lists, with the reference's log-probabilities where they are cached and needed."""
+    if not recipe.reference.cache:
+        return prepared.train, prepared.heldout
+
+    def attach(lists: Any) -> Any:
+        return attach_reference(
+            lists,
+            policy,
+            tokens_per_batch=recipe.train.tokens_per_batch,
+            cache_dir=recipe.reference.cache_dir,
+            precision=recipe.train.precision,
+        )
+
+    train_lists = attach(prepared.train) if loss.needs_reference else prepared.train
+    return train_lists, attach(prepared.heldout) if len(prepared.heldout) else prepared.heldout
+
+
+def _measured_once(path: Path, measure: Callable[[], Measured]) -> Measured:
+    """What was measured before an interruption, since a resumed run no longer has the initial policy."""
+    if not path.exists():
+        measure().save(path)
+    return Measured.load(path)
+
+
+def _sample(recipe: Recipe, policy: Policy, heldout: Sequence[Example]) -> list[str]:
+    sampling = recipe.sampling
+    prompts = [heldout[i]["prompt_ids"] for i in range(min(sampling.prompts, len(heldout)))]
+    completions = sample_completions(
+        policy.model,
+        policy.tokenizer,
+        prompts,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        seed=recipe.train.seed,
+        tokens_per_batch=recipe.train.tokens_per_batch,
+    )
+    return [texts[0] for texts in completions]
+
+
+def _save_adapter(run: RunDirectory, policy: Policy) -> None:
+    """The adapter with the tokenizer beside it: the whole folder or none."""
+    temporary = run.path / "adapter.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    policy.save_adapter(temporary)
+    policy.tokenizer.save_pretrained(temporary)
+    shutil.rmtree(run.adapter, ignore_errors=True)
+    temporary.rename(run.adapter)
+
+
+def _summarise(
+    recipe: Recipe,
+    run: RunDirectory,
+    trainer: AlignTrainer,
+    prepared: Prepared,
+    before: Measured,
+    after: Measured,
+    prompts: Sequence[str],
+) -> dict[str, Any]:
+    seconds = run.seconds()
+    return {
+        "objective": [term.model_dump(mode="json") for term in recipe.objective] or recipe.task,
+        "adapter": recipe.policy.adapter.model_dump(mode="json"),
+        "seed": recipe.train.seed,
+        "data": prepared.audit.to_dict(),
+        "steps": trainer.state.global_step,
+        "train_seconds": seconds,
+        "tokens_per_second": trainer.planned_tokens / seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "eval_before": before.all_metrics(),
+        "eval_after": after.all_metrics(),
+        "samples": side_by_side(prompts, before, after),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Most memory held so far: of the GPU's allocator where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:
+    """The recipe's `train` section as transformers names it; what depends on the data is set later."""
+    train = recipe.train
+    return TrainingArguments(
+        output_dir=str(run.checkpoints),
+        per_device_train_batch_size=1,  # of the data loader, whose items are whole optimizer steps
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.schedule,
+        optim=train.optimizer,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        max_grad_norm=train.max_grad_norm,
+        bf16=train.precision == "bfloat16",
+        fp16=train.precision == "float16",
+        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if train.eval_steps else "no",
+        eval_steps=train.eval_steps,
+        save_strategy="steps",
+        report_to=list(train.report_to) or "none",
+        run_name=run.path.name,
+        seed=train.seed,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        label_names=[],
+    )

@@ -22,13 +22,13 @@ ROWS = (
 """Key of `eval_before` and `eval_after`, what it is called, and its format."""
 
 
-def print_summary(path: str, summary: dict[str, Any], console: Console | None = None) -> None:
+def print_summary(path: str, summary: dict[str, Any], *, show: int, console: Console | None = None) -> None:
     """Before and after on the held-out lists, the sampled completions, and where the run is."""
     console = console or Console(soft_wrap=False)
     before, after = summary["eval_before"], summary["eval_after"]
     if before:
         console.print(_table(before, after, summary["data"]["heldout_lists"]))
-    for sample in summary["samples"]:
+    for sample in summary["samples"][:show]:
         console.print(_sample(sample))
     console.print(
         f"{summary['steps']} steps in {summary['train_seconds']:.0f} s, "

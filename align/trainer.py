@@ -1,25 +1,32 @@
 """AlignTrainer: a step's lists -> token log-probs -> scores -> one mean of the objective -> one optimizer step."""
 
-import json
-import os
+import math
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from align.data.collate import Example, collate
 from align.data.steps import StepLists, cut_further, micro_batches
-from align.evaluate.lists import forward_lists
+from align.errors import UserError
+from align.evaluate.lists import evaluate_lists, reference_logprobs
 from align.loss import ListLoss
 from align.metrics import LOG_NAMES, Sums, list_metrics
 from align.model.forward import TokenScorer
 from align.model.policy import Policy
+from align.progress import progress
+from align.run_directory import COMPLETE, RunDirectory, complete_checkpoints
+from align.types import ListBatch
+
+OUTPUTS = ("logprob", "entropy")
+
 
 class AlignTrainer(Trainer):
     """transformers' Trainer, where one item of the data loader is one optimizer step's lists.
@@ -35,22 +42,48 @@ class AlignTrainer(Trainer):
         loss: ListLoss,
         lists: Sequence[Example],
         plan: Sequence[Sequence[int]],
+        heldout: Sequence[Example],
+        run: RunDirectory,
         tokens_per_batch: int,
         keep_checkpoints: int,
-        evaluate_lists: Callable[[], dict[str, float]],
-        write_metrics: Callable[[dict[str, float]], None],
+        keep_best: str | None,
         args: TrainingArguments,
-        callbacks: list | None = None,
     ) -> None:
-        super().__init__(model=TokenScorer(policy), args=args, train_dataset=lists, callbacks=callbacks)
+        """Args:
+        lists: tokenised training lists, with `reference_logprobs` or not.
+        plan: the rows of `lists` of every optimizer step.
+        heldout: tokenised lists that are measured.
+        keep_best: the held-out figure by which run.best is kept.
+        """
+        super().__init__(model=TokenScorer(policy), args=args, train_dataset=lists, eval_dataset=heldout)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_AfterStep(policy))
         self.policy = policy
         self.loss = loss
         self.plan = plan
+        self.run = run
         self.tokens_per_batch = tokens_per_batch
         self.keep_checkpoints = keep_checkpoints
-        self.evaluate_lists = evaluate_lists
-        self.write_metrics = write_metrics
-        self.step_sums = Sums()
+        self.keep_best = keep_best
+        self.outputs = tuple(dict.fromkeys([*OUTPUTS, *loss.outputs]))
+        self.sums = Sums()
+        self.completion_tokens = [sum(map(len, ids)) for ids in lists["completion_ids"]]
+
+    @property
+    def planned_tokens(self) -> int:
+        """Completion tokens of the whole run."""
+        return sum(self.completion_tokens[row] for rows in self.plan for row in rows)
+
+    def train_from(self, checkpoint: Path | None, *, logging_steps: int) -> None:
+        """Train to the end of the plan, with a progress bar; from a checkpoint if there is one."""
+        start = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+        self.run.rewind_metrics(start)
+        self.logging_steps = logging_steps
+        self.seconds_before, self.began = self.run.seconds(), time.monotonic()
+        self.step_began = self.began
+        show = self.is_world_process_zero()
+        with progress("training", len(self.plan), unit="steps", start=start, show=show) as self.advance:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def get_train_dataloader(self) -> DataLoader:
         """One item per optimizer step; each process reads its own share, so accelerate must not cut it again."""
@@ -120,18 +153,67 @@ class AlignTrainer(Trainer):
         return torch.stack([ratio.where(batch.completion_mask, 0.0).sum(), ratio.new_ones(())])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """One line per optimizer step: the Trainer's loss, gradient norm and learning rate, and the lists' means."""
+        """One line per optimizer step: the lists' means, and the Trainer's gradient norm and learning rate."""
+        if "grad_norm" not in logs:  # the Trainer's own totals at the end
+            return
         means = self.sums.means(self.accelerator)
         self.sums = Sums()
-        del logs["loss"]  # the same figure, less exact
-        super().log({LOG_NAMES.get(name, name): value for name, value in means.items()} | logs, start_time)
+        self._refuse_divergence(means["loss"])
+        line = {LOG_NAMES.get(name, name): value for name, value in means.items()}
+        line |= {name: logs[name] for name in ("grad_norm", "learning_rate")}
+        self._write(line | self._rates())
+        step = self.state.global_step
+        note = f"loss {means['loss']:.4f}, ndcg {means.get('ndcg', math.nan):.3f}" if step % self.logging_steps == 0 else ""
+        self.advance(1, note)
+
+    def _refuse_divergence(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"step {self.state.global_step}: the loss is {loss}; lower train.learning_rate, or turn train.precision to "
+                "bfloat16 or float32 if it is float16"
+            )
+
+    def _rates(self) -> dict[str, float]:
+        rows = self.plan[self.state.global_step - 1]
+        now = time.monotonic()
+        seconds, self.step_began = now - self.step_began, now
+        tokens = sum(self.completion_tokens[row] for row in rows)
+        return {"lists_per_second": len(rows) / seconds, "completion_tokens_per_second": tokens / seconds}
+
+    def _write(self, values: dict[str, float]) -> None:
+        """A line for metrics.jsonl and for the loggers that the recipe names."""
+        super().log(values)
+        if self.is_world_process_zero():
+            place = {"step": self.state.global_step, "seconds": self.seconds_before + time.monotonic() - self.began}
+            self.run.append_metrics(place | values)
+
+    def evaluate_heldout(self) -> dict[str, float]:
+        """Metrics of the policy as it is on the held-out lists; empty if there are none."""
+        return evaluate_lists(
+            self.model,
+            self.policy,
+            self.loss,
+            self.eval_dataset,
+            tokens_per_batch=self.tokens_per_batch,
+            accelerator=self.accelerator,
+        )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Metrics on the held-out lists."""
-        metrics = {f"eval_{name}": value for name, value in self.evaluate_policy(self.state.global_step).items()}
-        super().log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        """Metrics on the held-out lists in the middle of training; keeps the best policy."""
+        metrics = self.evaluate_heldout()
+        if self.keep_best and self.is_world_process_zero():
+            self._keep_if_best(metrics[self.keep_best])
+        named = {f"eval_{name}": value for name, value in metrics.items()}
+        self._write(named)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
+        return named
+
+    def _keep_if_best(self, value: float) -> None:
+        earlier = [line[f"eval_{self.keep_best}"] for line in self.run.read_metrics() if "eval_loss" in line]
+        better = min if self.keep_best == "loss" else max
+        if not earlier or better(value, *earlier) == value != better(earlier):
+            shutil.rmtree(self.run.best, ignore_errors=True)
+            self.policy.save_state(self.run.best)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Mark the checkpoint as whole once it is; only then drop older ones, so that a kill leaves one to go on from."""
@@ -149,6 +231,16 @@ class AlignTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.policy.load_state(Path(resume_from_checkpoint))
+
+
+class _AfterStep(TrainerCallback):
+    """Lets the adapter act between the optimizer's step and the gradients' end (AdaLoRA moves its ranks there)."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.policy.after_step(state.global_step + 1)
 
 
 def _only_item(items: list) -> Any:

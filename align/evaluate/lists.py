@@ -49,14 +49,9 @@ def evaluate_lists(
     return sums.means(accelerator)
 
 
-@torch.no_grad()
 def reference_logprobs(scorer: TokenScorer, policy: Policy, batch: ListBatch) -> Float[Tensor, "N C"]:
-    """The reference's log-probability of every target: cached in the batch, or computed here without dropout."""
+    """The reference's log-probability of every target: cached in the batch, or computed here."""
     if batch.reference_logprobs is not None:
         return batch.reference_logprobs
-    was_training = scorer.training
-    scorer.eval()
     with policy.reference():
-        logprobs = scorer(batch).logprobs
-    scorer.train(was_training)
-    return logprobs
+        return scorer(batch).logprobs

@@ -1,39 +1,41 @@
 """What the policy writes for held-out prompts, and its mean reward."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rewards import Scorer
+from align.run_directory import write_json
 
 
 @dataclass(frozen=True)
-class Samples:
-    """One sampled completion per prompt, with its reward where there is a scorer."""
+class Measured:
+    """The policy at one moment: metrics on held-out lists, and one sampled completion per prompt with its reward."""
 
+    metrics: dict[str, float]
     completions: list[str]
-    rewards: list[float] | None
+    rewards: list[float]
 
-    def mean_reward(self) -> dict[str, float]:
-        """`sample_reward` for a table of metrics; empty without a scorer or prompts."""
-        return {"sample_reward": fmean(self.rewards)} if self.rewards else {}
+    def save(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+    @staticmethod
+    def load(path: Path) -> "Measured":
+        return Measured(**json.loads(path.read_text()))
+
+    def all_metrics(self) -> dict[str, float]:
+        """The metrics, with the mean reward of the samples where they have one."""
+        return self.metrics | ({"sample_reward": fmean(self.rewards)} if self.rewards else {})
 
 
-def side_by_side(prompts: Sequence[str], before: Samples, after: Samples, *, show: int) -> list[dict[str, Any]]:
-    """The first `show` prompts with the completion before and after training."""
+def side_by_side(prompts: Sequence[str], before: Measured, after: Measured) -> list[dict[str, Any]]:
+    """Prompts with their completion before and after training, and both rewards."""
     rows = []
-    for i, prompt in list(enumerate(prompts))[:show]:
-        row: dict[str, Any] = {"prompt": prompt}
-        for when, samples in (("before", before), ("after", after)):
-            row[when] = samples.completions[i]
-            if samples.rewards:
-                row[f"reward_{when}"] = samples.rewards[i]
+    for i, prompt in enumerate(prompts):
+        row: dict[str, Any] = {"prompt": prompt, "before": before.completions[i], "after": after.completions[i]}
+        if before.rewards:
+            row |= {"reward_before": before.rewards[i], "reward_after": after.rewards[i]}
         rows.append(row)
     return rows
-
-
-def score_samples(prompts: Sequence[Any], completions: Sequence[str], scorer: Scorer | None) -> Samples:
-    """Samples with their rewards."""
-    rewards = list(scorer.score(prompts, completions)) if scorer else None
-    return Samples(list(completions), rewards)
