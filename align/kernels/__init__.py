@@ -5,6 +5,6 @@ beside them make it fast. Everything works with plain torch where neither can be
 """
 
 from align.kernels.head.api import LogprobOutput, linear_logprobs
-from align.kernels.rows.op import log_softmax, logsumexp, selective_logprobs, softmax
+from align.kernels.rows.api import log_softmax, logsumexp, selective_logprobs, softmax
 
 __all__ = ["LogprobOutput", "linear_logprobs", "log_softmax", "logsumexp", "selective_logprobs", "softmax"]

@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from align.kernels import native
+from align.kernels.rows.tile import RowStats, logit_gradient
+
 CPU_WORKSPACE_BYTES = 2**27
 GPU_WORKSPACE_BYTES = 640 * 2**20
 COLUMN_TILE = 8192
@@ -30,14 +33,10 @@ class Head:
         """dz / draw without the soft-cap."""
         return self.logit_scale / self.temperature
 
-
-@dataclass
-class RowStats:
-    """Per-row statistics of a tile of logits, float32."""
-
-    logsumexp: Float[Tensor, " C"]
-    entropy: Float[Tensor, " C"]
-    log_sum_sq: Float[Tensor, " C"]
+    @property
+    def bend(self) -> float:
+        """The soft-cap's slope at a logit z is 1 - (bend z)^2; 0 without one."""
+        return 0.0 if self.softcap is None else self.temperature / self.softcap
 
 
 def default_chunk_rows(vocabulary: int, device: torch.device) -> int:
@@ -62,37 +61,37 @@ def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
 
 
 def logits_into(head: Head, x: Float[Tensor, "C H"], out: Float[Tensor, "C V"]) -> Float[Tensor, "C V"]:
-    """The head's logits of some rows, float32, a column tile at a time so that no whole weight is upcast."""
-    low_rank = None if head.lora_a is None else x.to(head.lora_a.dtype) @ head.lora_a.T
-    for start in range(0, head.weight.shape[0], COLUMN_TILE):
-        columns = slice(start, start + COLUMN_TILE)
-        z = matmul_float32(x, head.weight[columns].T)
-        if head.lora_b is not None and low_rank is not None:
-            z += head.lora_scale * (low_rank @ head.lora_b[columns].T)
-        if head.bias is not None:
-            z += head.bias[columns]
-        z *= head.logit_scale
-        if head.softcap is not None:
-            z.div_(head.softcap).tanh_().mul_(head.softcap)
-        torch.div(z, head.temperature, out=out[:, columns])
+    """The head's logits of some rows, in float32."""
+    project(x, head.weight, out)
+    if head.lora_a is not None and head.lora_b is not None:
+        low_rank = (head.lora_scale * (x.to(head.lora_a.dtype) @ head.lora_a.T)).to(out.dtype)
+        for columns in column_tiles(head):
+            out[:, columns].addmm_(low_rank, head.lora_b[columns].to(out.dtype).T)
+    if head.bias is not None:
+        out += head.bias
+    if head.softcap is not None:
+        out.mul_(head.logit_scale / head.softcap).tanh_().mul_(head.softcap / head.temperature)
+    elif head.slope != 1:
+        out *= head.slope
     return out
 
 
-def row_statistics(z: Float[Tensor, "C V"], want_moments: bool) -> RowStats:
-    """log-sum-exp of every row and, if wanted, entropy and log sum p^2 (zeros otherwise)."""
-    logsumexp = z.logsumexp(1)
-    entropy, log_sum_sq = torch.zeros_like(logsumexp), torch.zeros_like(logsumexp)
-    if want_moments:
-        log_p = z - logsumexp[:, None]
-        entropy = -torch.special.xlogy(p := log_p.exp(), p).sum(1)
-        log_sum_sq = log_p.mul_(2).logsumexp(1)
-    return RowStats(logsumexp, entropy, log_sum_sq)
+def project(x: Float[Tensor, "C H"], weight: Float[Tensor, "V H"], out: Float[Tensor, "C V"]) -> None:
+    """out = x W' with float32 sums; on a CPU without bf16 products a column tile of the weight is upcast at a time."""
+    if weight.dtype == out.dtype:
+        torch.mm(x, weight.T, out=out)
+    elif x.device.type != "cpu":
+        torch.mm(x, weight.T, out_dtype=out.dtype, out=out)
+    elif not native.linear_bf16(x, weight, out):
+        wide = x.to(out.dtype)
+        for start in range(0, weight.shape[0], COLUMN_TILE):
+            columns = slice(start, start + COLUMN_TILE)
+            out[:, columns] = wide @ weight[columns].to(out.dtype).T
 
 
-def softcap_slope(head: Head, z: Tensor) -> Tensor:
-    """d(capped) / d(uncapped) from the capped, tempered logit: 1 - (z temperature / cap)^2."""
-    assert head.softcap is not None
-    return 1 - (z * (head.temperature / head.softcap)) ** 2
+def column_tiles(head: Head) -> Iterator[slice]:
+    """The vocabulary in slices, for work that would otherwise copy something of its size."""
+    return (slice(start, start + COLUMN_TILE) for start in range(0, head.weight.shape[0], COLUMN_TILE))
 
 
 def anchor_targets(targets: Int[Tensor, "C M"]) -> Int[Tensor, " C"]:
@@ -104,12 +103,10 @@ def anchor_targets(targets: Int[Tensor, "C M"]) -> Int[Tensor, " C"]:
 def direction(
     head: Head, z: Float[Tensor, "C V"], logsumexp: Float[Tensor, " C"], anchor: Int[Tensor, " C"]
 ) -> Float[Tensor, "C H"]:
-    """d log p(anchor) / d x up to the head's constant slope, (1[v = anchor] - p_v) through it; z is overwritten."""
-    log_p_anchor = z.gather(1, anchor[:, None]) - logsumexp[:, None]
-    slope = None if head.softcap is None else softcap_slope(head, z)
-    d = z.sub_(logsumexp[:, None]).exp_().neg_()
-    d.scatter_(1, anchor[:, None], -torch.expm1(log_p_anchor))
-    return through_head(head, d if slope is None else d.mul_(slope))
+    """d log p(anchor) / d x up to the head's constant slope: (1[v = anchor] - p_v) through it; z is overwritten."""
+    one = torch.ones_like(logsumexp)
+    d = logit_gradient(z, anchor[:, None], logsumexp, -one, one[:, None], cap=head.bend, dtype=head.weight.dtype)
+    return through_head(head, d)
 
 
 def through_head(head: Head, d: Float[Tensor, "C V"]) -> Float[Tensor, "C H"]:
@@ -120,13 +117,14 @@ def through_head(head: Head, d: Float[Tensor, "C V"]) -> Float[Tensor, "C H"]:
     return dx
 
 
-def logit_gradient(
+def output_gradient(
     head: Head,
     z: Float[Tensor, "C V"],
     stats: RowStats,
     targets: Int[Tensor, "C M"],
     grads: list[Tensor],
     moments: bool,
+    dtype: torch.dtype,
 ) -> Float[Tensor, "C V"]:
     """Gradient of raw logits, from those of logprob, logsumexp, entropy and log_sum_sq; z is overwritten.
 
@@ -135,19 +133,13 @@ def logit_gradient(
     """
     g_logprob, g_lse, g_entropy, g_ss = grads
     g_logprob = g_logprob.masked_fill(targets < 0, 0)
-    slope = None if head.softcap is None else softcap_slope(head, z)
-    log_p = z.sub_(stats.logsumexp[:, None])
-    a = g_lse - g_logprob.sum(1)
-    if not moments:
-        d = log_p.exp_().mul_(a[:, None])
-    else:
+    a, quadratic = g_lse - g_logprob.sum(1), None
+    if moments:
         a = a - g_entropy * stats.entropy - 2 * g_ss
-        p = log_p.exp()
-        factor = log_p.clamp_min_(-1e4).mul_(-g_entropy[:, None]).add_(a[:, None])
-        d = factor.addcmul_(p, (2 * g_ss * torch.exp(-stats.log_sum_sq))[:, None]).mul_(p)
-    d.scatter_add_(1, targets.clamp_min(0), g_logprob)
-    d.mul_(head.slope)
-    return d if slope is None else d.mul_(slope)
+        quadratic = (-g_entropy, 2 * g_ss * torch.exp(-stats.log_sum_sq))
+    return logit_gradient(
+        z, targets, stats.logsumexp, a, g_logprob, quadratic=quadratic, cap=head.bend, slope=head.slope, dtype=dtype
+    )
 
 
 def accumulate_head_gradients(
@@ -155,8 +147,7 @@ def accumulate_head_gradients(
 ) -> None:
     """Add a chunk's gradients of weight, bias, lora_a and lora_b to float32 totals (places 1 to 4)."""
     if needs[1]:
-        for start in range(0, d.shape[1], COLUMN_TILE):
-            columns = slice(start, start + COLUMN_TILE)
+        for columns in column_tiles(head):
             totals[1][columns] += matmul_float32(d[:, columns].T, x)
     if needs[2]:
         totals[2] += d.sum(0)
@@ -197,7 +188,7 @@ def scale_direction(
     if targets.shape[1] > 1 or g_lse is not None:
         counted = (targets >= 0).any(1)
         z = logprob + logsumexp[:, None]
-        slope = torch.ones_like(z) if head.softcap is None else softcap_slope(head, z)
+        slope = 1 - (head.bend * z) ** 2
         first = (targets >= 0).int().argmax(1, keepdim=True)
         coefficient = (g * slope).scatter_add(1, first, (-total * slope.gather(1, first).squeeze(1))[:, None])
         rows = head_rows(head, targets.clamp_min(0))

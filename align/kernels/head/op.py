@@ -7,6 +7,7 @@ from torch import Tensor
 
 from align.kernels.head import chunked
 from align.kernels.head.chunked import Head
+from align.kernels.rows.tile import RowStats, statistics
 
 
 @torch.library.custom_op("align::linear_logprobs", mutates_args=())
@@ -28,16 +29,17 @@ def linear_logprobs_op(
     head = Head(weight, bias, lora_a, lora_b, lora_scale, logit_scale, softcap, temperature)
     logprob, logsumexp, entropy, log_sum_sq, saved = _outputs(hidden, weight, targets, mode)
     rows = (targets >= 0).any(1).nonzero().squeeze(1)
+    z = logsumexp.new_empty(min(len(rows), chunk_rows), weight.shape[0])
     for index in chunked.chunks(rows, chunk_rows):
         chosen = targets[index]
-        z = chunked.logits_into(head, hidden[index], logsumexp.new_empty(len(index), weight.shape[0]))
-        stats = chunked.row_statistics(z, moments)
-        logprob[index] = (z.gather(1, chosen.clamp_min(0)) - stats.logsumexp[:, None]).masked_fill_(chosen < 0, 0)
-        logsumexp[index], entropy[index], log_sum_sq[index] = stats.logsumexp, stats.entropy, stats.log_sum_sq
+        tile = chunked.logits_into(head, hidden[index], z[: len(index)])
+        stats = statistics(tile, chosen, 1.0, moments)
+        logprob[index], logsumexp[index] = stats.logprob, stats.logsumexp
+        entropy[index], log_sum_sq[index] = stats.entropy, stats.log_sum_sq
         if mode == "store":
-            saved[index] = z
+            saved[index] = tile
         elif mode == "direction":
-            saved[index] = chunked.direction(head, z, stats.logsumexp, chunked.anchor_targets(chosen))
+            saved[index] = chunked.direction(head, tile, stats.logsumexp, chunked.anchor_targets(chosen))
     return logprob, logsumexp, entropy, log_sum_sq, saved
 
 
@@ -80,14 +82,13 @@ def backward_op(
     head = Head(weight, bias, lora_a, lora_b, lora_scale, logit_scale, softcap, temperature)
     totals = _gradients(hidden, weight, bias, lora_a, lora_b, needs, accumulate=True)
     rows = (targets >= 0).any(1).nonzero().squeeze(1)
+    z = grads[1].new_empty(min(len(rows), chunk_rows), weight.shape[0])
+    dtype = z.dtype if any(needs[1:]) and hidden.device.type == "cpu" else hidden.dtype
     for index in chunked.chunks(rows, chunk_rows):
         x, chosen = hidden[index], targets[index]
-        if saved.numel():
-            z = saved[index]
-        else:
-            z = chunked.logits_into(head, x, grads[1].new_empty(len(index), weight.shape[0]))
-        piece = chunked.RowStats(*(s[index] for s in stats))
-        d = chunked.logit_gradient(head, z, piece, chosen, [g[index] for g in grads], moments)
+        tile = saved[index] if saved.numel() else chunked.logits_into(head, x, z[: len(index)])
+        piece = RowStats(*(s[index] for s in stats))
+        d = chunked.output_gradient(head, tile, piece, chosen, [g[index] for g in grads], moments, dtype)
         if needs[0]:
             totals[0][index] = chunked.through_head(head, d)
         chunked.accumulate_head_gradients(head, x, d, totals, needs)
@@ -141,7 +142,7 @@ def _autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     full = [torch.zeros_like(o) if g is None else g for g, o in zip(grads[:4], output[:4], strict=True)]
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 3, 4, 5)]
     tensors = (hidden, weight, targets, bias, lora_a, lora_b)
-    pieces = backward_op(*tensors, *ctx.scalars, ctx.moments, ctx.chunk_rows, output[1:4], output[4], full, needs)
+    pieces = backward_op(*tensors, *ctx.scalars, ctx.moments, ctx.chunk_rows, output[:4], output[4], full, needs)
     given = [g if needed else None for g, needed in zip(pieces, needs, strict=True)]
     return *given[:2], None, *given[2:], *unused
 

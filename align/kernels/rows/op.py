@@ -1,53 +1,135 @@
-"""Softmax and its relatives over the last axis, float32 whatever the input's dtype."""
+"""The row operators as torch knows them, with their autograd; float32 results whatever the input's dtype."""
 
-from typing import Literal
+from typing import Any
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from align.kernels import native
 from align.kernels.rows import reference
+from align.kernels.rows.tile import logit_gradient, statistics
+
+METHODS = {"softmax": 0, "log_softmax": 1, "sparse": 2, "stablemax": 3, "three_pass": 4}
+STREAM_BYTES = 2**25
+BACKWARD_BYTES = 2**26
 
 
-def softmax(
-    x: Float[Tensor, "*b V"],
-    *,
-    method: Literal["softmax", "sparse", "stablemax"] = "softmax",
-    k: int | None = None,
-    out: Float[Tensor, "*b V"] | None = None,
-) -> Float[Tensor, "*b V"]:
-    """Probabilities over the last axis.
+def softmax_into(x: Float[Tensor, "R V"], method: str, k: int, out: Float[Tensor, "R V"]) -> None:
+    """Write one of the methods for every row; past the caches when the result is larger than most CPUs' caches."""
+    fits = native.usable(x) and out.dtype == torch.float32 and out.is_contiguous()
+    if not fits:
+        out.copy_(_REFERENCE[method](x, k))
+        return
+    rows, cols = x.shape
+    keep = k if method == "sparse" else 0
+    values, places = torch.empty(rows, keep), torch.empty(rows, keep, dtype=torch.int64)
+    args = native.SoftmaxArgs(
+        x=x.data_ptr(),
+        out=out.data_ptr(),
+        cols=cols,
+        row_bytes=x.stride(0) * x.element_size(),
+        keep=keep,
+        kept_value=values.data_ptr(),
+        kept_place=places.data_ptr(),
+        dtype=native.DTYPES[x.dtype],
+        method=METHODS[method],
+        stream=int(out.numel() * 4 > STREAM_BYTES),
+    )
+    native.call("align_softmax", args, rows, x.numel())
 
-    Args:
-        x: scores.
-        method: "softmax"; "sparse", softmax over the `k` largest entries and 0 elsewhere; "stablemax", rational instead
-            of exponential.
-        k: how many entries "sparse" keeps.
-        out: where to write; no gradient then.
 
-    Returns:
-        Float32. NaN for a row of -inf, as torch has it.
-    """
-    if method == "sparse":
-        p = reference.sparse_softmax(x, k or x.shape[-1])
+_REFERENCE = {
+    "softmax": lambda x, k: reference.softmax(x),
+    "log_softmax": lambda x, k: reference.log_softmax(x),
+    "sparse": lambda x, k: reference.sparse_softmax(x, k),
+    "stablemax": lambda x, k: reference.stablemax(x),
+}
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """float32, or float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@torch.library.custom_op("align::softmax", mutates_args=())
+def softmax_op(x: Tensor, method: str, k: int) -> Tensor:
+    """Any of the methods over the rows of x [R, V]."""
+    out = torch.empty_like(x, dtype=result_dtype(x), memory_format=torch.contiguous_format)
+    softmax_into(x, method, k, out)
+    return out
+
+
+@softmax_op.register_fake
+def _(x: Tensor, method: str, k: int) -> Tensor:
+    return torch.empty_like(x, dtype=result_dtype(x), memory_format=torch.contiguous_format)
+
+
+def _softmax_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.method, _ = inputs
+    ctx.dtype = x.dtype
+    ctx.save_for_backward(output, x if ctx.method == "stablemax" else None)
+
+
+def _softmax_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    """Softmax: p (g - sum g p), log-softmax: g - p sum g, stablemax: that of softmax over 1 + |x|."""
+    y, x = ctx.saved_tensors
+    if ctx.method == "log_softmax":
+        dx = grad - y.exp() * grad.sum(-1, keepdim=True)
     else:
-        p = reference.softmax(x) if method == "softmax" else reference.stablemax(x)
-    return p if out is None else out.copy_(p.detach())
+        dx = y * (grad - (grad * y).sum(-1, keepdim=True))
+    if x is not None:
+        dx = dx / (1 + x.abs())
+    return dx.to(ctx.dtype), None, None
 
 
-def log_softmax(x: Float[Tensor, "*b V"], *, out: Float[Tensor, "*b V"] | None = None) -> Float[Tensor, "*b V"]:
-    """Log-probabilities over the last axis, float32; `out` as in `softmax`."""
-    log_p = reference.log_softmax(x)
-    return log_p if out is None else out.copy_(log_p.detach())
+softmax_op.register_autograd(_softmax_backward, setup_context=_softmax_context)
 
 
-def logsumexp(x: Float[Tensor, "*b V"], *, out: Float[Tensor, "*b"] | None = None) -> Float[Tensor, "*b"]:
-    """log sum exp over the last axis, float32; -inf for a row of -inf; `out` as in `softmax`."""
-    value = reference.logsumexp(x)
-    return value if out is None else out.copy_(value.detach())
+@torch.library.custom_op("align::selective_logprobs", mutates_args=())
+def selective_logprobs_op(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """log softmax(logits / temperature) at targets [R, M], and the log-sum-exp [R]."""
+    stats = statistics(logits, targets, 1 / temperature, moments=False)
+    return stats.logprob, stats.logsumexp
 
 
-def selective_logprobs(
-    logits: Float[Tensor, "*b V"], targets: Int[Tensor, "*b"], *, temperature: float = 1.0
-) -> Float[Tensor, "*b"]:
-    """log softmax(logits / temperature) at each target, float32; 0 (and no gradient) where the target is negative."""
-    return reference.selective_logprobs(logits, targets, temperature)
+@selective_logprobs_op.register_fake
+def _(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    dtype = result_dtype(logits)
+    return logits.new_empty(targets.shape, dtype=dtype), logits.new_empty(logits.shape[0], dtype=dtype)
+
+
+@torch.library.custom_op("align::selective_logprobs_backward", mutates_args=())
+def selective_logprobs_backward_op(
+    logits: Tensor, targets: Tensor, temperature: float, logsumexp: Tensor, g_logprob: Tensor, g_lse: Tensor
+) -> Tensor:
+    """Gradient of the logits in their dtype: (p (g_lse - sum_m g_m) + sum_m g_m 1[v = y_m]) / temperature."""
+    grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    g_logprob = g_logprob.masked_fill(targets < 0, 0)
+    a = g_lse - g_logprob.sum(1)
+    rows = max(1, BACKWARD_BYTES // (4 * logits.shape[1]))
+    for start in range(0, logits.shape[0], rows):
+        s = slice(start, start + rows)
+        z = logits[s].to(result_dtype(logits)) / temperature
+        d = logit_gradient(z, targets[s], logsumexp[s], a[s], g_logprob[s], slope=1 / temperature, dtype=logits.dtype)
+        grad[s] = d
+    return grad
+
+
+@selective_logprobs_backward_op.register_fake
+def _(logits: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _selective_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, targets, ctx.temperature = inputs
+    ctx.save_for_backward(logits, targets, output[1])
+
+
+def _selective_backward(ctx: Any, g_logprob: Tensor, g_lse: Tensor) -> tuple[Tensor, None, None]:
+    logits, targets, logsumexp = ctx.saved_tensors
+    arguments = (logits, targets, ctx.temperature, logsumexp, g_logprob, g_lse)
+    return selective_logprobs_backward_op(*arguments), None, None
+
+
+selective_logprobs_op.register_autograd(_selective_backward, setup_context=_selective_context)

@@ -1,0 +1,67 @@
+"""Softmax and its relatives over the last axis, float32 whatever the input's dtype."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from align.kernels.rows.op import selective_logprobs_op, softmax_into, softmax_op
+
+
+def softmax(
+    x: Float[Tensor, "*b V"],
+    *,
+    method: Literal["softmax", "sparse", "stablemax"] = "softmax",
+    k: int | None = None,
+    out: Float[Tensor, "*b V"] | None = None,
+) -> Float[Tensor, "*b V"]:
+    """Probabilities over the last axis.
+
+    Args:
+        x: scores.
+        method: "softmax"; "sparse", softmax over the `k` largest entries and 0 elsewhere (among equal entries the first
+            are kept); "stablemax", rational instead of exponential.
+        k: how many entries "sparse" keeps.
+        out: where to write, contiguous; then no gradient flows.
+
+    Returns:
+        Float32. NaN for a row of -inf, as torch has it.
+
+    Raises:
+        ValueError: "sparse" without a k between 1 and V.
+
+    Source: two-pass softmax of Dukhan and Ablavatski (2001.04438); stablemax of Prieto et al. (2501.04697).
+    """
+    if method == "sparse" and not 1 <= (k or 0) <= x.shape[-1]:
+        raise ValueError(f'softmax(method="sparse") needs k between 1 and {x.shape[-1]}, got {k}')
+    return _rows(x, method, k or 0, out)
+
+
+def log_softmax(x: Float[Tensor, "*b V"], *, out: Float[Tensor, "*b V"] | None = None) -> Float[Tensor, "*b V"]:
+    """Log-probabilities over the last axis, float32; `out` as in `softmax`."""
+    return _rows(x, "log_softmax", 0, out)
+
+
+def _rows(x: Tensor, method: str, k: int, out: Tensor | None) -> Tensor:
+    if out is None:
+        return softmax_op(x.reshape(-1, x.shape[-1]), method, k).view(x.shape)
+    with torch.no_grad():
+        softmax_into(x.reshape(-1, x.shape[-1]), method, k, out.view(-1, x.shape[-1]))
+    return out
+
+
+def logsumexp(x: Float[Tensor, "*b V"], *, out: Float[Tensor, "*b"] | None = None) -> Float[Tensor, "*b"]:
+    """log sum exp over the last axis, float32; -inf for a row of -inf; `out` as in `softmax`."""
+    flat = x.reshape(-1, x.shape[-1])
+    nothing = torch.empty(flat.shape[0], 0, dtype=torch.int64, device=x.device)
+    value = selective_logprobs_op(flat, nothing, 1.0)[1].view(x.shape[:-1])
+    return value if out is None else out.copy_(value.detach())
+
+
+def selective_logprobs(
+    logits: Float[Tensor, "*b V"], targets: Int[Tensor, "*b"], *, temperature: float = 1.0
+) -> Float[Tensor, "*b"]:
+    """log softmax(logits / temperature) at each target, float32; 0 (and no gradient) where the target is negative."""
+    flat = logits.reshape(-1, logits.shape[-1])
+    return selective_logprobs_op(flat, targets.reshape(-1, 1), temperature)[0].view(targets.shape)

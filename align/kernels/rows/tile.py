@@ -1,0 +1,143 @@
+"""Statistics and gradients of a tile of logits: the C kernels where they can read it, else torch."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from align.kernels import native
+
+
+@dataclass(frozen=True)
+class RowStats:
+    """Per-row statistics of a tile, float32 (float64 for float64 tiles); entropy and log_sum_sq zero unless wanted."""
+
+    logprob: Float[Tensor, "C M"]
+    logsumexp: Float[Tensor, " C"]
+    entropy: Float[Tensor, " C"]
+    log_sum_sq: Float[Tensor, " C"]
+
+
+def statistics(z: Float[Tensor, "C V"], targets: Int[Tensor, "C M"], scale: float, moments: bool) -> RowStats:
+    """Statistics of softmax(scale z), one read of the tile.
+
+    Args:
+        z: logits in any dtype.
+        targets: columns whose log-probability to give; 0 where negative.
+        scale: positive factor of the logits.
+        moments: also entropy and log sum p^2.
+    """
+    if not native.usable(z) or scale <= 0:
+        return _torch_statistics(z, targets, scale, moments)
+    rows, cols = z.shape
+    targets = targets.contiguous()
+    stats = RowStats(
+        z.new_zeros(targets.shape, dtype=torch.float32), *(z.new_zeros(rows, dtype=torch.float32) for _ in range(3))
+    )
+    args = native.RowStatisticsArgs(
+        x=z.data_ptr(),
+        cols=cols,
+        row_bytes=z.stride(0) * z.element_size(),
+        targets=targets.data_ptr(),
+        targets_per_row=targets.shape[1],
+        scale=scale,
+        logprob=stats.logprob.data_ptr(),
+        logsumexp=stats.logsumexp.data_ptr(),
+        entropy=native.pointer(stats.entropy if moments else None),
+        log_sum_sq=native.pointer(stats.log_sum_sq if moments else None),
+        dtype=native.DTYPES[z.dtype],
+    )
+    native.call("align_row_statistics", args, rows, z.numel())
+    return stats
+
+
+def _torch_statistics(z: Tensor, targets: Tensor, scale: float, moments: bool) -> RowStats:
+    wide = z if z.dtype == torch.float64 else z.float()
+    wide = wide if scale == 1 else wide * scale
+    largest = wide.amax(1).clamp_min(torch.finfo(wide.dtype).min)  # stays finite in a row of -inf
+    log_sum = (wide - largest[:, None]).exp_().sum(1).log()
+    logsumexp = largest + log_sum
+    chosen = wide.gather(1, targets.clamp_min(0)) - largest[:, None]  # exact near the maximum, where it matters
+    logprob = (chosen - log_sum[:, None]).masked_fill_(targets < 0, 0)
+    entropy, log_sum_sq = torch.zeros_like(logsumexp), torch.zeros_like(logsumexp)
+    if moments:
+        log_p = wide - logsumexp[:, None]
+        p = log_p.exp()
+        entropy = -torch.special.xlogy(p, p).sum(1)
+        log_sum_sq = log_p.mul_(2).logsumexp(1)
+    return RowStats(logprob, logsumexp, entropy, log_sum_sq)
+
+
+def logit_gradient(
+    z: Float[Tensor, "C V"],
+    targets: Int[Tensor, "C M"],
+    logsumexp: Float[Tensor, " C"],
+    a: Float[Tensor, " C"],
+    g: Float[Tensor, "C M"],
+    *,
+    quadratic: tuple[Float[Tensor, " C"], Float[Tensor, " C"]] | None = None,
+    cap: float = 0.0,
+    slope: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "C V"]:
+    """d_v = (p_v (a + b log p_v + c p_v) + sum_m g_m 1[v = y_m]) (1 - (cap z_v)^2) slope; z is overwritten.
+
+    Args:
+        z: float32 logits.
+        targets: y; negative ones are ignored.
+        logsumexp: of z, so that log p = z - logsumexp.
+        a: coefficient of p.
+        g: what each target's own logit gets.
+        quadratic: b and c; zero if None.
+        cap: inverse of the tanh soft-cap z went through, 0 for none.
+        slope: constant factor.
+        dtype: of the result.
+    """
+    if not native.usable(z) or z.dtype != torch.float32 or dtype not in native.DTYPES:
+        return _torch_gradient(z, targets, logsumexp, a, g, quadratic, cap, slope).to(dtype)
+    rows, cols = z.shape
+    b, c = quadratic if quadratic is not None else (None, None)
+    held = [None if t is None else t.contiguous() for t in (targets, logsumexp, a, b, c, g)]
+    scratch = torch.empty(targets.shape, dtype=torch.float64)
+    args = native.LogitGradientArgs(
+        z=z.data_ptr(),
+        cols=cols,
+        row_bytes=z.stride(0) * z.element_size(),
+        targets=native.pointer(held[0]),
+        targets_per_row=targets.shape[1],
+        logsumexp=native.pointer(held[1]),
+        a=native.pointer(held[2]),
+        b=native.pointer(held[3]),
+        c=native.pointer(held[4]),
+        g=native.pointer(held[5]),
+        scratch=scratch.data_ptr(),
+        cap=cap,
+        slope=slope,
+        dtype=native.DTYPES[dtype],
+    )
+    native.call("align_logit_gradient", args, rows, z.numel())
+    return z.view(dtype)[:, :cols]
+
+
+def _torch_gradient(
+    z: Tensor,
+    targets: Tensor,
+    logsumexp: Tensor,
+    a: Tensor,
+    g: Tensor,
+    quadratic: tuple[Tensor, Tensor] | None,
+    cap: float,
+    slope: float,
+) -> Tensor:
+    bent = None if cap == 0 else 1 - (z * cap) ** 2
+    log_p = z.sub_(logsumexp[:, None])
+    if quadratic is None:
+        d = log_p.exp_().mul_(a[:, None])
+    else:
+        p = log_p.exp()
+        factor = log_p.clamp_min_(-1e4).mul_(quadratic[0][:, None]).add_(a[:, None])
+        d = factor.addcmul_(p, quadratic[1][:, None]).mul_(p)
+    d.scatter_add_(1, targets.clamp_min(0), g.masked_fill(targets < 0, 0))
+    d = d if bent is None else d.mul_(bent)
+    return d if slope == 1 else d.mul_(slope)
