@@ -1,6 +1,7 @@
 """An export gives the log-probabilities of what was trained, loads by name, and says what it is."""
 
 import json
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import peft
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -43,6 +44,7 @@ def save_base(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
             num_attention_heads=2,
             tie_word_embeddings=True,
             initializer_range=0.2,
+            eos_token_id=None,
         )
     )
     model.to(dtype).save_pretrained(folder)
@@ -103,7 +105,7 @@ def test_a_merged_model_has_the_logits_of_base_and_adapter(tmp_path, kind):
     assert (logits(AutoModelForCausalLM.from_pretrained(base)) - trained).abs().max() > 0.1
     assert merged.config.tie_word_embeddings == (kind != "lora_on_a_tied_head")
     assert AutoTokenizer.from_pretrained(out).get_vocab() == tokenizer().get_vocab()
-    assert merged.generation_config.eos_token_id is not None
+    assert merged.generation_config.eos_token_id == tokenizer().eos_token_id
 
 
 def test_a_merge_is_computed_in_float32_and_then_rounded_once(tmp_path):
@@ -172,17 +174,19 @@ def test_users_mistakes(tmp_path):
     (tmp_path / "lost" / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "gone")})
     )
-    other = tmp_path / "other"
-    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), deepcopy(ADAPTERS["lora"])).save_pretrained(other)
-    weights = load_file(other / "adapter_model.safetensors")
-    odd = {name.replace("layers.1.", "layers.7."): value for name, value in weights.items()}
-    export_module.save_file(odd, other / "adapter_model.safetensors")
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    more = weights | {"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.zeros(4, 32)}
+    fewer = {name: value for name, value in weights.items() if "layers.1." not in name}
+    for name, tensors in (("more", more), ("fewer", fewer)):
+        shutil.copytree(tmp_path / "adapter", tmp_path / name)
+        save_file(tensors, tmp_path / name / "adapter_model.safetensors")
     cases = [
         ("absent", {}, "absent does not exist; give a run directory"),
         ("empty", {}, "neither a run directory .* nor an adapter"),
         ("unfinished", {}, "has no adapter yet; run `align train"),
         ("lost", {"merge": True}, "gone is not a folder here"),
-        ("other", {"merge": True}, "made for another base"),
+        ("more", {"merge": True}, "made for another base .* 1 weights have no counterpart, first .*layers.7"),
+        ("fewer", {"merge": True}, "made for another base .* 14 weights have no counterpart"),
     ]
     for name, options, message in cases:
         with pytest.raises(UserError, match=message):
