@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import peft
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from align.types import Strict
 
@@ -14,7 +14,7 @@ Targets = Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)
 class _LowRank(Strict):
     rank: PositiveInt = 16
     """Width of the two factors of a layer's update."""
-    alpha: PositiveFloat = 32.0
+    alpha: PositiveInt = 32
     """The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."""
     dropout: Fraction = 0.0
     """Share of a layer's inputs that the adapter does not see in a training step."""
@@ -76,7 +76,7 @@ class AdaLora(Strict):
     """Mean rank of a layer at the end."""
     initial_rank: PositiveInt = 12
     """Rank of every layer at the start."""
-    alpha: PositiveFloat = 32.0
+    alpha: PositiveInt = 32
     """The update is scaled by alpha / initial_rank."""
     dropout: Fraction = 0.0
     """Share of a layer's inputs that the adapter does not see in a training step."""
@@ -173,7 +173,7 @@ def peft_config(adapter: PeftAdapter, *, total_steps: int | None) -> peft.PeftCo
             return _lora(**_low_rank(adapter))
 
 
-def _lora(*, rank: int, alpha: float, dropout: float, targets: Targets, **variant: Any) -> peft.LoraConfig:
+def _lora(*, rank: int, alpha: int, dropout: float, targets: Targets, **variant: Any) -> peft.LoraConfig:
     return peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
@@ -188,7 +188,7 @@ def _adalora(
     *,
     rank: int,
     initial_rank: int,
-    alpha: float,
+    alpha: int,
     dropout: float,
     targets: Targets,
     warmup: float,
@@ -214,7 +214,9 @@ def _adalora(
     )
 
 
-def _miss(*, rank: int, dropout: float, targets: Targets, variant: str, mini_rank: int) -> peft.MissConfig:
+def _miss(
+    *, rank: int, dropout: float, targets: Targets, variant: Literal["balance", "bat", "mini"], mini_rank: int
+) -> peft.MissConfig:
     return peft.MissConfig(
         task_type="CAUSAL_LM",
         r=rank,

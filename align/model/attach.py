@@ -1,5 +1,6 @@
 """Adapters onto models, new or old; with a frozen copy of the start where the reference needs one."""
 
+import logging
 from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.errors import UserError
-from align.model.adapters import MOVED_START, MUTATES_BASE, PeftAdapter, peft_config
+from align.model.adapters import MOVED_START, MUTATES_BASE, AdapterConfig, Lora, PeftAdapter, peft_config
 from align.model.load import first_line
 from align.types import ListBatch
 
@@ -25,7 +26,10 @@ TRAINED = "default"
 REFERENCE = "reference"
 """Name of the frozen copy of the adapter's start."""
 
-CONTINUABLE = (peft.LoraConfig, peft.MissConfig, peft.IA3Config)
+CONTINUABLE = ("LORA", "MISS", "IA3")
+"""PEFT's types of adapters that can be gone on with: AdaLoRA's schedule belongs to one run."""
+
+log = logging.getLogger(__name__)
 
 
 def attach_adapter(
@@ -50,8 +54,6 @@ def attach_adapter(
     """
     if adapter.name == "eva" and init_batches is None:
         raise UserError("policy.adapter: eva starts from training rows, and none were given")
-    if adapter.name == "loftq" and not base.is_quantized:
-        raise UserError("policy.adapter: loftq mends a quantised base; set `policy.quantization: 4bit` or use pissa")
     try:
         config = peft_config(adapter, total_steps=total_steps)
         config.base_model_name_or_path = model
@@ -62,18 +64,27 @@ def attach_adapter(
     if adapter.name == "eva":
         _start_eva(wrapped, list(init_batches or ()))
     if adapter.name == "loftq":
-        replace_lora_weights_loftq(wrapped, str(next(folder.glob("*.safetensors"))))
+        replace_lora_weights_loftq(wrapped, str(folder))
+        log.info("loftq moves the policy off its 4-bit base at once; the reference is the policy after that move")
     if adapter.name in MOVED_START:
         freeze_copy(wrapped)
     return wrapped
 
 
-def continue_adapter(base: PreTrainedModel, start_adapter: str) -> PeftModel:
+def continue_adapter(base: PreTrainedModel, start_adapter: str, *, instead_of: AdapterConfig) -> PeftModel:
     """An existing adapter, trainable, with a frozen copy of itself.
+
+    Args:
+        start_adapter: its folder.
+        instead_of: the recipe's adapter, which must be the default, since the folder says what this one is.
 
     Raises:
         UserError: no safetensors adapter there, or it does not fit the base.
     """
+    if instead_of != Lora():
+        raise UserError(
+            "policy: `adapter` describes a new adapter and `start_adapter` names an old one; keep one of them"
+        )
     folder = Path(start_adapter).expanduser()
     weights = folder / "adapter_model.safetensors"
     for file in (folder / "adapter_config.json", weights):
@@ -85,8 +96,9 @@ def continue_adapter(base: PreTrainedModel, start_adapter: str) -> PeftModel:
         wrapped = PeftModel.from_pretrained(base, folder, adapter_name=TRAINED, is_trainable=True)
     except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise UserError(f"policy.start_adapter: {folder} does not fit the base: {first_line(error)}") from error
-    if not isinstance(wrapped.peft_config[TRAINED], CONTINUABLE):
-        raise UserError(f"policy.start_adapter: {wrapped.peft_config[TRAINED].peft_type.value} cannot be gone on with")
+    kind = adapter_config(wrapped).peft_type
+    if kind not in CONTINUABLE:
+        raise UserError(f"policy.start_adapter: {folder} is of type {kind}; only {', '.join(CONTINUABLE)} can go on")
     if odd := stored ^ set(adapter_tensors(wrapped, TRAINED)):
         raise UserError(
             f"policy.start_adapter: {folder} was made for another base: {len(odd)} weights have "
@@ -99,7 +111,7 @@ def continue_adapter(base: PreTrainedModel, start_adapter: str) -> PeftModel:
 
 def freeze_copy(wrapped: PeftModel) -> None:
     """Add the trained adapter's present weights as a second, frozen adapter."""
-    config = plain_config(wrapped.peft_config[TRAINED])
+    config = plain_config(adapter_config(wrapped))
     config.inference_mode = True
     wrapped.add_adapter(REFERENCE, config)
     set_peft_model_state_dict(wrapped, adapter_tensors(wrapped, TRAINED), adapter_name=REFERENCE)
@@ -120,6 +132,16 @@ def plain_config(config: peft.PeftConfig) -> peft.PeftConfig:
 def adapter_tensors(wrapped: PeftModel, name: str) -> dict[str, Tensor]:
     """An adapter's weights under the names they have in PEFT's files."""
     return get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
+
+
+def adapter_config(wrapped: Any) -> Any:
+    """The trained adapter's config, whose class has more fields than PEFT's types say."""
+    return wrapped.peft_config[TRAINED]
+
+
+def tuner(wrapped: Any) -> Any:
+    """PEFT's object behind the model, with the methods of its kind of adapter."""
+    return wrapped.base_model
 
 
 def adapter_layers(model: nn.Module) -> list[nn.Module]:
@@ -150,10 +172,14 @@ def _check_head(wrapped: PeftModel, *, mutates: bool) -> None:
     head = base.get_output_embeddings()
     if not isinstance(head, BaseTunerLayer | AuxiliaryTrainingWrapper):
         return
-    plain = isinstance(head, LoraLinear) and not head.lora_variant
-    if not plain or not isinstance(head.lora_dropout[TRAINED], nn.Identity):
+    plain = isinstance(head, LoraLinear) and not head.lora_variant and _has_no_dropout(head)
+    if not plain:
         raise UserError(
             "policy.adapter: on the LM head only lora and rslora without dropout work; leave it out of targets"
         )
     if mutates and base.config.get_text_config().tie_word_embeddings:
         raise UserError("policy.adapter: the LM head shares its weight with the embeddings; leave it out of targets")
+
+
+def _has_no_dropout(head: LoraLinear) -> bool:
+    return isinstance(head.lora_dropout[TRAINED], nn.Identity)

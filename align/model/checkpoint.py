@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from align.errors import UserError
 from align.model.adapters import MUTATES_BASE
-from align.model.attach import REFERENCE, TRAINED, adapter_tensors, plain_config
+from align.model.attach import REFERENCE, TRAINED, adapter_config, adapter_tensors, plain_config, tuner
 from align.model.identity import Identity
 
 STATE_FILE = "policy.safetensors"
@@ -26,8 +27,8 @@ def save_state(model: PreTrainedModel | PeftModel, folder: Path, *, base: Identi
     """Every trainable tensor, the frozen start of the adapter where it has one, and AdaLoRA's statistics."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"base": json.dumps(base)}
-    if isinstance(model, PeftModel) and isinstance(model.peft_config[TRAINED], AdaLoraConfig):
-        metadata["rank_pattern"] = json.dumps(model.peft_config[TRAINED].rank_pattern)
+    if isinstance(model, PeftModel) and isinstance(adapter_config(model), AdaLoraConfig):
+        metadata["rank_pattern"] = json.dumps(adapter_config(model).rank_pattern)
     tensors = {name: value.detach().contiguous() for name, value in (_parameters(model) | _allocator(model)).items()}
     save_file(tensors, folder / STATE_FILE, metadata=metadata)
 
@@ -64,7 +65,7 @@ def export_adapter(model: PeftModel, folder: Path) -> None:
     twice the rank: s B A - s B0 A0 = s [B, -B0] [A; A0].
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = plain_config(model.peft_config[TRAINED])
+    config: Any = plain_config(adapter_config(model))
     tensors = adapter_tensors(model, TRAINED)
     if start_was_subtracted(model):
         start = adapter_tensors(model, REFERENCE)
@@ -87,7 +88,7 @@ def export_model(model: PreTrainedModel, folder: Path, *, dropout: dict[str, flo
 
 def start_was_subtracted(model: PreTrainedModel | PeftModel) -> bool:
     """Whether the base weights lack what the adapter started with (PiSSA, OLoRA)."""
-    if not isinstance(model, PeftModel) or not isinstance(config := model.peft_config[TRAINED], LoraConfig):
+    if not isinstance(model, PeftModel) or not isinstance(config := adapter_config(model), LoraConfig):
         return False
     return REFERENCE in model.peft_config and str(config.init_lora_weights).startswith(MUTATES_BASE)
 
@@ -99,11 +100,13 @@ def _parameters(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
 
 def _set_parameters(model: PreTrainedModel | PeftModel, present: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     """Copy the values in; if the stored start is not the present one (another machine's SVD), move the base with it."""
-    moved = [
-        (layer, layer.get_delta_weight(REFERENCE))
-        for name, layer in model.named_modules()
-        if start_was_subtracted(model) and isinstance(layer, LoraLayer) and _start_differs(name, present, values)
-    ]
+    moved: list[tuple[Any, Tensor]] = []
+    if start_was_subtracted(model):
+        layers: list[tuple[str, Any]] = [
+            (n, layer) for n, layer in model.named_modules() if isinstance(layer, LoraLayer)
+        ]
+        differing = [layer for name, layer in layers if _start_differs(name, present, values)]
+        moved = [(layer, layer.get_delta_weight(REFERENCE)) for layer in differing]
     for name, parameter in present.items():
         parameter.copy_(values[name])
     for layer, before in moved:
@@ -118,22 +121,24 @@ def _start_differs(layer: str, present: dict[str, Tensor], values: dict[str, Ten
 
 def _allocator(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
     """AdaLoRA's running importance of every weight."""
-    if not isinstance(model, PeftModel) or not isinstance(model.peft_config[TRAINED], AdaLoraConfig):
+    if not isinstance(model, PeftModel) or not isinstance(adapter_config(model), AdaLoraConfig):
         return {}
-    allocator = model.base_model.rankallocator
+    allocator = tuner(model).rankallocator
     stats = {key: getattr(allocator, key) for key in ALLOCATOR_STATS}
     return {f"{ALLOCATOR}{key}.{name}": value for key, values in stats.items() for name, value in values.items()}
 
 
-def _restore_allocator(model: PeftModel, tensors: dict[str, Tensor], rank_pattern: dict | None) -> None:
-    allocator = model.base_model.rankallocator
+def _restore_allocator(
+    model: PreTrainedModel | PeftModel, tensors: dict[str, Tensor], rank_pattern: dict | None
+) -> None:
+    allocator = tuner(model).rankallocator
     device = next(model.parameters()).device
     for key in ALLOCATOR_STATS:
         prefix = f"{ALLOCATOR}{key}."
         own = {n.removeprefix(prefix): v.to(device) for n, v in tensors.items() if n.startswith(prefix)}
         setattr(allocator, key, own)
     allocator.ipt = {name: torch.zeros_like(value) for name, value in allocator.exp_avg_ipt.items()}
-    model.peft_config[TRAINED].rank_pattern = rank_pattern
+    adapter_config(model).rank_pattern = rank_pattern
 
 
 def _beside(name: str, trained: Tensor, start: Tensor) -> Tensor:

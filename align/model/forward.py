@@ -1,6 +1,6 @@
 """ListBatch -> hidden states at completion positions -> log-probabilities of their targets."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
@@ -72,12 +72,12 @@ def score_tokens(model: nn.Module, batch: ListBatch, outputs: tuple[str, ...] = 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
     """transformers' model, with the adapter's layers in it if there is one."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
 def head_of(base: PreTrainedModel) -> dict[str, Any]:
     """The LM head as keywords of linear_logprobs: logits = cap tanh(scale (h W' + b) / cap)."""
-    head = base.get_output_embeddings()
+    head: Any = base.get_output_embeddings()
     lora = None
     if isinstance(head, LoraLinear):
         lora, head = _active_lora(head), head.get_base_layer()
@@ -91,7 +91,7 @@ def head_of(base: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _active_lora(head: LoraLinear) -> tuple[Tensor, Tensor, float] | None:
+def _active_lora(head: Any) -> tuple[Tensor, Tensor, float] | None:
     if head.disable_adapters:
         return None
     (name,) = head.active_adapters

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from align.model.attach import adapter_tensors
+from align.model.forward import base_model
 
 Identity = dict[str, str | None]
 
@@ -48,7 +50,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name].detach().contiguous().cpu()
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -59,10 +61,11 @@ def reference_identity(model: PreTrainedModel | PeftModel, base: Identity, adapt
         base: where the base weights came from.
         adapter: name of the adapter that the reference has; None for the base alone.
     """
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = base_model(model)
+    tensors = adapter_tensors(model, adapter) if adapter and isinstance(model, PeftModel) else {}
     return {
         **base,
-        "adapter": tensors_digest(adapter_tensors(model, adapter)) if adapter else None,
+        "adapter": tensors_digest(tensors) if tensors else None,
         "dtype": str(inner.dtype),
         "attention": inner.config._attn_implementation,
         "device": inner.device.type,

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -74,7 +75,7 @@ def load_model(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         _check_kind(folder, config)
         turned_off = {} if dropout else turn_dropout_off(config)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=getattr(torch, dtype),
@@ -89,6 +90,7 @@ def load_model(
         raise
     except LOAD_ERRORS as error:
         raise UserError(f"{folder} cannot be loaded as a language model: {first_line(error)}") from error
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"{folder} is incomplete: its safetensors files lack {len(missing)} weights, first {missing[0]}"

@@ -13,8 +13,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import UserError
-from align.model.adapters import AdapterConfig, Full, Lora
-from align.model.attach import REFERENCE, TRAINED, adapter_layers, attach_adapter, continue_adapter
+from align.model.adapters import MUTATES_BASE, AdapterConfig, Full, Loftq, Lora
+from align.model.attach import (
+    REFERENCE,
+    TRAINED,
+    adapter_config,
+    adapter_layers,
+    attach_adapter,
+    continue_adapter,
+    tuner,
+)
 from align.model.checkpoint import export_adapter, export_model, load_state, save_state
 from align.model.checks import check_forward
 from align.model.identity import Identity, base_identity, reference_identity
@@ -103,15 +111,15 @@ class Policy:
         """
         self.trained = True
         if self.adapter == "adalora":
-            self.model.base_model.update_and_allocate(step)
+            tuner(self.model).update_and_allocate(step)
 
     def penalty(self) -> Tensor | float:
         """What an adapter adds to the loss: AdaLoRA's mean ||P P' - I||_F over its factors; 0.0 for any other."""
         if self.adapter != "adalora":
             return 0.0
-        config = self.model.peft_config[TRAINED]
+        weight = adapter_config(self.model).orth_reg_weight
         factors = [_orthogonality(name, p) for name, p in self.model.named_parameters() if _is_factor(name)]
-        return config.orth_reg_weight * torch.stack(factors).mean()
+        return weight * torch.stack(factors).mean()
 
     def reference_identity(self) -> Identity:
         """All that the reference's log-probabilities depend on besides token ids and precision."""
@@ -170,11 +178,12 @@ def load_policy(
     Raises:
         UserError: something named does not exist, does not fit, or nothing would train.
     """
+    device = torch.device(device)
+    _check_quantization(adapter, quantization, device)
     folder = model_folder(model, revision, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(
         model, revision=revision, chat_template=chat_template, trust_remote_code=trust_remote_code
     )
-    device = torch.device(device)
     base, own_dropout = load_model(
         folder,
         dtype=dtype,
@@ -185,16 +194,16 @@ def load_policy(
         device=device,
     )
     check_forward(base, name=model)
-    what = _adapter_in_use(adapter, start_adapter, quantization)
+    trained: PreTrainedModel | PeftModel = base
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        trained: PreTrainedModel | PeftModel = base
         if start_adapter is not None:
-            trained = continue_adapter(base, start_adapter)
+            trained = continue_adapter(base, start_adapter, instead_of=adapter)
         elif not isinstance(adapter, Full):
             trained = attach_adapter(
                 base, adapter, model=model, folder=folder, total_steps=total_steps, init_batches=init_batches
             )
+    what = "start_adapter" if start_adapter is not None else adapter.name
     if not any(p.requires_grad for p in trained.parameters()):
         raise UserError(f"policy.adapter: nothing of {model} would train with {what}; check its targets")
     frozen = deepcopy(base).requires_grad_(False).eval() if what == "full" and keep_reference else None
@@ -202,14 +211,20 @@ def load_policy(
     return Policy(trained, tokenizer, adapter=what, base=identity, frozen=frozen, dropout=own_dropout)
 
 
-def _adapter_in_use(adapter: AdapterConfig, start_adapter: str | None, quantization: str | None) -> str:
-    if start_adapter is not None and adapter != LORA:
-        raise UserError(
-            "policy: `adapter` describes a new adapter and `start_adapter` names an old one; keep one of them"
-        )
-    if quantization is not None and isinstance(adapter, Full):
+def _check_quantization(adapter: AdapterConfig, quantization: str | None, device: torch.device) -> None:
+    if quantization is None:
+        if isinstance(adapter, Loftq):
+            raise UserError(
+                "policy.adapter: loftq mends a quantised base; set `policy.quantization: 4bit` or use pissa"
+            )
+    elif isinstance(adapter, Full):
         raise UserError("policy: quantised weights cannot train; set an adapter or remove `quantization`")
-    return adapter.name if start_adapter is None else "start_adapter"
+    elif adapter.name in MUTATES_BASE:
+        raise UserError(f"policy: {adapter.name} changes the base weights, which quantised ones cannot take; use loftq")
+    elif device.type == "cpu":
+        raise UserError(
+            "policy.quantization: 4bit needs a GPU: on a CPU bitsandbytes gives wrong gradients after scoring"
+        )
 
 
 @contextmanager
