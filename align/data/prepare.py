@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from align.data.audit import Audit, SourceAudit, audit_rows, audit_tokens
-from align.data.schema import BadRow, Row
+from align.data.boundary import Overlong
+from align.data.schema import BadRow, Row, malformed
 from align.data.select import Selection, hold_out, reduce_row, without_prompts_of
 from align.data.sources import Source, read_source
-from align.data.tokenize import COUNTS, Overlong, tokenize_rows
+from align.data.tokenize import COUNTS, tokenize_rows
 from align.errors import UserError
 from rewards.grading import GradeMethod, grades_from_rewards
 
@@ -53,18 +55,8 @@ def prepare_data(
     """Read, grade, split, reduce and tokenise; count everything.
 
     Args:
-        sources: training rows.
-        eval_sources: held-out rows; training rows with one of their prompts are left out.
-        eval_fraction: share of the prompts held out where there are no eval_sources.
-        grades: how rewards become grades; explicit grades pass unchanged.
-        select: whole training lists, the best and the worst completion, or the best one.
-        list_size: completions of a training list at most.
-        max_length: tokens of prompt plus completion at most.
-        max_prompt_length: tokens of the prompt at most.
-        overlong: what happens to a completion beyond max_length.
-        append_eos: whether each completion ends with an end token.
-        limit: rows read of each source at most.
-        workers: processes that tokenise.
+        sources, ..., workers: as in a recipe's `data` section.
+        select: there, or `best` for the best completion alone.
         tokenizer: the policy's.
         chat_template: Jinja text that replaces the tokenizer's own; see `read_chat_template`.
         min_completions: 2 to learn from preferences (lists without an order are then left out), else 1.
@@ -79,60 +71,47 @@ def prepare_data(
     Source: ours
     """
     audit = Audit()
-    reading = {"grades": grades, "limit": limit, "min_completions": min_completions}
-    tokenising = {
-        "tokenizer": tokenizer,
-        "chat_template": chat_template,
-        "max_length": max_length,
-        "max_prompt_length": max_prompt_length,
-        "overlong": overlong,
-        "append_eos": append_eos,
-        "workers": workers,
-    }
-    train_rows, owners = _read_sources(audit, "train", sources, **reading)
-    eval_owners = owners
+    read = partial(_read_sources, audit, grades=grades, limit=limit, min_completions=min_completions)
+    tokenize = partial(
+        tokenize_rows,
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        overlong=overlong,
+        append_eos=append_eos,
+        workers=workers,
+    )
+    train_rows, owners = read("train", sources)
+    heldout_rows, eval_owners = read("eval", eval_sources)
     if eval_sources:
-        heldout_rows, eval_owners = _read_sources(audit, "eval", eval_sources, **reading)
         train_rows = _without_shared_prompts(train_rows, heldout_rows, owners)
     else:
-        train_rows, heldout_rows = hold_out(train_rows, eval_fraction, seed)
+        (train_rows, heldout_rows), eval_owners = hold_out(train_rows, eval_fraction, seed), owners
     train_rows = [reduce_row(row, select=select, list_size=list_size, seed=seed) for row in train_rows]
-    train, train_rows = _usable(train_rows, owners, 1 if select == "best" else min_completions, **tokenising)
-    heldout, heldout_rows = _usable(heldout_rows, eval_owners, min_completions, **tokenising)
-    audit.train_lists, audit.heldout_lists = len(train), len(heldout)
+    train, train_rows = _usable(train_rows, tokenize(train_rows), owners, 1 if select == "best" else min_completions)
+    heldout, heldout_rows = _usable(heldout_rows, tokenize(heldout_rows), eval_owners, min_completions)
     audit_rows(audit, [*train_rows, *heldout_rows])
-    audit_tokens(audit, [train, heldout])
-    if not len(train):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in audit.refused.items()) or "all rows are held out"
-        raise UserError(
-            f"data.sources: no training row is left of {audit.read} ({reasons}); see the reasons to mend it"
-        )
-    return Prepared(
-        train=train.remove_columns(list(COUNTS)),
-        heldout=heldout.remove_columns(list(COUNTS)),
-        audit=audit,
-        heldout_rows=heldout_rows,
-    )
+    return _finish(audit, train, heldout, heldout_rows)
 
 
 def grade_row(row: Row, *, grades: GradeMethod, min_completions: int) -> Row:
     """The row with grades: its own, or those of its rewards; a lone completion without either gets 1.
 
     Raises:
-        UserError: fewer completions than training needs, or several and nothing that orders them.
+        BadRow: fewer completions than training needs, or several and nothing that orders them.
     """
     if len(row.completions) < min_completions:
         problem = f"{len(row.completions)} completion, and learning from preferences needs {min_completions} or more"
         remedy = "give more, or train with `objective: {name: kto}` or `task: sft`"
-        raise UserError(BadRow("completions", problem, remedy).message(row.source, row.number))
+        raise BadRow("completions", problem, remedy)
     if row.grades is not None:
         return row
     if row.rewards is not None:
         return replace(row, grades=tuple(grades_from_rewards(row.rewards, grades)))
     if len(row.completions) == 1:
         return replace(row, grades=(1.0,))
-    remedy = "give `grades`, `rewards`, `scores` or `ranks`, one per completion"
-    raise UserError(BadRow("grades", "missing", remedy).message(row.source, row.number))
+    raise BadRow("grades", "missing", "give `grades`, `rewards`, `scores` or `ranks`, one per completion")
 
 
 def _read_sources(
@@ -150,14 +129,21 @@ def _read_sources(
         got = read_source(source.path, split=source.split, revision=source.revision, limit=limit)
         tally = SourceAudit(source.path, source.split, part, source.weight, got.read, 0, got.refused)
         audit.sources.append(tally)
+        bad: list[str] = []
         for row in got.rows:
             owners.setdefault(row.source, tally)
-            graded = grade_row(row, grades=grades, min_completions=min_completions)
+            try:
+                graded = grade_row(row, grades=grades, min_completions=min_completions)
+            except BadRow as error:
+                bad.append(error.message(row.source, row.number))
+                continue
             reason = _no_order(graded) if min_completions > 1 else ""
             if reason:
                 _refuse(tally, reason)
             else:
                 rows.append(replace(graded, weight=source.weight))
+        if bad:
+            raise malformed(bad)
     return rows, owners
 
 
@@ -177,9 +163,8 @@ def _without_shared_prompts(rows: list[Row], heldout: list[Row], owners: Owners)
     return kept
 
 
-def _usable(rows: list[Row], owners: Owners, min_completions: int, **tokenising: object) -> tuple[Dataset, list[Row]]:
-    """The rows as tokens, without those of which too little is left; every row is counted with its source."""
-    tokens = tokenize_rows(rows, **tokenising)  # type: ignore[arg-type]
+def _usable(rows: list[Row], tokens: Dataset, owners: Owners, min_completions: int) -> tuple[Dataset, list[Row]]:
+    """Tokens and rows without those of which too little is left; every row is counted with its source."""
     kept = []
     left = zip(tokens["refused"], tokens["identical"], tokens["grades"], strict=True)
     for position, (reason, identical, grades) in enumerate(left):
@@ -195,6 +180,16 @@ def _usable(rows: list[Row], owners: Owners, min_completions: int, **tokenising:
             owners[rows[position].source].used += 1
             kept.append(position)
     return tokens.select(kept), [rows[position] for position in kept]
+
+
+def _finish(audit: Audit, train: Dataset, heldout: Dataset, heldout_rows: list[Row]) -> Prepared:
+    audit.train_lists, audit.heldout_lists = len(train), len(heldout)
+    audit_tokens(audit, [train, heldout])
+    if not len(train):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in audit.refused.items()) or "all rows are held out"
+        raise UserError(f"data.sources: no training row is left of {audit.read} ({reasons}); mend them or add others")
+    counts = list(COUNTS)
+    return Prepared(train.remove_columns(counts), heldout.remove_columns(counts), audit, heldout_rows)
 
 
 def _refuse(tally: SourceAudit, reason: str) -> None:

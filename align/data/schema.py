@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from align.errors import UserError
+
 Message = dict[str, Any]
 Text = str | list[Message] | list[int]
 
@@ -55,6 +57,12 @@ class BadRow(ValueError):
 
 class UnusableRow(ValueError):
     """A well-formed row that nothing can be learnt from; its argument is the reason that is counted."""
+
+
+def malformed(messages: Sequence[str]) -> UserError:
+    """One error for all malformed rows of a source: the first one's message, and how many more there are."""
+    more = f" (and {len(messages) - 1} more malformed rows)" if len(messages) > 1 else ""
+    return UserError(messages[0] + more)
 
 
 def make_row(

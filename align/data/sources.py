@@ -16,7 +16,7 @@ from datasets import load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
 from align.data.formats import read_row
-from align.data.schema import BadRow, Row, UnusableRow
+from align.data.schema import BadRow, Row, UnusableRow, malformed
 from align.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
@@ -79,7 +79,7 @@ def read_source(
         except UnusableRow as reason:
             refused[str(reason)] += 1
     if bad:
-        raise UserError(bad[0] + (f" (and {len(bad) - 1} more malformed rows)" if len(bad) > 1 else ""))
+        raise malformed(bad)
     if not read:
         raise UserError(f"{path}: no rows; give a source that holds some")
     return SourceRows(rows=rows, read=read, refused=dict(refused))
@@ -115,7 +115,7 @@ def _line_records(file: Path) -> Iterator[Record]:
                 if line.strip():
                     yield str(file), number, _parse(line)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{file}, row {number + 1}: broken gzip data ({error}); fetch the file again") from None
+        raise UserError(f"{file}: broken gzip data after row {number} ({error}); fetch the file again") from None
 
 
 def _parse(line: bytes) -> object:

@@ -46,7 +46,7 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase, chat_template: str
         return row.prompt
     if is_messages(row.prompt):
         return _render_prompt(row.prompt, tokenizer, chat_template)  # type: ignore[arg-type]
-    return str(tokenizer.decode(row.prompt))
+    return str(tokenizer.decode(row.prompt))  # type: ignore[arg-type]
 
 
 def render(
@@ -98,7 +98,7 @@ def _apply(
     messages: list[Message], tokenizer: PreTrainedTokenizerBase, chat_template: str | None, **options: bool
 ) -> str:
     try:
-        text = tokenizer.apply_chat_template(messages, chat_template=chat_template, tokenize=False, **options)
+        text = tokenizer.apply_chat_template(messages, chat_template=chat_template, tokenize=False, **options)  # type: ignore[arg-type]
     except TemplateError as error:
         raise ValueError(f"the chat template refuses the conversation ({error})") from None
     return str(text)

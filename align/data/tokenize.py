@@ -3,9 +3,8 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import tokenizers
@@ -14,11 +13,10 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
+from align.data.boundary import Overlong, Tokens, fit, special_tokens, split_tokens, started
 from align.data.schema import Row, is_messages, is_token_ids
 from align.data.texts import PLAIN_TEMPLATE, prompt_text, render
 from align.errors import UserError
-
-Overlong = Literal["truncate", "drop_completion", "drop_list"]
 
 COLUMNS = Features(
     {
@@ -50,31 +48,6 @@ COUNTS = Features(
 """What is counted per row; gone from the data that the trainer gets."""
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """What a tokenizer puts around a text."""
-
-    prefix: tuple[int, ...]
-    """The tokens before a plain text."""
-    bos: int | None
-    eos: int | None
-    ends: frozenset[int]
-    """Tokens that end a completion."""
-    specials: tuple[str, ...]
-    """Special tokens as text."""
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokens:
-    """What this tokenizer puts before a text, and which tokens can end one."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    added = {token: str(text) for token, text in tokenizer.added_tokens_decoder.items() if text.special}
-    no_end = {tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
-    ends = frozenset({*added, *tokenizer.all_special_ids} - no_end)
-    return Tokens(tuple(full[:start]), tokenizer.bos_token_id, tokenizer.eos_token_id, ends, tuple(added.values()))
-
-
 def encode_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> list[int]:
     """A row's prompt as token ids with its start token once, for sampling.
 
@@ -91,7 +64,7 @@ def encode_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, chat_template: s
     if is_token_ids(row.prompt):
         return list(row.prompt)  # type: ignore[arg-type]
     ids = tokenizer(prompt_text(row, tokenizer, chat_template), add_special_tokens=False)["input_ids"]
-    return _started(ids, special_tokens(tokenizer), templated=not isinstance(row.prompt, str))[0]
+    return started(ids, special_tokens(tokenizer), templated=not isinstance(row.prompt, str))[0]
 
 
 def tokenize_rows(
@@ -137,15 +110,7 @@ def tokenize_rows(
         "overlong": overlong,
         "append_eos": append_eos,
     }
-    content = {
-        "id": [row.id for row in rows],
-        "texts": [json.dumps([row.prompt, row.completions]) for row in rows],
-        "grades": [list(row.grades or ()) for row in rows],
-        "weight": [row.weight for row in rows],
-        "source": [row.source for row in rows],
-        "row": [row.number for row in rows],
-        "position": list(range(len(rows))),
-    }
+    content = _content(rows)
     key = _fingerprint(content, tokenizer, options)
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "align"
     folder.mkdir(parents=True, exist_ok=True)
@@ -201,112 +166,16 @@ def tokenize_batch(
     return columns
 
 
-def split_tokens(texts: list[list[int]], special: Tokens, *, templated: bool, append_eos: bool) -> dict[str, Any]:
-    """A row's prompt and completions, cut where all of its token sequences still agree.
-
-    Args:
-        texts: token ids of the prompt, then of the prompt with each completion.
-        special: the tokenizer's.
-        templated: whether a chat template made the texts and so placed start and end tokens.
-        append_eos: whether each completion ends with an end token.
-
-    Returns:
-        prompt_ids, completion_ids, and moved_tokens (of the prompt, now in the completions), bos_stripped, eos_added
-        (end tokens that the template lacks).
-
-    Source: ours
-    """
-    started = [_started(ids, special, templated) for ids in texts]
-    prompt, *joint = [ids for ids, _ in started]
-    ends = special.ends if templated else {special.eos}
-    eos_added = 0
-    boundary = common_prefix([prompt, *joint])
-    completions = []
-    for ids in joint:
-        completion = ids[boundary:]
-        if append_eos and (not completion or completion[-1] not in ends):
-            completion = [*completion, special.eos]
-            eos_added += templated
-        completions.append(completion)
+def _content(rows: Sequence[Row]) -> dict[str, list[Any]]:
     return {
-        "prompt_ids": prompt[:boundary],
-        "completion_ids": completions,
-        "moved_tokens": len(prompt) - boundary,
-        "bos_stripped": any(stripped for _, stripped in started),
-        "eos_added": eos_added,
+        "id": [row.id for row in rows],
+        "texts": [json.dumps([row.prompt, row.completions]) for row in rows],
+        "grades": [list(row.grades or ()) for row in rows],
+        "weight": [row.weight for row in rows],
+        "source": [row.source for row in rows],
+        "row": [row.number for row in rows],
+        "position": list(range(len(rows))),
     }
-
-
-def common_prefix(sequences: list[list[int]]) -> int:
-    """How many leading tokens all sequences share."""
-    low, high = min(sequences), max(sequences)
-    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
-
-
-def fit(
-    prompt: list[int],
-    completions: list[list[int]],
-    grades: list[float],
-    *,
-    max_length: int,
-    max_prompt_length: int | None,
-    overlong: Overlong,
-    special: Tokens,
-) -> dict[str, Any]:
-    """A row within its lengths, and what that cost.
-
-    Args:
-        prompt: token ids.
-        completions: token ids, end token included.
-        grades: one per completion.
-        max_length: tokens of prompt plus completion at most.
-        max_prompt_length: tokens of the prompt at most.
-        overlong: truncate (the end token goes too), drop_completion or drop_list.
-        special: the tokenizer's.
-
-    Returns:
-        prompt_ids, completion_ids, grades and the counts; `refused` is a reason where nothing is left.
-
-    Source: ours
-    """
-    full_prompt = prompt
-    if max_prompt_length is not None and len(prompt) > max_prompt_length:
-        keep_bos = prompt[0] == special.bos and max_prompt_length > 1
-        prompt = prompt[:keep_bos] + prompt[len(prompt) - max_prompt_length + keep_bos :]
-    room = max_length - len(prompt)
-    refused = ""
-    if not prompt:
-        refused = "no prompt token before the completions"
-    elif room <= 0:
-        refused = "prompt fills max_length"
-    elif overlong == "drop_list" and any(len(ids) > room for ids in completions):
-        refused = "a completion beyond max_length"
-    long = [len(ids) > room for ids in completions]
-    kept = [k for k, ids in enumerate(completions) if ids and not (long[k] and overlong == "drop_completion")]
-    kept_ids = [] if refused else [completions[k][:room] for k in kept]
-    return {
-        "prompt_ids": prompt,
-        "completion_ids": kept_ids,
-        "grades": [] if refused else [grades[k] for k in kept],
-        "refused": refused,
-        "prompt_tokens": len(full_prompt),
-        "completion_tokens": [len(ids) for ids in completions],
-        "prompt_cut": len(prompt) < len(full_prompt),
-        "truncated": 0 if refused else sum(long[k] for k in kept),
-        "dropped": 0 if refused else len(completions) - len(kept),
-        "missing_eos": sum(ids[-1] not in special.ends for ids in kept_ids),
-        "identical": len(kept_ids) > 1 and all(ids == kept_ids[0] for ids in kept_ids),
-    }
-
-
-def _started(ids: list[int], special: Tokens, templated: bool) -> tuple[list[int], bool]:
-    """The ids with their start token once, and whether the text had brought a second one."""
-    if templated:
-        doubled = special.bos is not None and ids[:2] == [special.bos, special.bos]
-        return ids[doubled:], doubled
-    if special.prefix and tuple(ids[: len(special.prefix)]) == special.prefix:
-        return ids, True
-    return [*special.prefix, *ids], False
 
 
 def _encode_texts(
@@ -352,7 +221,10 @@ def _check(
 
 def _fingerprint(content: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> str:
     """A digest of all that the token ids depend on, this module included."""
-    code = [Path(module).read_text(encoding="utf-8") for module in (__file__, render.__code__.co_filename)]
+    code = [
+        Path(module).read_text(encoding="utf-8")
+        for module in (__file__, render.__code__.co_filename, fit.__code__.co_filename)
+    ]
     versions = [transformers.__version__, tokenizers.__version__]
     digest = hashlib.sha256()
     for part in (content, _tokenizer_state(tokenizer), options, code, versions):
