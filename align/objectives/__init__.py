@@ -4,6 +4,7 @@
 write function and config in a module here and a line in each of the three tables.
 """
 
+import difflib
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from align.errors import UserError
 from align.objectives.aft import Aft, aft
 from align.objectives.base import Objective, Properties
-from align.objectives.checks import check_domain
+from align.objectives.checks import check_domain, check_score_fits
 from align.objectives.chosen_rejected import (
     ApoDown,
     ApoZero,
@@ -76,8 +77,10 @@ __all__ = [
     "Properties",
     "ScoreConfig",
     "check_grades",
+    "check_score",
     "dpop_penalty",
     "pair_weights",
+    "unknown_objective",
     "wpo_list_weights",
     "wpo_weights",
 ]
@@ -247,7 +250,31 @@ def check_grades(name: str, grades: Float[Tensor, "B K"], list_mask: Bool[Tensor
     check_domain(name, _properties(name), grades, list_mask)
 
 
+def check_score(name: str, score: ScoreConfig) -> None:
+    """Refuses a score function that an objective is not defined for; call it before training.
+
+    Args:
+        name: the objective's.
+        score: the score function that it would get: its own, else the recipe's.
+
+    Raises:
+        UserError: unknown objective, another score than the one it needs, or a divergence where single scores count.
+
+    Source: ours.
+    """
+    check_score_fits(name, _properties(name), score)
+
+
+def unknown_objective(name: str) -> str:
+    """What to say to someone who asks for an objective that is not here: TRL's names are translated."""
+    if name in TRL_NAMES:
+        return f"TRL's `{name}` is {TRL_NAMES[name]} here"
+    near = difflib.get_close_matches(name, OBJECTIVES, n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(OBJECTIVES)}"
+    return REFUSED.get(name, f"there is no objective `{name}`{hint}")
+
+
 def _properties(name: str) -> Properties:
     if name not in PROPERTIES:
-        raise UserError(REFUSED.get(name, f"there is no objective `{name}`; there are {', '.join(PROPERTIES)}"))
+        raise UserError(unknown_objective(name))
     return PROPERTIES[name]

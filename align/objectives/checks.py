@@ -6,6 +6,7 @@ from torch import Tensor
 
 from align.errors import UserError
 from align.objectives.base import DOMAINS, Properties
+from align.objectives.scores import REFERENCE_FREE, ScoreConfig
 
 
 def check_domain(
@@ -32,6 +33,35 @@ def check_domain(
         raise UserError(
             f"objective `{name}` needs grades {_range(low, high)}, but completion {place} of list {row} has grade "
             f"{grades[row, place].item():g}; set `data.grades: win_probability`, which gives grades from 0 to 1"
+        )
+
+
+def check_score_fits(name: str, properties: Properties, score: ScoreConfig) -> None:
+    """A score function against what an objective declares.
+
+    Args:
+        name: the objective's, for the message.
+        properties: what it declares.
+        score: the score function that it would get.
+
+    Raises:
+        UserError: the objective is defined for another score, or the score's divergence leaves a term in single scores
+            that cancels in differences only.
+
+    Source: f-DPO, arXiv:2309.16240, for the divergences; ours.
+    """
+    if properties.score not in (None, score.name):
+        raise UserError(
+            f"objective `{name}` is defined for the score `{properties.score}`, not `{score.name}`; "
+            f"remove the objective's `score`, and it takes the right one"
+        )
+    if score.name in REFERENCE_FREE or properties.shift_invariant:
+        return
+    divergence = score.model_dump()["divergence"]["name"]
+    if divergence != "reverse_kl":
+        raise UserError(
+            f"objective `{name}` looks at single scores, and the divergence `{divergence}` fixes only differences of "
+            "scores; remove `score.divergence`, or use an objective of differences such as `logistic`"
         )
 
 

@@ -18,6 +18,7 @@ from align.objectives import (
     ObjectiveConfig,
     ScoreConfig,
     check_grades,
+    check_score,
 )
 
 CONFIGS = {cls.model_fields["name"].default: cls for cls in get_args(get_args(ObjectiveConfig)[0])}
@@ -131,3 +132,22 @@ def test_grades_that_an_objective_cannot_use_are_refused(name, grades, message):
 def test_good_lists_pass_whatever_the_padding_holds(name):
     grades = torch.tensor([[0.0, 1.0, float("nan")], [0.3, 0.2, -1e9]])
     check_grades(name, grades, torch.tensor([[True, True, False]] * 2))
+
+
+@pytest.mark.parametrize("name", ["nca", "kto", "pointwise_mse"])
+def test_a_divergence_is_refused_where_single_scores_count(name):
+    with pytest.raises(UserError, match="divergence `js`.*`logistic`"):
+        check_score(name, SCORE.validate_python({"name": "log_ratio", "divergence": {"name": "js"}}))
+
+
+def test_another_score_than_the_needed_one_is_refused():
+    with pytest.raises(UserError, match="`odds_ratio` is defined for the score `likelihood_mean`, not `log_ratio`"):
+        check_score("odds_ratio", SCORE.validate_python({"name": "log_ratio"}))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_plain_scores_fit(name):
+    for score in SCORES if PROPERTIES[name].score is None else [PROPERTIES[name].score]:
+        check_score(name, SCORE.validate_python({"name": score}))
+    if PROPERTIES[name].shift_invariant:
+        check_score(name, SCORE.validate_python({"name": "log_ratio", "divergence": {"name": "forward_kl"}}))

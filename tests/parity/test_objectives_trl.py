@@ -176,10 +176,9 @@ def test_length_desensitised(dpo, monkeypatch, loss_type, ld_alpha):
     agree(dpo, monkeypatch, loss_type, ld_alpha=ld_alpha)
 
 
-@pytest.mark.parametrize(
-    "loss_type", ["sigmoid", "robust", "sigmoid_norm", "apo_zero"]
-)  # hinge: TRL cannot differentiate
+@pytest.mark.parametrize("loss_type", ["sigmoid", "robust", "sigmoid_norm", "apo_zero"])
 def test_wpo_weights(dpo, monkeypatch, loss_type):
+    """Not with hinge: TRL 1.16 changes that loss in place and then fails in the backward pass."""
     agree(dpo, monkeypatch, loss_type, wpo=True)
 
 
