@@ -109,3 +109,7 @@ def _doctor(parsed: argparse.Namespace) -> None:
         doctor.install(parsed.install)
     else:
         doctor.print_report()
+
+
+if __name__ == "__main__":
+    main()

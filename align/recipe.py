@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_v
 
 from align.errors import UserError
 from align.model.adapters import AdapterConfig, Lora
-from align.objectives import ObjectiveConfig, ScoreConfig
+from align.objectives import ObjectiveConfig, ScoreConfig, unknown_objective
 from align.objectives.scores import LogRatio
 from align.types import Strict
 from rewards import ScorerConfig
@@ -240,21 +240,28 @@ def _lay_over(tree: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node: Any = tree
     for parent in parents:
-        node = node[int(parent)] if isinstance(node, list) and parent.isdigit() else _child(node, parent, key)
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
-        node[int(last)] = yaml.safe_load(text)
-    elif isinstance(node, dict):
-        node[last] = yaml.safe_load(text)
+        node = _child(node, parent, key)
+    if isinstance(node, list):
+        node[_index(node, last, key)] = yaml.safe_load(text)
     else:
-        raise UserError(f"`{override}`: `{'.'.join(parents)}` has no keys of its own; set it whole")
+        node[last] = yaml.safe_load(text)
 
 
-def _child(node: Any, name: str, key: str) -> Any:
-    if not isinstance(node, dict):
-        raise UserError(f"`{key}`: nothing lies below `{name}`; set its parent whole")
-    if not isinstance(node.get(name), dict | list):
-        node[name] = {}
-    return node[name]
+def _child(node: Any, name: str, key: str) -> dict | list:
+    """The mapping or list below a key, made where there is none."""
+    if isinstance(node, list):
+        child = node[_index(node, name, key)]
+    else:
+        child = node[name] = {} if node.get(name) is None else node[name]
+    if not isinstance(child, dict | list):
+        raise UserError(f"`{key}`: `{name}` is {child!r} and has nothing below it; set it whole")
+    return child
+
+
+def _index(node: list, name: str, key: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise UserError(f"`{key}`: `{name}` is no place in a list of {len(node)}; count from 0, or set the list whole")
+    return int(name)
 
 
 def _explain(error: Any) -> str:
@@ -265,6 +272,8 @@ def _explain(error: Any) -> str:
         return f"unknown key `{key}`{_nearest(location)}"
     if error["type"] == "value_error":
         return f"`{key}`: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    if error["type"] == "union_tag_invalid" and location[0] == "objective":
+        return f"`objective.name`: {unknown_objective(error['ctx']['tag'])}"
     if error["type"] == "missing":
         return f"`{key}` is missing"
     return f"`{key}`: {error['msg'][0].lower() + error['msg'][1:]}, got {error['input']!r}"

@@ -1,0 +1,110 @@
+"""`align evaluate rows`: how a policy ranks graded rows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Table
+
+from align.data import Prepared, Source, prepare_data, read_chat_template, render
+from align.errors import UserError
+from align.evaluate.lists import evaluate_lists
+from align.loss import ListLoss, build_loss
+from align.model.adapters import Full
+from align.model.forward import TokenScorer
+from align.model.policy import Policy, load_policy
+from align.objectives.pairwise import Logistic
+from align.objectives.scores import LikelihoodMean
+from align.recipe import load_recipe
+from align.run_directory import RunDirectory, write_json
+from align.runs import loss_of
+from align.summary import ROWS
+
+
+def evaluate_rows(
+    path: str,
+    *,
+    model: str,
+    split: str | None = None,
+    grades: str = "win_probability",
+    max_length: int = 1024,
+    chat_template: str | None = None,
+    tokens_per_batch: int = 8192,
+    json_path: str | None = None,
+    console: Console | None = None,
+) -> dict[str, float]:
+    """Ranking metrics of a policy against the rows' grades, printed and returned.
+
+    A run ranks by its implicit reward and by likelihood; a plain model or adapter by likelihood alone.
+
+    Args:
+        path: rows: a file, a folder or a hub data set.
+        model: a run directory, an adapter's folder, a model's folder or a hub name.
+        json_path: where every figure is written as well.
+
+    Raises:
+        UserError: rows or model cannot be read or do not fit.
+    """
+    console = console or Console()
+    policy, loss, template = _load(model, chat_template)
+    prepared = prepare_data(
+        sources=[Source(path, split=split)],
+        eval_fraction=0.0,
+        grades=grades,  # type: ignore[arg-type]
+        max_length=max_length,
+        tokenizer=policy.tokenizer,
+        chat_template=read_chat_template(template),
+    )
+    ranks_by_reward = (Path(model) / "recipe.yaml").exists()
+    metrics = evaluate_lists(
+        TokenScorer(policy),
+        policy,
+        loss,
+        prepared.train,
+        tokens_per_batch=tokens_per_batch,
+        accelerator=Accelerator(),
+    )
+    if not ranks_by_reward:
+        metrics = {name: value for name, value in metrics.items() if name.startswith(("likelihood", "token", "entropy"))}
+    console.print(render(prepared.audit))
+    console.print(_table(model, metrics, prepared))
+    if json_path:
+        write_json(Path(json_path), {"model": model, "data": prepared.audit.to_dict(), "metrics": metrics})
+    return metrics
+
+
+def _load(model: str, chat_template: str | None) -> tuple[Policy, ListLoss, str | None]:
+    """The policy, how it scores, and the chat template."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder = Path(model)
+    if (folder / "recipe.yaml").exists():
+        return _load_run(folder, chat_template, device)
+    by_likelihood = build_loss(LikelihoodMean(beta=1.0), [Logistic()])
+    arguments: dict[str, Any] = {"device": device, "chat_template": chat_template}
+    if (folder / "adapter_config.json").exists():
+        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        return load_policy(base, start_adapter=model, **arguments), by_likelihood, chat_template
+    return load_policy(model, adapter=Full(), keep_reference=False, **arguments), by_likelihood, chat_template
+
+
+def _load_run(folder: Path, chat_template: str | None, device: str) -> tuple[Policy, ListLoss, str | None]:
+    run = RunDirectory(folder)
+    recipe = load_recipe(run.recipe)
+    state = run.best if run.best.exists() else run.last_checkpoint()
+    if state is None:
+        raise UserError(f"{folder}: the run has no checkpoint yet; let `align train` write one")
+    section = dict(recipe.policy) | {"chat_template": chat_template or recipe.policy.chat_template}
+    policy = load_policy(**section, seed=recipe.train.seed, device=device, total_steps=1)
+    policy.load_state(state)
+    return policy, loss_of(recipe), section["chat_template"]
+
+
+def _table(model: str, metrics: dict[str, float], prepared: Prepared) -> Table:
+    table = Table("", model, title=f"{len(prepared.train)} lists", title_justify="left")
+    for key, label, pattern in ROWS:
+        if key in metrics:
+            table.add_row(label, pattern.format(metrics[key]))
+    return table

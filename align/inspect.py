@@ -1,0 +1,56 @@
+"""`align inspect`: what a recipe would train on, without training."""
+
+from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from align.data import render
+from align.data.collate import Example
+from align.data.steps import plan_steps
+from align.model.load import load_tokenizer
+from align.recipe import Recipe, dump_recipe
+from align.runs import check_objectives, prepare
+
+CONTEXT_COLOUR, TRAINED_COLOUR = "dim", "green"
+
+
+def inspect_recipe(recipe: Recipe, *, rows: int, console: Console | None = None) -> None:
+    """Print the resolved recipe, the audit of its data and the first rows as the policy reads them."""
+    console = console or Console()
+    console.print(Text(dump_recipe(recipe)))
+    prepared = prepare(recipe)
+    console.print(render(prepared.audit))
+    check_objectives(recipe, prepared)
+    train = recipe.train
+    plan = plan_steps(
+        prepared.train["weight"],
+        lists_per_step=train.lists_per_step,
+        epochs=train.epochs,
+        steps=train.steps,
+        seed=train.seed,
+    )
+    console.print(f"{len(plan)} optimizer steps of {train.lists_per_step} lists\n")
+    tokenizer = load_tokenizer(
+        recipe.policy.model,
+        revision=recipe.policy.revision,
+        chat_template=recipe.policy.chat_template,
+        trust_remote_code=recipe.policy.trust_remote_code,
+    )
+    for example in prepared.train.select(range(min(rows, len(prepared.train)))):
+        console.print(describe(example, tokenizer))
+
+
+def describe(example: Example, tokenizer: PreTrainedTokenizerBase) -> Text:
+    """One list decoded, with what is trained on in another colour and every token's border marked."""
+    text = Text()
+    text.append(f"{example['id']} ({example['source']}, row {example['row']})\n", style="bold")
+    text.append(f"prompt, {len(example['prompt_ids'])} tokens, read but not trained on\n")
+    text.append("  " + _tokens(tokenizer, example["prompt_ids"]) + "\n", style=CONTEXT_COLOUR)
+    for grade, ids in zip(example["grades"], example["completion_ids"], strict=True):
+        text.append(f"grade {grade:.3f}, {len(ids)} tokens, trained on\n")
+        text.append("  " + _tokens(tokenizer, ids) + "\n", style=TRAINED_COLOUR)
+    return text
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return "|".join(repr(tokenizer.decode([i]))[1:-1] for i in ids)

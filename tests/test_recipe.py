@@ -1,0 +1,92 @@
+"""Recipes: every shipped one loads, overrides land where they should, and mistakes are named."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from align.errors import UserError
+from align.recipe import dump_recipe, load_recipe, parse_recipe
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+SMALL = {
+    "output": "runs/x",
+    "policy": {"model": "m"},
+    "data": {"sources": ["rows.jsonl"]},
+    "objective": {"name": "lambda"},
+}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_shipped_recipe_loads_and_reads_back_the_same(path, tmp_path):
+    recipe = load_recipe(path)
+    (tmp_path / "copy.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "copy.yaml") == recipe
+
+
+def test_overrides_are_yaml_at_dotted_keys():
+    overrides = [
+        "train.learning_rate=1e-3",
+        "data.sources.0.path=mine.jsonl",
+        "objective={name: logistic, margin: 0.5}",
+        "policy.adapter.rank=4",
+        "train.steps=7",
+    ]
+    recipe = load_recipe(RECIPES[0].parent / "lipo_lambda.yaml", overrides)
+    assert recipe.train.learning_rate == 1e-3
+    assert recipe.data.sources[0].path == "mine.jsonl"
+    assert recipe.objective[0].name == "logistic" and recipe.objective[0].margin == 0.5
+    assert recipe.policy.adapter.rank == 4
+    assert recipe.train.steps == 7
+
+
+def test_a_single_objective_and_a_bare_path_are_lists_of_one():
+    recipe = parse_recipe(SMALL, origin="here")
+    assert [term.name for term in recipe.objective] == ["lambda"]
+    assert recipe.data.sources[0].path == "rows.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trian": {}}, "unknown key `trian`; did you mean `train`?"),
+        ({"train": {"lerning_rate": 1}}, "unknown key `train.lerning_rate`; did you mean `train.learning_rate`?"),
+        ({"learning_rate": 1}, "unknown key `learning_rate`; did you mean `train.learning_rate`?"),
+        ({"score": {"name": "log_ratio", "bta": 1}}, "unknown key `score.log_ratio.bta`; did you mean `score.beta`?"),
+        ({"train": {"learning_rate": -1}}, "`train.learning_rate`: input should be greater than 0, got -1"),
+        ({"objective": {"name": "lamda"}}, "there is no objective `lamda`"),
+        ({"objective": {"name": "aot"}}, "it sorts across the batch"),
+        ({"objective": {"name": "sigmoid"}}, "TRL's `sigmoid` is {objective: {name: logistic}} here"),
+        ({"objective": ()}, "objective: missing; for example `objective: {name: lambda}`"),
+        ({"task": "sft"}, "`task: sft` has its own loss"),
+        ({"train": {"keep_best": "ndcg"}}, "train.keep_best needs train.eval_steps"),
+        ({"data": {"sources": []}}, "`data.sources`: tuple should have at least 1 item"),
+        ({"policy": {}}, "`policy.model` is missing"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_and_a_remedy(change, message):
+    with pytest.raises(UserError) as caught:
+        parse_recipe(SMALL | change, origin="my.yaml")
+    assert str(caught.value).startswith("my.yaml: ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [1", "not valid YAML"), ("- 1", "a recipe is a mapping of sections")],
+)
+def test_a_broken_file_is_named(text, message, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_recipe(path)
+    with pytest.raises(UserError, match="cannot read the recipe"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("override", ["train.seed", "=1", "output.x=1", "data.sources.5=x"])
+def test_an_override_that_fits_nowhere_is_named(override, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    with pytest.raises(UserError, match=override.split("=")[0] or "key=value"):
+        load_recipe(path, [override])
