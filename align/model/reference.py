@@ -195,7 +195,8 @@ def _read(folder: Path, keys: Sequence[bytes]) -> Values:
         try:
             tensors = load_file(file)
         except SafetensorError:
-            log.warning("%s is damaged and is left out", file)
+            log.warning("%s is damaged; it is removed, and what it held is computed again", file)
+            file.unlink(missing_ok=True)
             continue
         parts = np.split(tensors["values"], np.cumsum(tensors["sizes"])[:-1])
         found |= {k: v for key, v in zip(tensors["keys"], parts, strict=True) if (k := key.tobytes()) in wanted}

@@ -32,17 +32,23 @@ def model_folder(tmp_path_factory) -> Path:
         eos_token_id=2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    save_tokenizer(folder)
+    _save_tokenizer(folder)
     return folder
 
 
-def save_tokenizer(folder: Path, **special: str) -> None:
+def _save_tokenizer(folder: Path, **special: str) -> None:
     """Words w0, w1, ... with <unk>, <s> and </s>; no padding token."""
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = special or {"bos_token": "<s>", "eos_token": "</s>"}
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", **special).save_pretrained(folder)
+
+
+@pytest.fixture
+def save_tokenizer():
+    """Writes a tokenizer into a folder."""
+    return _save_tokenizer
 
 
 @pytest.fixture

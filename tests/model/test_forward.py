@@ -103,7 +103,9 @@ def test_a_lora_on_the_head_is_part_of_it(model_folder, lists):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     scorer, batch = TokenScorer(policy), collate(lists, pad_id=0)
-    assert_close(scorer(batch).logprobs[batch.completion_mask].double(), own_logprobs(policy.model, lists), atol=1e-5, rtol=1e-5)
+    assert_close(
+        scorer(batch).logprobs[batch.completion_mask].double(), own_logprobs(policy.model, lists), atol=1e-5, rtol=1e-5
+    )
     scorer(batch).logprobs.sum().backward()
     ours = {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
     policy.model.zero_grad()

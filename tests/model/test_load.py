@@ -1,0 +1,127 @@
+"""Model folders that cannot work are refused in one sentence that names them."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+
+from align.errors import UserError
+from align.model.adapters import Full, Lora
+from align.model.load import load_tokenizer, turn_dropout_off
+from align.model.policy import load_policy
+
+
+@pytest.fixture
+def folder(model_folder, tmp_path):
+    return shutil.copytree(model_folder, tmp_path / "model")
+
+
+def refused(folder, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_policy(str(folder))
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    refused(tmp_path / "nothing", "not a folder here, and the hub")
+    with pytest.raises(UserError, match="no-such-owner/no-such-model is not a folder"):
+        load_policy("no-such-owner/no-such-model")
+
+
+def test_a_folder_without_a_config(folder):
+    (folder / "config.json").unlink()
+    refused(folder, "no config.json")
+
+
+def test_a_config_that_is_not_json(folder):
+    (folder / "config.json").write_text("{")
+    refused(folder, "not a valid JSON file")
+
+
+def test_pickled_weights(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refused(folder, "convert it once.*save_pretrained")
+
+
+def test_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    refused(folder, "no .safetensors file")
+
+
+def test_damaged_weights(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(folder, "cannot be loaded")
+
+
+def test_a_missing_weight_is_not_drawn_at_random(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    refused(folder, "lack 1 weights, first model.layers.1.mlp.up_proj.weight")
+
+
+def test_a_weight_of_another_shape(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 20}))
+    refused(folder, "cannot be loaded")
+
+
+def test_an_adapter_in_place_of_a_model(model_folder, tmp_path):
+    load_policy(str(model_folder), adapter=Lora(rank=2)).save_adapter(tmp_path)
+    refused(tmp_path, "policy.start_adapter")
+
+
+def test_an_encoder_decoder_model(tmp_path, save_tokenizer):
+    config = T5Config(vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    refused(tmp_path, "encoder-decoder")
+
+
+def test_no_tokenizer(folder):
+    for file in folder.glob("token*"):
+        file.unlink()
+    refused(folder, "no tokenizer")
+
+
+def test_padding_falls_back_to_the_end_token(folder, save_tokenizer):
+    assert load_tokenizer(str(folder)).pad_token_id == 2
+    save_tokenizer(folder, bos_token="<s>")
+    with pytest.raises(UserError, match="neither a padding nor an end-of-text token"):
+        load_tokenizer(str(folder))
+
+
+def test_a_template_file_replaces_the_tokenizers(folder, tmp_path):
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}!")
+    tokenizer = load_tokenizer(str(folder), chat_template=str(tmp_path / "own.jinja"))
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "w4"}], tokenize=False) == "w4!"
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "none.jinja"))):
+        load_tokenizer(str(folder), chat_template=str(tmp_path / "none.jinja"))
+
+
+def test_gpt2s_dropout_is_off_in_training_mode_and_back_in_what_is_saved(tmp_path, save_tokenizer):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32, resid_pdrop=0.4)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    save_tokenizer(tmp_path / "gpt2")
+    policy = load_policy(str(tmp_path / "gpt2"), adapter=Full())
+    ids = torch.arange(3, 12)[None]
+    policy.model.train()
+    assert torch.equal(policy.model(ids).logits, policy.model(ids).logits)
+    policy.save_adapter(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert (saved["resid_pdrop"], saved["attn_pdrop"], saved["embd_pdrop"]) == (0.4, 0.1, 0.1)
+    assert policy.model.config.resid_pdrop == 0
+
+
+def test_only_probabilities_count_as_dropout():
+    config = GPT2Config(summary_first_dropout=0.2)
+    assert turn_dropout_off(config)["resid_pdrop"] == 0.1
+    assert config.initializer_range == 0.02
