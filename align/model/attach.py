@@ -37,6 +37,7 @@ def attach_adapter(
     adapter: PeftAdapter,
     *,
     model: str,
+    revision: str | None,
     folder: Path,
     total_steps: int | None,
     init_batches: Iterable[ListBatch] | None,
@@ -44,7 +45,7 @@ def attach_adapter(
     """A new adapter on a base model; where its start is not the identity, with a frozen copy of it.
 
     Args:
-        model: the base's name, as the user gave it.
+        model: the base's name, as the user gave it; with `revision`, written into the adapter's config.
         folder: the base's files; LoftQ compares with the weights in them.
         total_steps: of the run; AdaLoRA's schedule needs them.
         init_batches: some training rows; EVA looks at the layers' inputs on them.
@@ -56,7 +57,9 @@ def attach_adapter(
         raise UserError("policy.adapter: eva starts from training rows, and none were given")
     try:
         config = peft_config(adapter, total_steps=total_steps)
-        config.base_model_name_or_path = model
+        # PEFT writes the model's own name, which is the folder of a download for a hub model.
+        base.name_or_path = str(folder) if Path(model).expanduser() == folder else model
+        config.revision = revision
         wrapped = get_peft_model(base, config, adapter_name=TRAINED)
     except (ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"policy.adapter: {adapter.name} does not fit {model}: {first_line(error)}") from error

@@ -201,7 +201,13 @@ def load_policy(
             trained = continue_adapter(base, start_adapter, instead_of=adapter)
         elif not isinstance(adapter, Full):
             trained = attach_adapter(
-                base, adapter, model=model, folder=folder, total_steps=total_steps, init_batches=init_batches
+                base,
+                adapter,
+                model=model,
+                revision=revision,
+                folder=folder,
+                total_steps=total_steps,
+                init_batches=init_batches,
             )
     what = "start_adapter" if start_adapter is not None else adapter.name
     if not any(p.requires_grad for p in trained.parameters()):

@@ -33,6 +33,29 @@ def test_a_folder_that_is_not_there(tmp_path):
         load_policy("no-such-owner/no-such-model")
 
 
+def test_a_hub_model_is_known_by_name_and_commit(folder, tmp_path, monkeypatch):
+    """A hub cache as huggingface_hub lays it out, read offline."""
+    stored = tmp_path / "hub" / "models--owner--tiny"
+    (stored / "refs").mkdir(parents=True)
+    (stored / "refs" / "v2").write_text("0" * 40)
+    shutil.copytree(folder, stored / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    policy = load_policy("owner/tiny", revision="v2", adapter=Lora(rank=2))
+    identity = policy.reference_identity()
+    assert (identity["base"], identity["commit"]) == ("owner/tiny", "0" * 40)
+    policy.save_adapter(tmp_path / "adapter")
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (saved["base_model_name_or_path"], saved["revision"]) == ("owner/tiny", "v2")
+
+
+def test_a_local_folder_is_known_by_its_content_not_its_place(folder, model_folder):
+    here, there = (load_policy(str(path)).reference_identity() for path in (folder, model_folder))
+    assert here == there
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    assert load_policy(str(folder)).reference_identity()["base"] != there["base"]
+
+
 def test_a_folder_without_a_config(folder):
     (folder / "config.json").unlink()
     refused(folder, "no config.json")
