@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from align.objectives.lists import without_noise
+
 
 def ranking_metrics(
     scores: Float[Tensor, "B K"],
@@ -19,7 +21,7 @@ def ranking_metrics(
     """All ranking figures of each list.
 
     Args:
-        scores: what ranks the completions.
+        scores: what ranks the completions, to five decimals; a smaller difference is rounding and counts as a tie.
         grades: what they should be ranked by, larger is better.
         list_mask: False marks padding.
         k: NDCG counts this many first ranks; None counts all.
@@ -30,11 +32,12 @@ def ranking_metrics(
 
     Source: ours; the parts name theirs.
     """
+    ranked = without_noise(scores)
     metrics = {
-        "pair_accuracy": pair_accuracy(scores, grades, list_mask),
-        "ndcg": ndcg(scores, grades, list_mask, k=k),
-        "kendall_tau": kendall_tau(scores, grades, list_mask),
-        "top1_agreement": top1_agreement(scores, grades, list_mask),
+        "pair_accuracy": pair_accuracy(ranked, grades, list_mask),
+        "ndcg": ndcg(ranked, grades, list_mask, k=k),
+        "kendall_tau": kendall_tau(ranked, grades, list_mask),
+        "top1_agreement": top1_agreement(ranked, grades, list_mask),
         "margin": margin(scores, grades, list_mask),
     }
     nothing_to_order = ~_better(grades, list_mask).any(dim=2).any(dim=1)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from align.objectives.base import Objective
-from align.objectives.lists import differences, ordered_pairs
+from align.objectives.lists import differences, ordered_pairs, without_noise
 
 Reduction = Literal["list_sum", "list_mean", "pair_mean"]
 
@@ -56,7 +56,7 @@ def lambda_weights(
 
     Delta_ij = |2^{g_i} - 2^{g_j}| * |1 / log(1 + rank_i) - 1 / log(1 + rank_j)| where g_i > g_j, else 0
 
-    rank is 1-based, by the current scores, descending. Where scores are tied, the second factor is its mean over all
+    rank is 1-based, by the current scores to five decimals, descending. Where scores are tied, the second factor is its mean over all
     orders of the tied completions, so the order of the row does not matter, not even before the first step.
 
     Args:
@@ -69,7 +69,7 @@ def lambda_weights(
     """
     pairs = ordered_pairs(grades, list_mask)
     gain_gap = differences(torch.exp2(grades)).masked_fill(~pairs, 0)
-    weights = gain_gap * _discount_gap(scores.detach(), list_mask, log_base)
+    weights = gain_gap * _discount_gap(without_noise(scores), list_mask, log_base)
     if reduction == "list_mean":
         weights = weights / list_mask.sum(dim=1).clamp(min=1)[:, None, None]
     elif reduction == "pair_mean":

@@ -1,0 +1,79 @@
+"""Which lists a step takes, and how it is cut."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.data.steps import StepLists, cut_further, micro_batches, plan_steps, width
+
+
+def plan(weights, **options):
+    return plan_steps(weights, **{"lists_per_step": 4, "epochs": 1, "steps": None, "seed": 0} | options)
+
+
+def test_an_epoch_takes_every_list_once_and_the_last_step_is_smaller():
+    steps = plan([1.0] * 10)
+    assert [len(rows) for rows in steps] == [4, 4, 2]
+    assert sorted(row for rows in steps for row in rows) == list(range(10))
+
+
+def test_weights_are_how_often_a_list_is_taken():
+    counts = Counter(row for rows in plan([2.0, 1.0, 0.25], epochs=400) for row in rows)
+    assert counts[0] == 800 and counts[1] == 400
+    assert 60 < counts[2] < 140  # 400 draws of a quarter: four standard deviations of 8.7
+
+
+def test_steps_take_the_place_of_epochs_and_part_of_an_epoch_is_a_part():
+    assert [len(rows) for rows in plan([1.0] * 10, steps=7)] == [4] * 7
+    assert sum(map(len, plan([1.0] * 10, epochs=1.5))) == 15
+
+
+def test_the_order_follows_from_the_seed_and_differs_between_epochs():
+    assert plan([1.0] * 50, seed=1) == plan([1.0] * 50, seed=1) != plan([1.0] * 50, seed=2)
+    order = [row for rows in plan([1.0] * 50, epochs=2) for row in rows]
+    assert order[:50] != order[50:]
+
+
+def test_processes_share_a_step_without_overlap():
+    lists = [{"id": i} for i in range(10)]
+    shares = [StepLists(lists, plan([1.0] * 10), rank=rank, world_size=3) for rank in range(3)]
+    for step, rows in enumerate(plan([1.0] * 10)):
+        taken = [example["id"] for share in shares for example in share[step]]
+        assert sorted(taken) == sorted(rows)
+
+
+examples = st.lists(
+    st.builds(
+        lambda p, sizes: {"prompt_ids": [0] * p, "completion_ids": [[0] * n for n in sizes]},
+        st.integers(1, 20),
+        st.lists(st.integers(1, 20), min_size=1, max_size=5),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(examples, st.integers(1, 200), st.integers(1, 12))
+def test_micro_batches_keep_every_list_and_the_budget(lists, budget, count):
+    batches = micro_batches(lists, tokens_per_batch=budget)
+    assert sorted(id(e) for batch in batches for e in batch) == sorted(map(id, lists))
+    for batch in batches:
+        cells = sum(len(e["completion_ids"]) for e in batch) * max(map(width, batch))
+        assert cells <= budget or len(batch) == 1
+    further = cut_further(batches, count)
+    assert len(further) == max(len(batches), min(count, len(lists)))
+    assert sorted(id(e) for batch in further for e in batch) == sorted(map(id, lists))
+
+
+def test_lists_of_like_length_share_a_batch():
+    lists = [{"prompt_ids": [0], "completion_ids": [[0] * n]} for n in (1, 50, 2, 49)]
+    batches = micro_batches(lists, tokens_per_batch=102)
+    assert [[width(e) for e in batch] for batch in batches] == [[2, 3], [50, 51]]
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_a_list_is_never_split(k):
+    one = {"prompt_ids": [0] * 10, "completion_ids": [[0] * 10] * k}
+    assert micro_batches([one], tokens_per_batch=1) == [[one]]

@@ -1,0 +1,197 @@
+"""Whole runs of a few steps: what must not change the result, and what a run leaves behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+from align.errors import UserError
+from align.runs import train
+
+
+def adapter(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "adapter" / "adapter_model.safetensors")
+
+
+def metrics(path: Path) -> list[dict]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_adapter(a: Path, b: Path, **tolerance) -> None:
+    for name, tensor in adapter(a).items():
+        assert_close(tensor, adapter(b)[name], **tolerance)
+
+
+def test_the_run_directory_holds_what_the_contract_names(make_recipe):
+    result = train(make_recipe())
+    names = {path.name for path in result.path.iterdir()}
+    assert {"recipe.yaml", "environment.json", "metrics.jsonl", "events.log", "checkpoints", "adapter"} <= names
+    assert json.loads((result.path / "summary.json").read_text()) == result.summary
+    contract = {"loss", "pair_accuracy", "ndcg", "kendall_tau", "top1_agreement", "margin", "best_logprob_change"}
+    contract |= {"best_fell_share", "likelihood_ndcg", "likelihood_pair_accuracy"}
+    assert contract <= result.summary["eval_before"].keys() & result.summary["eval_after"].keys()
+    assert [line["step"] for line in metrics(result.path)] == list(range(1, result.summary["steps"] + 1))
+    assert result.summary["data"]["read"] == 30
+    assert len(result.summary["samples"]) == 2
+
+
+def test_before_training_all_implicit_rewards_are_zero(make_recipe):
+    before = train(make_recipe(objective={"name": "logistic"}, data={"select": "best_worst"})).summary["eval_before"]
+    assert before["pair_accuracy"] == 0.5 and before["kendall_tau"] == 0 and before["margin"] == 0
+    assert before["best_logprob_change"] == 0 and before["best_fell_share"] == 0
+
+
+def test_it_learns(make_recipe):
+    result = train(make_recipe(train={"epochs": 10}))
+    assert result.summary["eval_after"]["ndcg"] > result.summary["eval_before"]["ndcg"] + 0.05
+
+
+@pytest.mark.parametrize("objective", ["lambda", "list_mle"])
+def test_a_step_is_the_same_however_it_is_cut(make_recipe, objective):
+    """Ragged lists, a last step that is smaller: an average per micro-batch would show at once."""
+    whole = train(make_recipe("whole", objective={"name": objective}, train={"tokens_per_batch": 10**6}))
+    cut = train(make_recipe("cut", objective={"name": objective}, train={"tokens_per_batch": 1}))
+    assert_same_adapter(whole.path, cut.path, rtol=1e-3, atol=1e-6)
+    for a, b in zip(metrics(whole.path), metrics(cut.path), strict=True):
+        for key in ("loss", "ndcg", "rewards/margins", "rewards/accuracies", "logps/chosen", "kl", "entropy"):
+            assert a[key] == pytest.approx(b[key], abs=1e-5), key
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 60, 200])
+def test_evaluation_is_the_same_for_every_batch_size(make_recipe, tokens_per_batch):
+    small = {"train": {"steps": 3, "lists_per_step": 6, "learning_rate": 1e-2, "save_steps": 2}}
+    one = train(make_recipe("one", **small)).summary["eval_after"]
+    small["train"]["tokens_per_batch"] = tokens_per_batch
+    other = train(make_recipe("other", **small)).summary["eval_after"]
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert other[key] == pytest.approx(value, abs=2e-5), key
+
+
+def test_a_live_reference_is_the_cached_one(make_recipe):
+    cached = train(make_recipe("cached"))
+    live = train(make_recipe("live", reference={"cache": False}))
+    assert_same_adapter(cached.path, live.path, rtol=1e-4, atol=1e-6)
+
+
+def test_the_exported_adapter_is_the_trained_policy(make_recipe, tiny_policy):
+    result = train(make_recipe(train={"steps": 4}))
+    base = AutoModelForCausalLM.from_pretrained(tiny_policy)
+    ids = torch.tensor([[1, 5, 6, 7, 8]])
+    plain = base(ids).logits
+    loaded = PeftModel.from_pretrained(base, result.path / "adapter")(ids).logits
+    assert (plain - loaded).abs().max() > 1e-3
+    state = load_file(sorted((result.path / "checkpoints").glob("checkpoint-4/*.safetensors"))[0])
+    for name, tensor in adapter(result.path).items():
+        (match,) = [value for key, value in state.items() if name.replace(".weight", "") in key.replace(".default", "")]
+        assert torch.equal(tensor, match)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def kill_at(monkeypatch, step: int) -> None:
+    from align.trainer import AlignTrainer
+
+    original = AlignTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(AlignTrainer, "training_step", training_step)
+
+
+@pytest.mark.parametrize("name", ["lora", "pissa", "dora", "adalora", "full"])
+def test_an_interrupted_run_ends_with_the_identical_adapter(make_recipe, monkeypatch, name):
+    dropout = {"rank": 4, "dropout": 0.2} if name in ("lora", "pissa", "dora") else {}
+    sections = {"policy": {"adapter": {"name": name} | dropout}, "train": {"eval_steps": 3, "learning_rate": 1e-3}}
+    whole = train(make_recipe("whole", **sections))
+    for step in (1, 5):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_at(patch, step)
+            train(make_recipe("killed", **sections))
+    resumed = train(make_recipe("killed", **sections))
+    for file in (whole.path / "adapter").glob("*.safetensors"):
+        assert file.read_bytes() == (resumed.path / "adapter" / file.name).read_bytes()
+    drop = ("seconds", "lists_per_second", "completion_tokens_per_second")
+    lines = [[{k: v for k, v in line.items() if k not in drop} for line in metrics(r.path)] for r in (whole, resumed)]
+    assert lines[0] == lines[1]
+    assert whole.summary["eval_before"] == resumed.summary["eval_before"]
+
+
+def test_a_checkpoint_cut_short_and_a_torn_line_are_passed_over(make_recipe, monkeypatch):
+    whole = train(make_recipe("whole"))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 5)
+        train(make_recipe("torn"))
+    torn = make_recipe("torn")
+    newest = Path(torn.output) / "checkpoints" / "checkpoint-4"
+    shutil.copytree(newest, newest.with_name("checkpoint-5"))
+    (newest.with_name("checkpoint-5") / "complete").unlink()
+    (newest.with_name("checkpoint-5") / "optimizer.pt").write_bytes(b"half")
+    with (Path(torn.output) / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    resumed = train(torn)
+    assert_same_adapter(whole.path, resumed.path, rtol=0, atol=0)
+    assert [line["step"] for line in metrics(resumed.path)] == [line["step"] for line in metrics(whole.path)]
+
+
+def test_a_finished_run_is_not_trained_again(make_recipe, monkeypatch, capsys):
+    first = train(make_recipe())
+    monkeypatch.setattr("align.runs._train", lambda *_: pytest.fail("trained again"))
+    assert train(make_recipe()).summary == first.summary
+    assert "run directory" in capsys.readouterr().out
+
+
+def test_another_recipe_on_the_same_folder_is_refused(make_recipe):
+    train(make_recipe(train={"steps": 1}))
+    with pytest.raises(UserError, match=r"differs in objective, train.steps"):
+        train(make_recipe(train={"steps": 2}, objective={"name": "logistic"}))
+
+
+def test_a_folder_of_other_files_is_refused(make_recipe):
+    recipe = make_recipe()
+    Path(recipe.output).mkdir()
+    (Path(recipe.output) / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds files that are no run"):
+        train(recipe)
+
+
+def test_the_best_checkpoint_by_a_held_out_figure_is_exported(make_recipe):
+    rising = {"epochs": 8, "eval_steps": 1, "keep_best": "loss", "learning_rate": 0.3, "schedule": "constant"}
+    result = train(make_recipe(train=rising))
+    losses = [line["eval_loss"] for line in metrics(result.path) if "eval_loss" in line]
+    assert min(losses) < losses[-1], "the test needs a run whose last step is not its best"
+    assert result.summary["eval_after"]["loss"] == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_sft_raises_the_likelihood_of_the_best_completion(make_recipe):
+    result = train(make_recipe(task="sft", objective=(), train={"epochs": 6}))
+    before, after = result.summary["eval_before"], result.summary["eval_after"]
+    assert after["loss"] < before["loss"] - 0.1
+    assert after["token_logprob_best"] > before["token_logprob_best"]
+
+
+def test_kto_trains_on_labelled_single_completions(make_recipe, tmp_path):
+    rows = tmp_path / "labelled.jsonl"
+    lines = [
+        {"prompt": f"w{10 + i} w5", "completion": "w3 w3 w4" if i % 2 else "w6 w7", "label": bool(i % 2)}
+        for i in range(20)
+    ]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = {"sources": [str(rows)], "eval_fraction": 0.0}
+    runs = []
+    for name, budget in (("whole", 10**6), ("cut", 1)):
+        train_section = {"tokens_per_batch": budget, "steps": 6}
+        runs.append(train(make_recipe(name, data=data, objective={"name": "kto"}, train=train_section)))
+    assert_same_adapter(runs[0].path, runs[1].path, rtol=1e-3, atol=1e-6)
+    assert metrics(runs[0].path)[-1]["loss"] < metrics(runs[0].path)[0]["loss"]
