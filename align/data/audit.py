@@ -118,17 +118,17 @@ def audit_tokens(audit: Audit, parts: Sequence[Dataset]) -> None:
     completions: list[int] = []
     sizes: Counter[int] = Counter()
     for part in parts:
-        prompts += part["prompt_tokens"]
-        completions += [length for lengths in part["completion_tokens"] for length in lengths]
-        sizes.update(len(grades) for grades in part["grades"])
-        audit.truncated_completions += sum(part["truncated"])
-        audit.dropped_completions += sum(part["dropped"])
-        audit.prompts_cut += sum(part["prompt_cut"])
-        audit.missing_eos += sum(part["missing_eos"])
-        audit.eos_added += sum(part["eos_added"])
-        audit.bos_stripped += sum(part["bos_stripped"])
-        audit.boundary_rows += sum(moved > 0 for moved in part["moved_tokens"])
-        audit.boundary_tokens += sum(part["moved_tokens"])
+        prompts += part["prompt_tokens"][:]
+        completions += [length for lengths in part["completion_tokens"][:] for length in lengths]
+        sizes.update(len(grades) for grades in part["grades"][:])
+        audit.truncated_completions += sum(part["truncated"][:])
+        audit.dropped_completions += sum(part["dropped"][:])
+        audit.prompts_cut += sum(part["prompt_cut"][:])
+        audit.missing_eos += sum(part["missing_eos"][:])
+        audit.eos_added += sum(part["eos_added"][:])
+        audit.bos_stripped += sum(part["bos_stripped"][:])
+        audit.boundary_rows += sum(moved > 0 for moved in part["moved_tokens"][:])
+        audit.boundary_tokens += sum(part["moved_tokens"][:])
     audit.list_sizes = dict(sorted(sizes.items()))
     audit.completions = sum(size * count for size, count in sizes.items())
     audit.prompt_tokens, audit.completion_tokens = percentiles(prompts), percentiles(completions)

@@ -7,12 +7,15 @@ from typing import Any
 from align.data.schema import MEDIA_COLUMNS, BadRow, Row, UnusableRow, is_messages, is_token_ids, make_row
 
 Columns = dict[str, Any]
+Names = dict[str, str | tuple[str, ...]]
+"""What a file calls a row's prompt, completions, grades or rewards; {} stands for the place in the list."""
 
 PROMPTS = ("prompt", "messages", "context", "instruction")
 LISTS = ("items", "completions", "responses", "all_generated_responses", "answers")
 REWARDS = ("rewards", "scores", "all_rm_scores", "ratings")
 ITEM_TEXTS = ("text", "completion", "response", "answer", "content")
 ITEM_REWARDS = ("reward", "score", "rating", "overall_score", "fine-grained_score")
+SIDES = ("chosen", "rejected")
 HH_ASSISTANT = "\n\nAssistant:"
 
 
@@ -38,12 +41,17 @@ def read_row(raw: object, source: str, number: int) -> Row:
         if columns.get(name):
             raise BadRow(name, "images, audio, video and tools are not supported", "remove the column")
     reader = find_reader(columns)
+    prompt_name = next((name for name in ("prompt_ids", *PROMPTS) if name in columns), "prompt")
     identity = columns.pop("id", None)
     meta = columns.pop("meta", {})
     if not isinstance(meta, dict):
         raise BadRow("meta", "not an object", "give an object of named values")
     parts = reader(columns)
-    return make_row(id=identity, meta={**columns, **meta}, source=source, number=number, **parts)
+    names = {"prompt": f"{prompt_name}[{{}}]", **parts.pop("names")}
+    try:
+        return make_row(id=identity, meta={**columns, **meta}, source=source, number=number, **parts)
+    except BadRow as error:
+        raise BadRow(_own_name(error.field or "", names), error.problem, error.remedy) from None
 
 
 def find_reader(columns: Columns) -> "Reader":
@@ -66,19 +74,19 @@ def read_token_ids(columns: Columns) -> Columns:
     prompt = columns.pop("prompt_ids")
     if "chosen_ids" in columns:
         completions = [columns.pop("chosen_ids"), _take(columns, "rejected_ids")]
-        return _parts(prompt, completions, grades=[1.0, 0.0])
+        return _parts(prompt, completions, ("chosen_ids", "rejected_ids"), grades=[1.0, 0.0])
     name = "completions_ids" if "completions_ids" in columns else "completion_ids"
     completions = _take(columns, name)
     if is_token_ids(completions):
-        return _parts(prompt, [completions], **_single_grade(columns))
-    return _parts(prompt, completions, **_list_grades(columns))
+        return _parts(prompt, [completions], (name,), **_single_grade(columns))
+    return _parts(prompt, completions, f"{name}[{{}}]", **_list_grades(columns))
 
 
 def read_list(columns: Columns) -> Columns:
     """{prompt, completions | responses | ...} with grades, rewards or ranks beside them; the canonical row is one."""
     name = next(name for name in LISTS if name in columns)
     completions = columns.pop(name)
-    return _parts(_pop_prompt(columns), completions, **_list_grades(columns))
+    return _parts(_pop_prompt(columns), completions, f"{name}[{{}}]", **_list_grades(columns))
 
 
 def read_items(columns: Columns) -> Columns:
@@ -88,13 +96,14 @@ def read_items(columns: Columns) -> Columns:
     text = next((key for key in ITEM_TEXTS if key in items[0]), None)
     if text is None:
         raise BadRow(f"{name}[0]", f"no text (keys: {', '.join(items[0])})", f"name it one of {', '.join(ITEM_TEXTS)}")
-    grades = {}
+    grades: Columns = {}
     for key in ("grade", *ITEM_REWARDS, "rank"):
         if key in items[0]:
             values = [_take(item, key, f"{name}[{k}]") for k, item in enumerate(items)]
-            grades = _as_grades(key, values)
+            grades = _as_grades(key, values, f"{name}[{{}}].{key}")
             break
-    return _parts(_pop_prompt(columns), [_take(item, text, f"{name}[{k}]") for k, item in enumerate(items)], **grades)
+    texts = [_take(item, text, f"{name}[{k}]") for k, item in enumerate(items)]
+    return _parts(_pop_prompt(columns), texts, f"{name}[{{}}].{text}", **grades)
 
 
 def read_preference(columns: Columns) -> Columns:
@@ -106,7 +115,7 @@ def read_preference(columns: Columns) -> Columns:
         if parts["prompt"] != prompt and prompt not in [message.get("content") for message in parts["prompt"]]:
             raise BadRow("chosen", "a conversation without the prompt", "give the assistant's message alone")
         return parts
-    return _parts(prompt, [chosen, rejected], grades=[1.0, 0.0])
+    return _parts(prompt, [chosen, rejected], SIDES, grades=[1.0, 0.0])
 
 
 def read_implicit_preference(columns: Columns) -> Columns:
@@ -128,13 +137,13 @@ def read_dialogue_text(columns: Columns) -> Columns:
     prompts = [side[:cut] for side, cut in zip(sides, cuts, strict=True)]
     if prompts[0] != prompts[1]:
         raise UnusableRow("prompt mismatch between chosen and rejected")
-    return _parts(prompts[0], [side[cut:] for side, cut in zip(sides, cuts, strict=True)], grades=[1.0, 0.0])
+    return _parts(prompts[0], [side[cut:] for side, cut in zip(sides, cuts, strict=True)], SIDES, grades=[1.0, 0.0])
 
 
 def read_completion(columns: Columns) -> Columns:
     """{prompt, completion} with a `label` (true is good), a score, or neither."""
     completion = columns.pop("completion")
-    return _parts(_pop_prompt(columns), [completion], **_single_grade(columns))
+    return _parts(_pop_prompt(columns), [completion], ("completion",), **_single_grade(columns))
 
 
 def read_conversation(columns: Columns) -> Columns:
@@ -144,7 +153,7 @@ def read_conversation(columns: Columns) -> Columns:
         raise BadRow("messages", "not a list of messages", "give a list of objects with `role` and `content`")
     if messages[-1].get("role") != "assistant":
         raise BadRow("messages", "the last message is not the assistant's", "end with the completion to learn from")
-    return _parts(messages[:-1], [messages[-1:]], **_single_grade(columns))
+    return _parts(messages[:-1], [messages[-1:]], ("messages",), **_single_grade(columns))
 
 
 Reader = Callable[[Columns], Columns]
@@ -161,8 +170,27 @@ FORMATS: dict[str, tuple[Callable[[Columns], bool], Reader]] = {
 }
 
 
-def _parts(prompt: object, completions: object, grades: object = None, rewards: object = None) -> Columns:
-    return {"prompt": prompt, "completions": completions, "grades": grades, "rewards": rewards}
+def _parts(
+    prompt: object,
+    completions: object,
+    called: str | tuple[str, ...],
+    *,
+    grades: object = None,
+    rewards: object = None,
+    rewards_called: str | tuple[str, ...] = "rewards[{}]",
+    grades_called: str | tuple[str, ...] = "grades[{}]",
+) -> Columns:
+    names = {"completions": called, "rewards": rewards_called, "grades": grades_called}
+    return {"prompt": prompt, "completions": completions, "grades": grades, "rewards": rewards, "names": names}
+
+
+def _own_name(field: str, names: Names) -> str:
+    """A row's field as the file calls it: completions[1] is `rejected` in one file, `items[1].text` in another."""
+    field, index, rest = re.fullmatch(r"(\w*)(?:\[(\d+)\])?(.*)", field).groups()  # type: ignore[union-attr]
+    own = names.get(field, field + "[{}]")
+    if index is None:
+        return (own if isinstance(own, str) else "/".join(own)).split("[{}]")[0] + rest
+    return (own.format(index) if isinstance(own, str) else own[int(index)]) + rest
 
 
 def _take(columns: Columns, name: str, where: str = "") -> Any:
@@ -186,18 +214,20 @@ def _list_grades(columns: Columns) -> Columns:
     grades: Columns = {"grades": columns.pop("grades")} if "grades" in columns else {}
     name = next((name for name in REWARDS if name in columns), None)
     if name is not None:
-        return {**grades, "rewards": columns.pop(name)}
+        return {**grades, "rewards": columns.pop(name), "rewards_called": f"{name}[{{}}]"}
     if "ranks" in columns:
-        return {**grades, **_as_grades("rank", columns.pop("ranks"))}
+        return {**grades, **_as_grades("rank", columns.pop("ranks"), "ranks[{}]")}
     return grades
 
 
-def _as_grades(key: str, values: Any) -> Columns:
+def _as_grades(key: str, values: Any, called: str) -> Columns:
     if key == "grade":
-        return {"grades": values}
-    if key != "rank" or not isinstance(values, list):
-        return {"rewards": values}
-    return {"rewards": [-value if isinstance(value, int | float) and value is not True else value for value in values]}
+        return {"grades": values, "grades_called": called}
+    if key == "rank" and isinstance(values, list):
+        values = [
+            -value if isinstance(value, int | float) and not isinstance(value, bool) else value for value in values
+        ]
+    return {"rewards": values, "rewards_called": called}
 
 
 def _single_grade(columns: Columns) -> Columns:
@@ -207,9 +237,9 @@ def _single_grade(columns: Columns) -> Columns:
             raise BadRow("label", f"{label!r} is neither true nor false", "give true for a good completion, else false")
         return {"grades": [float(label)]}
     if "grade" in columns:
-        return {"grades": [columns.pop("grade")]}
+        return {"grades": [columns.pop("grade")], "grades_called": ("grade",)}
     name = next((name for name in ITEM_REWARDS if name in columns), None)
-    return {} if name is None else {"rewards": [columns.pop(name)]}
+    return {} if name is None else {"rewards": [columns.pop(name)], "rewards_called": (name,)}
 
 
 def _has_items(columns: Columns) -> bool:
@@ -233,7 +263,7 @@ def _is_conversation(value: object) -> bool:
 def _split_conversations(chosen: list[Any], rejected: list[Any]) -> Columns:
     if chosen[:-1] != rejected[:-1]:
         raise UnusableRow("prompt mismatch between chosen and rejected")
-    return _parts(chosen[:-1], [chosen[-1:], rejected[-1:]], grades=[1.0, 0.0])
+    return _parts(chosen[:-1], [chosen[-1:], rejected[-1:]], SIDES, grades=[1.0, 0.0])
 
 
 def _split_texts(chosen: str, rejected: str) -> Columns:
@@ -247,4 +277,4 @@ def _split_texts(chosen: str, rejected: str) -> Columns:
     spaces = [match.start() for match in re.finditer(r"\s+", chosen[: common + 1]) if match.start() > 0]
     if not spaces:
         raise UnusableRow("prompt mismatch between chosen and rejected")
-    return _parts(chosen[: spaces[-1]], [chosen[spaces[-1] :], rejected[spaces[-1] :]], grades=[1.0, 0.0])
+    return _parts(chosen[: spaces[-1]], [chosen[spaces[-1] :], rejected[spaces[-1] :]], SIDES, grades=[1.0, 0.0])

@@ -166,7 +166,7 @@ def _without_shared_prompts(rows: list[Row], heldout: list[Row], owners: Owners)
 def _usable(rows: list[Row], tokens: Dataset, owners: Owners, min_completions: int) -> tuple[Dataset, list[Row]]:
     """Tokens and rows without those of which too little is left; every row is counted with its source."""
     kept = []
-    left = zip(tokens["refused"], tokens["identical"], tokens["grades"], strict=True)
+    left = zip(tokens["refused"][:], tokens["identical"][:], tokens["grades"][:], strict=True)
     for position, (reason, identical, grades) in enumerate(left):
         if not reason and len(grades) < min_completions:
             reason = f"fewer than {min_completions} completions within max_length"

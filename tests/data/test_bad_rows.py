@@ -44,7 +44,7 @@ BAD = {
     b'{"prompt": "p", "completions": ["a", 3], "grades": [1, 0]}': ", field completions[1]: a number, "
     "not text, messages or token ids; give text or a list of messages",
     b'{"prompt": "p", "completions": ["a", "b"], "grades": [1, NaN]}': f", field grades[1]: the value is nan; {FINITE}",
-    b'{"prompt": "p", "completions": ["a", "b"], "scores": [1e999, 0]}': f", field rewards[0]: the value is inf; "
+    b'{"prompt": "p", "completions": ["a", "b"], "scores": [1e999, 0]}': f", field scores[0]: the value is inf; "
     f"{FINITE}",
     b'{"prompt": "p", "completions": ["a", "b"], "grades": [1, 2, 3]}': ", field grades: 3 entries for 2 completions; "
     f"{PER_COMPLETION}",
@@ -52,7 +52,7 @@ BAD = {
     f"{NUMBER}",
     b'{"prompt": "p", "completions": ["a", "b"], "grades": [true, false]}': ", field grades[0]: a boolean, "
     f"not a number; {NUMBER}",
-    b'{"prompt": "p", "completions": ["a", "b"], "ranks": [1, null]}': f", field rewards[1]: null, not a number; "
+    b'{"prompt": "p", "completions": ["a", "b"], "ranks": [1, null]}': f", field ranks[1]: null, not a number; "
     f"{NUMBER}",
     b'{"prompt": "p", "completions": ["a", "b"], "grades": 1}': f", field grades: a number, not a list of numbers; "
     f"{PER_COMPLETION}",
@@ -85,10 +85,23 @@ BAD = {
     "a conversation without the prompt; give the assistant's message alone",
     b'{"instruction": "Add.", "input": "1 2", "chosen": "3", "rejected": "4"}': ", field input: "
     "an instruction with a separate input; join the two in a `prompt` column",
-    b'{"prompt_ids": [1, -2], "completion_ids": [3]}': ", field prompt: -2 is no token id; "
+    b'{"prompt_ids": [1, -2], "completion_ids": [3]}': ", field prompt_ids: -2 is no token id; "
     "give ids of the model's own tokenizer",
-    b'{"prompt_ids": [1, 2], "completions_ids": [[3], "b"]}': ", field completions: token ids beside text; "
+    b'{"prompt_ids": [1, 2], "completions_ids": [[3], "b"]}': ", field completions_ids: token ids beside text; "
     "give prompt and completions both as token ids or as text",
+    b'{"messages": [{"role": "user"}], "chosen": "a", "rejected": "b"}': ", field messages[0]: "
+    "a message with the keys role; name them `role` and `content`",
+    b'{"instruction": "p", "completions": [{"response": 4, "overall_score": 1}]}': ", field completions[0].response: "
+    "a number, not text, messages or token ids; give text or a list of messages",
+    b'{"prompt": "p", "items": [{"text": "a", "rank": 1}, {"text": "b", "rank": "2nd"}]}': ", field items[1].rank: "
+    f"text, not a number; {NUMBER}",
+    b'{"prompt": "p", "responses": ["a", 3], "rewards": [1, 0]}': ", field responses[1]: a number, "
+    "not text, messages or token ids; give text or a list of messages",
+    b'{"prompt": "p", "chosen": "a", "rejected": [{"role": "assistant"}]}': ", field rejected[0]: "
+    "a message with the keys role; name them `role` and `content`",
+    b'{"prompt": "p", "completion": "c", "score": "high"}': f", field score: text, not a number; {NUMBER}",
+    b'{"prompt": "p", "completions": ["a", "b"], "ranks": [1, false]}': ", field ranks[1]: a boolean, not a number; "
+    f"{NUMBER}",
     b'{"prompt": "p", "meta": 3, "chosen": "a", "rejected": "b"}': ", field meta: not an object; "
     "give an object of named values",
 }
