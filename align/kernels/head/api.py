@@ -68,7 +68,7 @@ def linear_logprobs(
         lora: (A, B, scale) of an adapter on the head.
         outputs: which of "logprob", "logsumexp", "entropy", "log_sum_sq_probs" to fill; logprob always is.
         grad: see above.
-        chunk_rows: rows at a time; by default as many as fill a float32 workspace of 128 MiB (CPU) or 640 MiB (GPU), of
+        chunk_rows: rows at a time; by default as many as fill a float32 workspace of 192 MiB (CPU) or 640 MiB (GPU), of
             which up to three exist at once.
 
     Returns:
@@ -100,7 +100,7 @@ def linear_logprobs(
         mode,
         chunk_rows or chunked.default_chunk_rows(weight.shape[0], hidden.device),
     )
-    return _select(results, outputs, targets.ndim == 1)
+    return _select(results, outputs, squeeze=targets.ndim == 1, detached=mode == "direction")
 
 
 def _mode(grad: Mode, hidden_needs: bool, trainable: bool, moments: bool) -> str:
@@ -113,8 +113,10 @@ def _mode(grad: Mode, hidden_needs: bool, trainable: bool, moments: bool) -> str
     return "recompute" if trainable or moments else "direction"
 
 
-def _select(results: tuple[Tensor, ...], outputs: tuple[str, ...], squeeze: bool) -> LogprobOutput:
+def _select(results: tuple[Tensor, ...], outputs: tuple[str, ...], *, squeeze: bool, detached: bool) -> LogprobOutput:
     logprob, logsumexp, entropy, log_sum_sq, _ = results
+    if detached:
+        entropy, log_sum_sq = entropy.detach(), log_sum_sq.detach()
     return LogprobOutput(
         logprob=logprob.squeeze(1) if squeeze else logprob,
         logsumexp=logsumexp if "logsumexp" in outputs else None,

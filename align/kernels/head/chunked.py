@@ -10,7 +10,7 @@ from torch import Tensor
 from align.kernels import native
 from align.kernels.rows.tile import RowStats, logit_gradient
 
-CPU_WORKSPACE_BYTES = 2**27
+CPU_WORKSPACE_BYTES = 3 * 2**26
 GPU_WORKSPACE_BYTES = 640 * 2**20
 COLUMN_TILE = 8192
 
@@ -40,7 +40,7 @@ class Head:
 
 
 def default_chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows whose float32 logits fill the workspace: 128 MiB on a CPU, 640 MiB on a GPU; between 32 and 4096."""
+    """Rows whose float32 logits fill the workspace: 192 MiB on a CPU, 640 MiB on a GPU; between 32 and 4096."""
     budget = CPU_WORKSPACE_BYTES if device.type == "cpu" else GPU_WORKSPACE_BYTES
     return max(32, min(4096, budget // (4 * vocabulary)))
 
@@ -64,7 +64,7 @@ def logits_into(head: Head, x: Float[Tensor, "C H"], out: Float[Tensor, "C V"]) 
     """The head's logits of some rows, in float32."""
     project(x, head.weight, out)
     if head.lora_a is not None and head.lora_b is not None:
-        low_rank = (head.lora_scale * (x.to(head.lora_a.dtype) @ head.lora_a.T)).to(out.dtype)
+        low_rank = head.lora_scale * (x.to(out.dtype) @ head.lora_a.to(out.dtype).T)
         for columns in column_tiles(head):
             out[:, columns].addmm_(low_rank, head.lora_b[columns].to(out.dtype).T)
     if head.bias is not None:
@@ -104,7 +104,7 @@ def direction(
     head: Head, z: Float[Tensor, "C V"], logsumexp: Float[Tensor, " C"], anchor: Int[Tensor, " C"]
 ) -> Float[Tensor, "C H"]:
     """d log p(anchor) / d x up to the head's constant slope: (1[v = anchor] - p_v) through it; z is overwritten."""
-    one = torch.ones_like(logsumexp)
+    one = torch.ones_like(logsumexp, dtype=z.dtype)
     d = logit_gradient(z, anchor[:, None], logsumexp, -one, one[:, None], cap=head.bend, dtype=head.weight.dtype)
     return through_head(head, d)
 

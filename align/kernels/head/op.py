@@ -7,7 +7,8 @@ from torch import Tensor
 
 from align.kernels.head import chunked
 from align.kernels.head.chunked import Head
-from align.kernels.rows.tile import RowStats, statistics
+from align.kernels.head.workspace import logit_tile
+from align.kernels.rows.tile import statistics
 
 
 @torch.library.custom_op("align::linear_logprobs", mutates_args=())
@@ -29,17 +30,17 @@ def linear_logprobs_op(
     head = Head(weight, bias, lora_a, lora_b, lora_scale, logit_scale, softcap, temperature)
     logprob, logsumexp, entropy, log_sum_sq, saved = _outputs(hidden, weight, targets, mode)
     rows = (targets >= 0).any(1).nonzero().squeeze(1)
-    z = logsumexp.new_empty(min(len(rows), chunk_rows), weight.shape[0])
-    for index in chunked.chunks(rows, chunk_rows):
-        chosen = targets[index]
-        tile = chunked.logits_into(head, hidden[index], z[: len(index)])
-        stats = statistics(tile, chosen, 1.0, moments)
-        logprob[index], logsumexp[index] = stats.logprob, stats.logsumexp
-        entropy[index], log_sum_sq[index] = stats.entropy, stats.log_sum_sq
-        if mode == "store":
-            saved[index] = tile
-        elif mode == "direction":
-            saved[index] = chunked.direction(head, tile, stats.logsumexp, chunked.anchor_targets(chosen))
+    with logit_tile(min(len(rows), chunk_rows), weight.shape[0], logsumexp) as z:
+        for index in chunked.chunks(rows, chunk_rows):
+            chosen = targets[index]
+            tile = chunked.logits_into(head, hidden[index], z[: len(index)])
+            stats = statistics(tile, chosen, 1.0, moments)
+            logprob[index], logsumexp[index] = stats.logprob, stats.logsumexp.to(logsumexp.dtype)
+            entropy[index], log_sum_sq[index] = stats.entropy, stats.log_sum_sq
+            if mode == "store":
+                saved[index] = tile
+            elif mode == "direction":
+                saved[index] = chunked.direction(head, tile, stats.logsumexp, chunked.anchor_targets(chosen))
     return logprob, logsumexp, entropy, log_sum_sq, saved
 
 
@@ -73,7 +74,6 @@ def backward_op(
     temperature: float,
     moments: bool,
     chunk_rows: int,
-    stats: list[Tensor],
     saved: Tensor,
     grads: list[Tensor],
     needs: list[bool],
@@ -82,16 +82,16 @@ def backward_op(
     head = Head(weight, bias, lora_a, lora_b, lora_scale, logit_scale, softcap, temperature)
     totals = _gradients(hidden, weight, bias, lora_a, lora_b, needs, accumulate=True)
     rows = (targets >= 0).any(1).nonzero().squeeze(1)
-    z = grads[1].new_empty(min(len(rows), chunk_rows), weight.shape[0])
-    dtype = z.dtype if any(needs[1:]) and hidden.device.type == "cpu" else hidden.dtype
-    for index in chunked.chunks(rows, chunk_rows):
-        x, chosen = hidden[index], targets[index]
-        tile = saved[index] if saved.numel() else chunked.logits_into(head, x, z[: len(index)])
-        piece = RowStats(*(s[index] for s in stats))
-        d = chunked.output_gradient(head, tile, piece, chosen, [g[index] for g in grads], moments, dtype)
-        if needs[0]:
-            totals[0][index] = chunked.through_head(head, d)
-        chunked.accumulate_head_gradients(head, x, d, totals, needs)
+    dtype = grads[1].dtype if any(needs[1:]) and hidden.device.type == "cpu" else hidden.dtype
+    with logit_tile(min(len(rows), chunk_rows), weight.shape[0], grads[1]) as z:
+        for index in chunked.chunks(rows, chunk_rows):
+            x, chosen = hidden[index], targets[index]
+            tile = saved[index] if saved.numel() else chunked.logits_into(head, x, z[: len(index)])
+            stats = statistics(tile, chosen, 1.0, moments)
+            d = chunked.output_gradient(head, tile, stats, chosen, [g[index] for g in grads], moments, dtype)
+            if needs[0]:
+                totals[0][index] = chunked.through_head(head, d)
+            chunked.accumulate_head_gradients(head, x, d, totals, needs)
     inputs = (hidden, weight, bias, lora_a, lora_b)
     return [total if t is None else total.to(t.dtype) for total, t in zip(totals, inputs, strict=True)]
 
@@ -127,9 +127,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
     keep_hidden = hidden if mode in ("recompute", "store") else None
     ctx.save_for_backward(keep_hidden, weight, targets, bias, lora_a, lora_b, *output)
-    if mode == "direction":
-        ctx.mark_non_differentiable(output[2], output[3])
-    ctx.mark_non_differentiable(output[4])
 
 
 def _autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -142,7 +139,7 @@ def _autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     full = [torch.zeros_like(o) if g is None else g for g, o in zip(grads[:4], output[:4], strict=True)]
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 3, 4, 5)]
     tensors = (hidden, weight, targets, bias, lora_a, lora_b)
-    pieces = backward_op(*tensors, *ctx.scalars, ctx.moments, ctx.chunk_rows, output[:4], output[4], full, needs)
+    pieces = backward_op(*tensors, *ctx.scalars, ctx.moments, ctx.chunk_rows, output[4], full, needs)
     given = [g if needed else None for g, needed in zip(pieces, needs, strict=True)]
     return *given[:2], None, *given[2:], *unused
 

@@ -57,7 +57,8 @@ typedef struct {
     const int64_t *targets; /* [rows, targets_per_row], negative = ignored */
     int64_t targets_per_row;
     double scale; /* of x, positive */
-    float *logprob, *logsumexp;
+    float *logprob;
+    double *logsumexp;
     float *entropy, *log_sum_sq; /* NULL: not wanted */
     int dtype;
 } row_statistics_args;
@@ -67,7 +68,8 @@ typedef struct {
     int64_t cols, row_bytes;
     const int64_t *targets;
     int64_t targets_per_row;
-    const float *logsumexp, *a, *b, *c, *g; /* d = p (a + b log p + c p) + g at targets; b and c NULL: zero */
+    const double *logsumexp;
+    const float *a, *b, *c, *g; /* d = p (a + b log p + c p) + g at targets; b and c NULL: zero */
     double *scratch; /* as many as targets */
     float cap, slope; /* d is multiplied by (1 - (cap z)^2) slope */
     int dtype; /* of the result */

@@ -181,11 +181,12 @@ FN int F(any_greater)(vf a, vf b) { return a > b; }
 FN int F(any_above)(vf a, vf b) { return !(a <= b); } /* or NaN */
 
 FN vf F(exp2)(vf t) {
-    if (t < -126.0f) return 0.0f;
-    if (t != t) return t;
-    float n = floorf(t), r = t - n;
+    if (!(t >= -126.0f)) return t != t ? t : 0.0f;
+    int n = (int)t;
+    n -= t < (float)n; /* floor, without a call */
+    float r = t - (float)n;
     float p = ((((P5 * r + P4) * r + P3) * r + P2) * r + P1) * r + P0;
-    union { uint32_t bits; float value; } scale = {(uint32_t)((int)n + 127) << 23};
+    union { uint32_t bits; float value; } scale = {(uint32_t)(n + 127) << 23};
     return p * scale.value;
 }
 

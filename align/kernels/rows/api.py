@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from align.kernels.rows.op import selective_logprobs_op, softmax_into, softmax_op
+from align.kernels.rows.op import result_dtype, selective_logprobs_op, softmax_into, softmax_op
 
 
 def softmax(
@@ -55,7 +55,7 @@ def logsumexp(x: Float[Tensor, "*b V"], *, out: Float[Tensor, "*b"] | None = Non
     """log sum exp over the last axis, float32; -inf for a row of -inf; `out` as in `softmax`."""
     flat = x.reshape(-1, x.shape[-1])
     nothing = torch.empty(flat.shape[0], 0, dtype=torch.int64, device=x.device)
-    value = selective_logprobs_op(flat, nothing, 1.0)[1].view(x.shape[:-1])
+    value = selective_logprobs_op(flat, nothing, 1.0)[1].to(result_dtype(x)).view(x.shape[:-1])
     return value if out is None else out.copy_(value.detach())
 
 

@@ -88,7 +88,7 @@ softmax_op.register_autograd(_softmax_backward, setup_context=_softmax_context)
 
 @torch.library.custom_op("align::selective_logprobs", mutates_args=())
 def selective_logprobs_op(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """log softmax(logits / temperature) at targets [R, M], and the log-sum-exp [R]."""
+    """log softmax(logits / temperature) at targets [R, M], and the log-sum-exp [R] in float64."""
     stats = statistics(logits, targets, 1 / temperature, moments=False)
     return stats.logprob, stats.logsumexp
 
@@ -96,7 +96,7 @@ def selective_logprobs_op(logits: Tensor, targets: Tensor, temperature: float) -
 @selective_logprobs_op.register_fake
 def _(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     dtype = result_dtype(logits)
-    return logits.new_empty(targets.shape, dtype=dtype), logits.new_empty(logits.shape[0], dtype=dtype)
+    return logits.new_empty(targets.shape, dtype=dtype), logits.new_empty(logits.shape[0], dtype=torch.float64)
 
 
 @torch.library.custom_op("align::selective_logprobs_backward", mutates_args=())
@@ -106,7 +106,7 @@ def selective_logprobs_backward_op(
     """Gradient of the logits in their dtype: (p (g_lse - sum_m g_m) + sum_m g_m 1[v = y_m]) / temperature."""
     grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
     g_logprob = g_logprob.masked_fill(targets < 0, 0)
-    a = g_lse - g_logprob.sum(1)
+    a = g_lse.to(g_logprob.dtype) - g_logprob.sum(1)
     rows = max(1, BACKWARD_BYTES // (4 * logits.shape[1]))
     for start in range(0, logits.shape[0], rows):
         s = slice(start, start + rows)

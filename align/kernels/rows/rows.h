@@ -115,7 +115,7 @@ FN void F(statistics_of)(const row_statistics_args *q, int64_t first, int64_t la
         const char *x = (const char *)q->x + r * q->row_bytes;
         F(stats) s = F(row_sums)(x, q->cols, dtype, k, moments);
         double lse = F(row_logsumexp)(&s, back);
-        q->logsumexp[r] = (float)lse;
+        q->logsumexp[r] = lse;
         for (int64_t m = 0; m < q->targets_per_row; m++) {
             int64_t y = q->targets[r * q->targets_per_row + m];
             double z = y < 0 ? 0 : scalar_load(x, y, dtype) * q->scale;
@@ -130,7 +130,8 @@ FN void F(statistics_of)(const row_statistics_args *q, int64_t first, int64_t la
 
 /* 2. Gradient of the raw logits, written over the float32 logits in any dtype (from each row's start). */
 FN vf F(gradient_of)(vf z, const logit_gradient_args *q, int64_t r, int moments) {
-    vf log_p = vsub(z, vset1(q->logsumexp[r])), p = F(exp2)(vmul(log_p, vset1((float)LOG2E))), d = vset1(q->a[r]);
+    float high = (float)q->logsumexp[r], low = isinf(high) ? 0 : (float)(q->logsumexp[r] - high);
+    vf log_p = vsub(vsub(z, vset1(high)), vset1(low)), p = F(exp2)(vmul(log_p, vset1((float)LOG2E))), d = vset1(q->a[r]);
     if (moments) {
         d = vfma(vmax(vset1(-1e4f), log_p), vset1(q->b[r]), d);
         d = vfma(p, vset1(q->c[r]), d);
@@ -166,7 +167,7 @@ FN void F(gradient_rows)(const logit_gradient_args *q, int64_t first, int64_t la
         F(gradient_row)(q, r, dtype, moments);
         for (int64_t m = 0; m < m_count; m++) {
             if (y[m] < 0) continue;
-            double log_p = at_target[m] - q->logsumexp[r], p = exp(log_p), bent = at_target[m] * q->cap;
+            double log_p = at_target[m] - q->logsumexp[r], p = exp(log_p), bent = q->cap == 0 ? 0 : at_target[m] * q->cap;
             double d = p * (q->a[r] + (moments ? q->b[r] * fmax(log_p, -1e4) + q->c[r] * p : 0));
             for (int64_t other = 0; other < m_count; other++)
                 if (y[other] == y[m]) d += q->g[r * m_count + other];

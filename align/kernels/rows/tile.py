@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from align.kernels import native
@@ -14,7 +14,8 @@ class RowStats:
     """Per-row statistics of a tile, float32 (float64 for float64 tiles); entropy and log_sum_sq zero unless wanted."""
 
     logprob: Float[Tensor, "C M"]
-    logsumexp: Float[Tensor, " C"]
+    logsumexp: Float64[Tensor, " C"]
+    """In float64, so that exp(z - logsumexp) is as exact as a softmax that subtracts the maximum first."""
     entropy: Float[Tensor, " C"]
     log_sum_sq: Float[Tensor, " C"]
 
@@ -33,7 +34,9 @@ def statistics(z: Float[Tensor, "C V"], targets: Int[Tensor, "C M"], scale: floa
     rows, cols = z.shape
     targets = targets.contiguous()
     stats = RowStats(
-        z.new_zeros(targets.shape, dtype=torch.float32), *(z.new_zeros(rows, dtype=torch.float32) for _ in range(3))
+        z.new_zeros(targets.shape, dtype=torch.float32),
+        z.new_zeros(rows, dtype=torch.float64),
+        *(z.new_zeros(rows, dtype=torch.float32) for _ in range(2)),
     )
     args = native.RowStatisticsArgs(
         x=z.data_ptr(),
@@ -55,14 +58,15 @@ def statistics(z: Float[Tensor, "C V"], targets: Int[Tensor, "C M"], scale: floa
 def _torch_statistics(z: Tensor, targets: Tensor, scale: float, moments: bool) -> RowStats:
     wide = z if z.dtype == torch.float64 else z.float()
     wide = wide if scale == 1 else wide * scale
-    largest = wide.amax(1).clamp_min(torch.finfo(wide.dtype).min)  # stays finite in a row of -inf
+    limit = torch.finfo(wide.dtype).max
+    largest = wide.amax(1).clamp(-limit, limit)  # finite, so that infinities do not cancel to NaN
     log_sum = (wide - largest[:, None]).exp_().sum(1).log()
-    logsumexp = largest + log_sum
+    logsumexp = largest.double() + log_sum
     chosen = wide.gather(1, targets.clamp_min(0)) - largest[:, None]  # exact near the maximum, where it matters
     logprob = (chosen - log_sum[:, None]).masked_fill_(targets < 0, 0)
-    entropy, log_sum_sq = torch.zeros_like(logsumexp), torch.zeros_like(logsumexp)
+    entropy, log_sum_sq = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
     if moments:
-        log_p = wide - logsumexp[:, None]
+        log_p = wide - largest[:, None] - log_sum[:, None]
         p = log_p.exp()
         entropy = -torch.special.xlogy(p, p).sum(1)
         log_sum_sq = log_p.mul_(2).logsumexp(1)
@@ -72,7 +76,7 @@ def _torch_statistics(z: Tensor, targets: Tensor, scale: float, moments: bool) -
 def logit_gradient(
     z: Float[Tensor, "C V"],
     targets: Int[Tensor, "C M"],
-    logsumexp: Float[Tensor, " C"],
+    logsumexp: Float64[Tensor, " C"],
     a: Float[Tensor, " C"],
     g: Float[Tensor, "C M"],
     *,
@@ -131,7 +135,9 @@ def _torch_gradient(
     slope: float,
 ) -> Tensor:
     bent = None if cap == 0 else 1 - (z * cap) ** 2
-    log_p = z.sub_(logsumexp[:, None])
+    high = logsumexp.to(z.dtype)
+    low = (logsumexp - high).nan_to_num(0).to(z.dtype)  # infinities leave no remainder
+    log_p = z.sub_(high[:, None]).sub_(low[:, None])
     if quadratic is None:
         d = log_p.exp_().mul_(a[:, None])
     else:

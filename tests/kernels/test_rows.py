@@ -1,0 +1,193 @@
+"""Softmax and its relatives against float64, torch and their own properties, on every code path."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from align.kernels import log_softmax, logsumexp, native, selective_logprobs, softmax
+from align.kernels.rows import reference
+from align.kernels.rows.op import selective_logprobs_op, softmax_op
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# One element, below and above a vector and a block of each instruction set, not multiples of 8, several segments.
+WIDTHS = [1, 7, 16, 37, 129, 1000, 20011]
+
+
+def rows(width: int, dtype: torch.dtype) -> Tensor:
+    """Ordinary, half masked, far from zero, rising (so that the running exponent moves), one huge."""
+    torch.manual_seed(width)
+    x = torch.randn(5, width) * 6
+    x[1, : width // 2] = -torch.inf
+    x[2] += 1000
+    x[3] += torch.linspace(-300, 300, width)
+    x[4, -1] = 1e4
+    return x.to(dtype)
+
+
+def error(value: Tensor, truth: Tensor) -> float:
+    same = value.double() == truth  # infinities
+    return (value.double() - truth).masked_fill(same, 0).abs().max().item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_less_exact_than_torch(isa: str, width: int, dtype: torch.dtype) -> None:
+    x = rows(width, dtype)
+    wide, truth = x.float(), x.double()
+    eps = 4 * torch.finfo(torch.float32).eps
+    for ours, plain in ((softmax, torch.softmax), (log_softmax, torch.log_softmax), (logsumexp, torch.logsumexp)):
+        expected = plain(truth, -1)
+        scale = expected.masked_fill(expected.isinf(), 0).abs().max().item()
+        assert error(ours(x), expected) <= error(plain(wide, -1), expected) + eps * max(1, scale), ours.__name__
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_selective_logprobs_near_float64(isa: str, width: int, dtype: torch.dtype) -> None:
+    x = rows(width, dtype)[:4]
+    targets = torch.tensor([0, width - 1, width // 2, -1])
+    got = selective_logprobs(x, targets, temperature=0.7)
+    truth = torch.log_softmax(x.double() / 0.7, -1).gather(1, targets.clamp_min(0)[:, None])[:, 0]
+    plain = torch.log_softmax(x.float() / 0.7, -1).gather(1, targets.clamp_min(0)[:, None])[:, 0]
+    assert got[3] == 0 and got.dtype == torch.float32
+    assert error(got[:3], truth[:3]) <= error(plain[:3], truth[:3]) + 2e-6 * max(1, truth.abs().max())
+
+
+@pytest.mark.parametrize("width", [8, 37, 1000])
+def test_sparse_keeps_the_k_largest(isa: str, width: int) -> None:
+    x = rows(width, torch.float32)
+    x[0] = 1.5  # ties: the first k stay
+    p = softmax(x, method="sparse", k=5)
+    torch.testing.assert_close(p.double(), reference.sparse_softmax(x.double(), 5), rtol=1e-5, atol=1e-7)
+    assert ((p > 0).sum(-1) <= 5).all() and (p[0, :5] == 0.2).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_stablemax_near_float64(isa: str, width: int, dtype: torch.dtype) -> None:
+    x = rows(width, dtype)[2:]
+    torch.testing.assert_close(
+        softmax(x, method="stablemax").double(), reference.stablemax(x.double()), rtol=1e-5, atol=1e-9
+    )
+
+
+def test_rows_of_minus_infinity_and_nan_as_torch(isa: str) -> None:
+    x = torch.zeros(3, 300)
+    x[0] = -torch.inf
+    x[1, 7] = torch.nan
+    x[2, 9] = torch.inf
+    for ours, plain in ((softmax, torch.softmax), (log_softmax, torch.log_softmax), (logsumexp, torch.logsumexp)):
+        got, expected = ours(x)[:2], plain(x, -1)[:2]
+        assert torch.equal(got.isnan(), expected.isnan()) and torch.equal(got.isinf(), expected.isinf()), ours.__name__
+    assert logsumexp(x)[2] == torch.inf
+    assert softmax(x, method="sparse", k=3)[:2].isnan().all()
+
+
+def test_no_rows(isa: str) -> None:
+    x = torch.empty(0, 11)
+    assert softmax(x).shape == (0, 11) and logsumexp(x).shape == (0,)
+    assert selective_logprobs(x, torch.empty(0, dtype=torch.int64)).shape == (0,)
+
+
+def test_streamed_rows_from_any_address(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streaming stores begin at the first aligned element; a view moves it."""
+    monkeypatch.setattr("align.kernels.rows.op.STREAM_BYTES", 0)
+    for width, shift in itertools.product((3, 20, 129, 2003), (0, 1, 5)):
+        x = torch.randn(2 * width + 3)[3:].view(2, width)
+        memory = torch.full((x.numel() + 10,), torch.nan)
+        out = memory[shift : shift + x.numel()].view(2, width)
+        assert softmax(x, out=out) is out
+        torch.testing.assert_close(out.double(), torch.softmax(x.double(), -1), rtol=1e-5, atol=0)
+        assert memory[:shift].isnan().all() and memory[shift + x.numel() :].isnan().all()
+
+
+def test_rows_that_are_not_contiguous(isa: str) -> None:
+    x = torch.randn(6, 50)
+    for view in (x[::2], x[:, 3:40], x.T):
+        torch.testing.assert_close(logsumexp(view), torch.logsumexp(view, -1))
+        torch.testing.assert_close(softmax(view), torch.softmax(view, -1))
+
+
+def test_threads_do_not_change_the_numbers() -> None:
+    x = torch.randn(64, 20011)
+    one = softmax(x)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(softmax(x), one)
+    finally:
+        torch.set_num_threads(before)
+
+
+@settings(max_examples=25, deadline=None)
+@given(width=st.integers(1, 400), shift=st.floats(-50, 50), seed=st.integers(0, 99))
+def test_shift_invariant_and_sums_to_one(width: int, shift: float, seed: int) -> None:
+    x = torch.randn(2, width, generator=torch.Generator().manual_seed(seed)) * 5
+    for name in ("torch", native.instruction_set()):
+        with native.forced(name):
+            p = softmax(x)
+            torch.testing.assert_close(p.sum(-1), torch.ones(2), rtol=1e-6, atol=0)
+            torch.testing.assert_close(softmax(x + shift), p, rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(logsumexp(x + shift), logsumexp(x) + shift, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["softmax", "log_softmax", "sparse", "stablemax"])
+def test_gradients_of_the_formulas(method: str) -> None:
+    x = torch.randn(3, 9, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: softmax_op(x, method, 4), x)
+
+
+@pytest.mark.parametrize("method", ["softmax", "log_softmax", "sparse", "stablemax"])
+def test_float32_gradients_equal_the_reference(isa: str, method: str) -> None:
+    x = (torch.randn(3, 700) * 3).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    weights = torch.randn(3, 700)
+    plain = {
+        "softmax": reference.softmax,
+        "log_softmax": reference.log_softmax,
+        "sparse": lambda x: reference.sparse_softmax(x, 4),
+        "stablemax": reference.stablemax,
+    }[method]
+    (ours,) = torch.autograd.grad((softmax_op(x, method, 4) * weights).sum(), x)
+    (truth,) = torch.autograd.grad((plain(wide) * weights).sum(), wide)
+    torch.testing.assert_close(ours.double(), truth, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_selective_gradients(isa: str, dtype: torch.dtype) -> None:
+    x = rows(1000, dtype)[[0, 1, 3]].requires_grad_()
+    targets = torch.tensor([3, -1, 999])
+    wide = x.detach().double().requires_grad_()
+    (ours,) = torch.autograd.grad((selective_logprobs(x, targets, temperature=0.7) * 2).sum(), x)
+    (truth,) = torch.autograd.grad((reference.selective_logprobs(wide, targets, 0.7) * 2).sum(), wide)
+    assert ours.dtype == dtype and ours[1].eq(0).all()
+    torch.testing.assert_close(ours.double(), truth, rtol=2 * torch.finfo(dtype).eps + 1e-4, atol=1e-6)
+
+
+def test_registration() -> None:
+    x = rows(37, torch.bfloat16)[:3].requires_grad_()
+    targets = torch.tensor([[3], [-1], [30]])
+    torch.library.opcheck(selective_logprobs_op, (x, targets, 0.5))
+    for method in ("softmax", "log_softmax", "stablemax"):
+        torch.library.opcheck(softmax_op, (x, method, 3))
+
+
+def test_compiles_to_one_graph() -> None:
+    x = torch.randn(4, 50, requires_grad=True)
+    targets = torch.tensor([1, 2, -1, 3])
+
+    def loss(x: Tensor) -> Tensor:
+        return selective_logprobs(x, targets).sum() + (softmax(x) ** 2).sum() + logsumexp(x).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), loss(x))
+    torch.testing.assert_close(torch.autograd.grad(compiled(x), x), torch.autograd.grad(loss(x), x))
+
+
+def test_sparse_needs_k() -> None:
+    with pytest.raises(ValueError, match="needs k between 1 and 5"):
+        softmax(torch.randn(2, 5), method="sparse")
