@@ -27,3 +27,8 @@ def logit_tile(rows: int, columns: int, like: Tensor) -> Iterator[Float[Tensor, 
         yield memory[: rows * columns].view(rows, columns)
     finally:
         _kept[:] = [memory]
+
+
+def release() -> None:
+    """Give the kept tile back."""
+    _kept.clear()

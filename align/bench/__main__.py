@@ -1,0 +1,29 @@
+"""`python -m align.bench NAME --json OUT`: run one benchmark, print its table, write every figure."""
+
+import argparse
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+
+import align.bench
+
+
+def names() -> list[str]:
+    """The benchmarks there are: modules of this package."""
+    return [m.name for m in pkgutil.iter_modules(align.bench.__path__) if m.name not in ("__main__", "measure")]
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(prog="python -m align.bench", description=__doc__)
+    parser.add_argument("name", choices=names())
+    parser.add_argument("--json", type=Path, required=True, help="where to write every figure")
+    arguments = parser.parse_args()
+    result = importlib.import_module(f"align.bench.{arguments.name}").run()
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

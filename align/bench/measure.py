@@ -1,0 +1,85 @@
+"""Timing in alternation, peak memory, and the machine's own speed."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from align.kernels import native
+
+Task = Callable[[], object]
+
+
+def alternate(tasks: dict[str, Task], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """Time tasks in turn, `rounds` times after one warm-up each.
+
+    Returns:
+        Per task, milliseconds: median, fastest and slowest by the wall clock, and on a CPU the median of the time this
+        process had the processor ("cpu_median_ms"), which other programs disturb less.
+    """
+    for task in tasks.values():
+        task()
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in tasks}
+    for _ in range(rounds):
+        for name, task in tasks.items():
+            times[name].append(_once(task, device))
+    return {name: _summary(samples, device) for name, samples in times.items()}
+
+
+def _once(task: Task, device: torch.device) -> tuple[float, float]:
+    _wait(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    task()
+    _wait(device)
+    return (time.perf_counter() - wall) * 1e3, (time.process_time() - cpu) * 1e3
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _summary(samples: list[tuple[float, float]], device: torch.device) -> dict[str, float]:
+    wall = [sample[0] for sample in samples]
+    figures = {"median_ms": statistics.median(wall), "min_ms": min(wall), "max_ms": max(wall)}
+    if device.type == "cpu":
+        figures["cpu_median_ms"] = statistics.median(sample[1] for sample in samples)
+    return figures
+
+
+def peak_bytes(task: Task, device: torch.device) -> int:
+    """Memory a task needs beyond what was there before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        task()
+        return torch.cuda.max_memory_allocated(device) - before
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at the present size
+    before = _status("VmRSS")
+    task()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes per second at which a sum reads half a gigabyte; the best of eight."""
+    x = torch.ones(2**27, device=device)
+    return 4 * x.numel() / (alternate({"sum": x.sum}, 8, device)["sum"]["min_ms"] / 1e3)
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """What the figures were measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "instruction_set": native.instruction_set(),
+    }
