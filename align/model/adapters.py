@@ -23,25 +23,37 @@ class _LowRank(Strict):
 
 
 class Lora(_LowRank):
-    """W + (alpha / rank) B A with B = 0 at first."""
+    """W + (alpha / rank) B A with B = 0 at first.
+
+    Source: arXiv:2106.09685.
+    """
 
     name: Literal["lora"] = "lora"
 
 
 class RsLora(_LowRank):
-    """LoRA scaled by alpha / sqrt(rank), so that the update's size does not shrink with the rank."""
+    """LoRA scaled by alpha / sqrt(rank), so that the update's size does not shrink with the rank.
+
+    Source: arXiv:2312.03732.
+    """
 
     name: Literal["rslora"] = "rslora"
 
 
 class Dora(_LowRank):
-    """LoRA on the direction of every weight row, with a length of its own."""
+    """LoRA on the direction of every weight row, with a length of its own.
+
+    Source: arXiv:2402.09353.
+    """
 
     name: Literal["dora"] = "dora"
 
 
 class Pissa(_LowRank):
-    """LoRA that starts from the weight's leading singular vectors and leaves the rest of it frozen."""
+    """LoRA that starts from the weight's leading singular vectors and leaves the rest of it frozen.
+
+    Source: arXiv:2404.02948.
+    """
 
     name: Literal["pissa"] = "pissa"
     iterations: PositiveInt | None = None
@@ -49,13 +61,19 @@ class Pissa(_LowRank):
 
 
 class Olora(_LowRank):
-    """LoRA that starts from the weight's QR decomposition and leaves the rest of it frozen."""
+    """LoRA that starts from the weight's QR decomposition and leaves the rest of it frozen.
+
+    Source: arXiv:2406.01775.
+    """
 
     name: Literal["olora"] = "olora"
 
 
 class Eva(_LowRank):
-    """LoRA whose A holds the leading directions of a layer's inputs on training rows; ranks follow their variance."""
+    """LoRA whose A holds the leading directions of a layer's inputs on training rows; ranks follow their variance.
+
+    Source: arXiv:2410.07170.
+    """
 
     name: Literal["eva"] = "eva"
     rho: Annotated[float, Field(ge=1)] = 2.0
@@ -63,13 +81,19 @@ class Eva(_LowRank):
 
 
 class Loftq(_LowRank):
-    """LoRA that starts from what 4-bit quantisation lost; needs `policy.quantization: 4bit`."""
+    """LoRA that starts from what 4-bit quantisation lost; needs `policy.quantization: 4bit`.
+
+    Source: arXiv:2310.08659.
+    """
 
     name: Literal["loftq"] = "loftq"
 
 
 class AdaLora(Strict):
-    """An SVD-like update whose rank is moved, while training, to the layers that need it."""
+    """An SVD-like update whose rank is moved, while training, to the layers that need it.
+
+    Source: arXiv:2303.10512.
+    """
 
     name: Literal["adalora"] = "adalora"
     rank: PositiveInt = 8
@@ -101,7 +125,10 @@ class AdaLora(Strict):
 
 
 class Miss(Strict):
-    """MiSS (Bone): one block, shared between the shards of a weight, is added to it."""
+    """MiSS (Bone): one block, shared between the shards of a weight, is added to it.
+
+    Source: arXiv:2409.15371.
+    """
 
     name: Literal["miss"] = "miss"
     rank: PositiveInt = 64
@@ -117,7 +144,10 @@ class Miss(Strict):
 
 
 class Ia3(Strict):
-    """IA3: a learnt factor for each key, value and feed-forward channel."""
+    """IA3: a learnt factor for each key, value and feed-forward channel.
+
+    Source: arXiv:2205.05638.
+    """
 
     name: Literal["ia3"] = "ia3"
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None

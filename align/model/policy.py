@@ -180,41 +180,40 @@ def load_policy(
     """
     device = torch.device(device)
     _check_quantization(adapter, quantization, device)
-    folder = model_folder(model, revision, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(
-        model, revision=revision, chat_template=chat_template, trust_remote_code=trust_remote_code
-    )
+    code = {"trust_remote_code": trust_remote_code}
+    folder = model_folder(model, revision, **code)
+    tokenizer = load_tokenizer(model, revision=revision, chat_template=chat_template, **code)
     base, own_dropout = load_model(
         folder,
         dtype=dtype,
         attention=attention,
         quantization=quantization,
-        trust_remote_code=trust_remote_code,
         dropout=dropout,
         device=device,
+        **code,
     )
     check_forward(base, name=model)
-    trained: PreTrainedModel | PeftModel = base
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        if start_adapter is not None:
-            trained = continue_adapter(base, start_adapter, instead_of=adapter)
-        elif not isinstance(adapter, Full):
-            trained = attach_adapter(
-                base,
-                adapter,
-                model=model,
-                revision=revision,
-                folder=folder,
-                total_steps=total_steps,
-                init_batches=init_batches,
-            )
+        needs = {"total_steps": total_steps, "init_batches": init_batches}
+        origin = {"model": model, "revision": revision, "folder": folder}
+        trained = _with_adapter(base, adapter, start_adapter, **origin, **needs)
     what = "start_adapter" if start_adapter is not None else adapter.name
     if not any(p.requires_grad for p in trained.parameters()):
         raise UserError(f"policy.adapter: nothing of {model} would train with {what}; check its targets")
     frozen = deepcopy(base).requires_grad_(False).eval() if what == "full" and keep_reference else None
     identity = {**base_identity(model, folder), "quantization": quantization}
     return Policy(trained, tokenizer, adapter=what, base=identity, frozen=frozen, dropout=own_dropout)
+
+
+def _with_adapter(
+    base: PreTrainedModel, adapter: AdapterConfig, start_adapter: str | None, **context: Any
+) -> PreTrainedModel | PeftModel:
+    if start_adapter is not None:
+        return continue_adapter(base, start_adapter, instead_of=adapter)
+    if isinstance(adapter, Full):
+        return base
+    return attach_adapter(base, adapter, **context)
 
 
 def _check_quantization(adapter: AdapterConfig, quantization: str | None, device: torch.device) -> None:
