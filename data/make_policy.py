@@ -152,7 +152,9 @@ def train(args: argparse.Namespace) -> None:
     model = build_model(tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     start = load_checkpoint(args.work, model, optimizer)
-    print(f"{model.num_parameters():,} parameters, {len(tokens):,} tokens, from step {start} of {args.steps}", flush=True)
+    print(
+        f"{model.num_parameters():,} parameters, {len(tokens):,} tokens, from step {start} of {args.steps}", flush=True
+    )
     began = time.monotonic()
     for step in range(start, args.steps):
         for group in optimizer.param_groups:
