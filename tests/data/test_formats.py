@@ -65,6 +65,8 @@ def test_first_row_of_the_fixture(name):
 
 def test_every_fixture_is_tested_and_every_format_has_one():
     assert {file.stem for file in FOLDER.glob("*.jsonl")} == set(EXPECTED)
+    index = (FOLDER / "README.md").read_text()
+    assert all(f"`{name}.jsonl`" in index for name in EXPECTED)
     readers = {find_reader(_first(file)) for file in FOLDER.glob("*.jsonl")}
     assert readers == {reader for _, reader in FORMATS.values()}
 

@@ -120,7 +120,7 @@ def test_end_token_is_learnt_once(any_tokenizer):
     entry = tokenize(rows_of(("once more the cat", (" sat", " ate" + any_tokenizer.eos_token))), any_tokenizer)[0]
     assert [ids[-1] for ids in entry["completion_ids"]] == [eos, eos]
     assert [ids.count(eos) for ids in entry["completion_ids"]] == [1, 1]
-    assert entry["missing_eos"] == 0
+    assert (entry["missing_eos"], entry["eos_added"]) == (0, 0)  # eos_added is for chat templates that lack one
 
 
 def test_no_end_token_where_none_is_wanted(any_tokenizer):
@@ -179,6 +179,8 @@ def test_a_prompt_that_ends_with_the_assistant_is_continued(template, byte_level
         read_chat_template(str(PLAIN)): ("<s>User: hi\n\nAssistant: I am", "</s>"),
     }[template]
     assert text == [head, f" well.{end}", f" ill.{end}"]
+    assert entry["moved_tokens"] == 0
+    assert prompt_text(rows_of(chat(turns, "x"))[0], byte_level, template) == head
 
 
 def test_a_template_whose_prompt_is_no_prefix_is_cut_where_they_part(byte_level):
@@ -285,6 +287,12 @@ def test_workers_and_batches_give_the_same_tokens(byte_level, own_cache):
     for file in own_cache.rglob("*.arrow"):
         file.unlink()
     assert tokenize(rows, byte_level, workers=2) == one
+
+
+def test_a_worker_that_refuses_a_row_says_so_like_a_single_process(byte_level):
+    rows = rows_of(*[chat([("user", "hi")], "a", "b")] * 3)
+    with pytest.raises(UserError, match=r"rows.jsonl, row 1: the chat template refuses the conversation \(no\)"):
+        tokenize(rows, byte_level, chat_template="{{ raise_exception('no') }}", workers=2)
 
 
 class Counting:
