@@ -58,7 +58,7 @@ def _selective_truth(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _softmax_cases(device: torch.device, bandwidth: float) -> list[dict[str, object]]:
-    """softmax(out=): ours, the same code in three passes, torch; float32, counted as two reads and a write of the row."""
+    """softmax(out=) in float32: ours, the same code in three passes, torch; counted as two reads and a write."""
     cases = []
     for shape in ((1024, 32000), (256, 151936), (1, 2**25)):
         x = torch.randn(shape, device=device) * 3
@@ -113,7 +113,10 @@ def _head_methods(weight: Tensor, targets: Tensor, device: torch.device) -> dict
     def trl(hidden: Tensor) -> Tensor:
         return ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, ())[0]
 
-    methods = {"ours": lambda hidden: linear_logprobs(hidden, weight, targets).logprob, "torch": naive, "trl": trl}
+    def ours(hidden: Tensor) -> Tensor:
+        return linear_logprobs(hidden, weight, targets).logprob
+
+    methods: dict[str, Callable[[Tensor], Tensor]] = {"ours": ours, "torch": naive, "trl": trl}
     if device.type == "cuda" and importlib.util.find_spec("cut_cross_entropy"):
         from cut_cross_entropy import linear_cross_entropy
 

@@ -1,0 +1,1 @@
+"""Logits of one model or prompt against those of another."""

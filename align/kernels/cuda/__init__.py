@@ -1,0 +1,80 @@
+"""The CUDA C++ kernels: compiled by NVRTC at first use, kept on disk, launched through cuda.core.
+
+No nvcc and no build are needed, only the `cuda` extra. A cubin is kept per source, architecture and compiler version in
+$ALIGN_CACHE (by default ~/.cache/align/cubin). Without cuda.core, or on an AMD device, torch does the work.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCES = Path(__file__).parents[1]
+PROGRAMS = {"rows": "rows/rows.cu", "sampling": "sampling/sampling.cu", "contrast": "contrast/contrast.cu"}
+SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+THREADS = 256
+
+
+@functools.cache
+def installed() -> bool:
+    """Whether cuda.core can be imported and torch was built for CUDA."""
+    return torch.version.cuda is not None and importlib.util.find_spec("cuda.core") is not None
+
+
+def usable(x: Tensor) -> bool:
+    """Whether the kernels read this tensor: on a CUDA device, of a known dtype, rows contiguous."""
+    return x.is_cuda and x.dtype in SUFFIXES and (x.stride(-1) == 1 or x.shape[-1] == 1) and installed()
+
+
+def source(program: str) -> str:
+    """A program's text with its one include written out, so that it compiles from memory."""
+    text = (SOURCES / PROGRAMS[program]).read_text()
+    return text.replace('#include "../cuda/device.cuh"', (SOURCES / "cuda/device.cuh").read_text())
+
+
+def compile_cubin(program: str, architecture: str) -> bytes:
+    """Machine code for one architecture such as "sm_90a", from the cache or from NVRTC; needs no GPU."""
+    from cuda.core import Program, ProgramOptions
+    from cuda.core import __version__ as compiler
+
+    text = source(program)
+    key = hashlib.sha256(f"{compiler}\n{architecture}\n{text}".encode()).hexdigest()[:32]
+    kept = Path(os.environ.get("ALIGN_CACHE", Path.home() / ".cache/align")) / "cubin" / f"{program}-{key}.cubin"
+    if not kept.exists():
+        options = ProgramOptions(std="c++17", arch=architecture)
+        code = Program(text, code_type="c++", options=options).compile("cubin").code
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(code)
+        partial.replace(kept)  # another process sees all of it or nothing
+    return kept.read_bytes()
+
+
+@functools.cache
+def _module(program: str, device: int) -> object:
+    from cuda.core import ObjectCode
+
+    major, minor = torch.cuda.get_device_capability(device)
+    specific = "a" if major >= 9 else ""
+    return ObjectCode.from_cubin(compile_cubin(program, f"sm_{major}{minor}{specific}"))
+
+
+def launch(program: str, kernel: str, rows: int, *arguments: object) -> None:
+    """Run a kernel on torch's current stream, one block per row; tensors are passed by address."""
+    from cuda.core import Device, LaunchConfig, Stream
+    from cuda.core import launch as start
+
+    if rows == 0:
+        return
+    tensor = next(a for a in arguments if isinstance(a, Tensor))
+    index = tensor.device.index
+    with torch.cuda.device(index):
+        Device(index).set_current()
+        stream = Stream.from_handle(torch.cuda.current_stream().cuda_stream)
+        raw = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+        function = _module(program, index).get_kernel(kernel)  # type: ignore[attr-defined]
+        start(stream, LaunchConfig(grid=rows, block=THREADS), function, *raw)

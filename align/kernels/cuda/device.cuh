@@ -1,0 +1,149 @@
+/* What every kernel shares on a GPU. The same sources run on a CPU under tests/kernels/simulator, which defines SIMULATED
+ * and its own threads, barriers, shuffles, shared memory and checked pointers.
+ *
+ * A kernel works on one row per block. PTR(type) is a pointer, SHARED(type, name, n) an array in shared memory.
+ */
+#pragma once
+
+#ifndef SIMULATED
+#ifdef __CUDACC_RTC__ /* no system headers there */
+typedef unsigned short uint16_t;
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+typedef long long int64_t;
+#define INFINITY __int_as_float(0x7f800000)
+#else
+#include <stdint.h>
+#endif
+#define PTR(type) type *__restrict__
+#define SHARED(type, name, n) __shared__ type name[n]
+#define NARROWED(T, row, v) (((T *)(row))[v]) /* element v of a row of T that begins where a row of float32 does */
+__device__ __forceinline__ float half_to_float(uint16_t h) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+}
+__device__ __forceinline__ uint16_t float_to_half(float f) {
+    uint16_t h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+template <class T> __device__ __forceinline__ bool is_aligned16(const T *p) { return ((uint64_t)p & 15) == 0; }
+template <class T> __device__ __forceinline__ uint4 load16(const T *p) { return *(const uint4 *)p; }
+#endif
+
+#define THREADS 256
+#define WARPS (THREADS / 32)
+#define LOG2E 1.4426950408889634
+#define LN2 0.6931471805599453
+
+struct f32 { float v; };
+struct bf16 { uint16_t v; };
+struct f16 { uint16_t v; };
+
+__device__ __forceinline__ float widen(f32 x) { return x.v; }
+__device__ __forceinline__ float widen(bf16 x) { return __uint_as_float((uint32_t)x.v << 16); }
+__device__ __forceinline__ float widen(f16 x) { return half_to_float(x.v); }
+__device__ __forceinline__ void narrow(float y, f32 &x) { x.v = y; }
+__device__ __forceinline__ void narrow(float y, f16 &x) { x.v = float_to_half(y); }
+__device__ __forceinline__ void narrow(float y, bf16 &x) {
+    uint32_t bits = __float_as_uint(y);
+    x.v = y != y ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* The elements of 16 loaded bytes. */
+template <class T> __device__ __forceinline__ float element(const uint4 &raw, int j);
+__device__ __forceinline__ uint32_t word_of(const uint4 &raw, int w) {
+    return w == 0 ? raw.x : w == 1 ? raw.y : w == 2 ? raw.z : raw.w;
+}
+template <> __device__ __forceinline__ float element<f32>(const uint4 &raw, int j) {
+    return __uint_as_float(word_of(raw, j));
+}
+template <> __device__ __forceinline__ float element<bf16>(const uint4 &raw, int j) {
+    uint32_t word = word_of(raw, j >> 1);
+    return __uint_as_float(j & 1 ? word & 0xffff0000u : word << 16);
+}
+template <> __device__ __forceinline__ float element<f16>(const uint4 &raw, int j) {
+    return half_to_float((uint16_t)(word_of(raw, j >> 1) >> (j & 1 ? 16 : 0)));
+}
+
+/* Call f(value, index) for every element of a row, 16 bytes at a time, unaligned ends one by one. */
+template <class T, class P, class Visit>
+__device__ __forceinline__ void for_each(P x, int64_t first, int64_t last, Visit f) {
+    const int E = 16 / sizeof(T);
+    int64_t i = first;
+    while (i < last && !is_aligned16(x + i)) i++; /* at most E - 1 steps */
+    for (int64_t j = first + threadIdx.x; j < i; j += THREADS) f(widen(x[j]), j);
+    int64_t whole = i + (last - i) / E * E;
+    for (int64_t j = i + (int64_t)threadIdx.x * E; j < whole; j += (int64_t)THREADS * E) {
+        uint4 raw = load16(x + j);
+#pragma unroll
+        for (int e = 0; e < E; e++) f(element<T>(raw, e), j + e);
+    }
+    for (int64_t j = whole + threadIdx.x; j < last; j += THREADS) f(widen(x[j]), j);
+}
+
+/* Sums over a row relative to a running maximum m, all in powers of two: e = 2^(t - m). */
+struct Sums {
+    float m, sum, weighted, squared; /* sum of e, of e (t - m), of e e */
+};
+__device__ __forceinline__ Sums no_sums() { return {-INFINITY, 0.0f, 0.0f, 0.0f}; }
+
+/* Move sums to a maximum at least as large. */
+__device__ __forceinline__ void rebase(Sums &s, float m) {
+    if (s.m == -INFINITY || m == -INFINITY) {
+        if (s.sum == 0.0f) s.m = m;
+        return;
+    }
+    float shift = s.m - m, factor = exp2f(shift);
+    s.weighted = factor > 0.0f ? (s.weighted + shift * s.sum) * factor : 0.0f;
+    s.sum *= factor;
+    s.squared *= factor * factor;
+    s.m = m;
+}
+
+template <bool MOMENTS> __device__ __forceinline__ void add(Sums &s, float t) {
+    if (t > s.m) rebase(s, t);
+    float d = t - s.m, e = s.m == -INFINITY ? (t != t ? t : 0.0f) : exp2f(d);
+    s.sum += e;
+    if (MOMENTS) {
+        s.weighted += e * fmaxf(d, -1e4f);
+        s.squared += e * e;
+    }
+}
+
+__device__ __forceinline__ Sums merge(Sums a, Sums b) {
+    float m = fmaxf(a.m, b.m);
+    rebase(a, m);
+    rebase(b, m);
+    return {m, a.sum + b.sum, a.weighted + b.weighted, a.squared + b.squared};
+}
+
+__device__ __forceinline__ Sums exchange(Sums s, int mask) {
+    return {__shfl_xor_sync(0xffffffffu, s.m, mask), __shfl_xor_sync(0xffffffffu, s.sum, mask),
+            __shfl_xor_sync(0xffffffffu, s.weighted, mask), __shfl_xor_sync(0xffffffffu, s.squared, mask)};
+}
+
+/* The block's sums, the same in every thread. */
+__device__ __forceinline__ Sums merge_block(Sums s) {
+    SHARED(Sums, parts, WARPS);
+    for (int mask = 16; mask > 0; mask >>= 1) s = merge(s, exchange(s, mask));
+    __syncthreads(); /* parts may still be read from the call before */
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = s;
+    __syncthreads();
+    s = parts[0];
+    for (int w = 1; w < WARPS; w++) s = merge(s, parts[w]);
+    return s;
+}
+
+/* log2 beyond float32, without the registers of a float64 logarithm: one Newton step from log2f. */
+__device__ __forceinline__ double log2_wide(float x) {
+    float y = log2f(x);
+    if (isinf(y) || y != y) return y;
+    return (double)y + ((double)x * exp2f(-y) - 1.0) * LOG2E;
+}
+
+/* log(sum exp) of what was summed; t was k x. */
+__device__ __forceinline__ double log_sum_exp(const Sums &s) {
+    return s.m == INFINITY ? (double)INFINITY : ((double)s.m + log2_wide(s.sum)) * LN2;
+}

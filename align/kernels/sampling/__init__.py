@@ -1,0 +1,1 @@
+"""One token per row of logits, with the log-probabilities a trainer needs."""

@@ -1,0 +1,68 @@
+"""`sample`: draw a token per row and say how likely it was."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from align.kernels import cuda
+from align.kernels.sampling import reference
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A drawn token per row, and its log-probabilities in nats."""
+
+    token: Int[Tensor, " B"]
+    raw_logprob: Float[Tensor, " B"]
+    """Under softmax(logits)."""
+    processed_logprob: Float[Tensor, " B"]
+    """Under the distribution it was drawn from; 0 at temperature 0."""
+    entropy: Float[Tensor, " B"]
+    """Of softmax(logits)."""
+    rank: Int[Tensor, " B"]
+    """1 for the most likely token."""
+
+
+def sample(
+    logits: Float[Tensor, "B V"],
+    *,
+    temperature: float | Float[Tensor, " B"] = 1.0,
+    top_k: int | Int[Tensor, " B"] = 0,
+    top_p: float | Float[Tensor, " B"] = 1.0,
+    min_p: float | Float[Tensor, " B"] = 0.0,
+    seed: int | Int[Tensor, " B"],
+    position: int | Int[Tensor, " B"],
+) -> Sample:
+    """Draw from softmax(logits / temperature) after min-p, top-k and top-p, in this order.
+
+    The same (seed, position) gives the same uniform number whatever the batch. Equal logits are kept or dropped together.
+
+    Args:
+        logits: in any dtype.
+        temperature: 0 takes the first of the largest logits.
+        top_k: keep this many; 0 for all.
+        top_p: keep the most likely tokens until their mass reaches this; 1 for all.
+        min_p: keep tokens at least this likely relative to the most likely one; 0 for all.
+        seed: of the request.
+        position: of the token in its sequence.
+
+    Source: ours; splitmix64 of Steele, Lea and Flood (2014).
+    """
+    floats = [_per_row(value, logits, torch.float32) for value in (temperature, top_p, min_p)]
+    heat, nucleus, least = floats
+    count, seeds, positions = (_per_row(value, logits, torch.int64) for value in (top_k, seed, position))
+    if not cuda.usable(logits):
+        return Sample(*reference.sample(logits, heat, count, nucleus, least, seeds, positions))
+    rows, cols = logits.shape
+    token, rank = (torch.empty(rows, dtype=torch.int64, device=logits.device) for _ in range(2))
+    raw, processed, entropy = (torch.empty(rows, device=logits.device) for _ in range(3))
+    kernel = f"sample_{cuda.SUFFIXES[logits.dtype]}"
+    given = (logits, logits.stride(0), cols, heat, count, nucleus, least, seeds, positions)
+    cuda.launch("sampling", kernel, rows, *given, token, raw, processed, entropy, rank)
+    return Sample(token, raw, processed, entropy, rank)
+
+
+def _per_row(value: float | Tensor, logits: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.as_tensor(value, dtype=dtype, device=logits.device).expand(logits.shape[0]).contiguous()
