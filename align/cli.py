@@ -10,7 +10,12 @@ from align.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `align` command; exits with 0, 2 for a user's mistake, 1 for any other failure."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and not ("overrides" in parsed and all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes positional arguments in one run only; an option may stand between overrides
+        parsed.overrides += rest
     from rewards import ScorerError  # imported late: torch takes seconds, `--help` should not
 
     try:

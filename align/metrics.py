@@ -27,11 +27,15 @@ class Sums:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add one value per list (or token); NaN marks a list that does not define the metric."""
+    def add(self, values: Mapping[str, Tensor], *, counts: bool = True) -> None:
+        """Add one value per list (or token); NaN marks a list that does not define the metric.
+
+        With `counts` False nothing is added but the names, so that all processes know the same.
+        """
         for name, value in values.items():
-            known = ~value.isnan()
-            pair = torch.stack([value.nan_to_num().sum(), known.sum()]).double()
+            known = ~value.isnan() & counts
+            value = value.masked_fill(~known, 0.0)
+            pair = torch.stack([value.sum().double(), known.sum().double()])
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:

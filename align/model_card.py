@@ -72,7 +72,7 @@ def _training(recipe: dict[str, Any], environment: dict[str, Any]) -> str:
         "quantised while training": policy.get("quantization"),
         "adapter": _options(policy.get("adapter", {})),
         "started from": policy.get("start_adapter"),
-        "objective": " + ".join(_options(term) for term in recipe.get("objective", [])) or recipe.get("task"),
+        "objective": " + ".join(_options(term) for term in _terms(recipe)) or recipe.get("task"),
         "score": _options(recipe.get("score", {})),
         "data": ", ".join(f"`{source['path']}`" for source in data["sources"]),
         "learning rate": train.get("learning_rate"),
@@ -82,6 +82,12 @@ def _training(recipe: dict[str, Any], environment: dict[str, Any]) -> str:
     }
     lines = [f"| {key} | {value} |" for key, value in facts.items() if value not in (None, "")]
     return "\n".join(["## Training", "", "| | |", "|---|---|", *lines])
+
+
+def _terms(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """The recipe's objectives: one is written as itself, several as a list."""
+    objective = recipe.get("objective", [])
+    return [objective] if isinstance(objective, dict) else objective
 
 
 def _options(section: dict[str, Any]) -> str:

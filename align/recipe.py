@@ -230,7 +230,10 @@ def parse_recipe(tree: dict[str, Any], *, origin: str) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `load_recipe` reads back."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    tree = recipe.model_dump(mode="json")
+    if len(recipe.objective) == 1:  # as one writes it
+        (tree["objective"],) = tree["objective"]
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _lay_over(tree: dict[str, Any], override: str) -> None:
@@ -286,6 +289,8 @@ def _nearest(location: list[str]) -> str:
 
     schema = Recipe.model_json_schema()
     best = max(_known_keys(schema, schema["$defs"]), key=likeness)
+    if best[-1] == location[-1] and best[:1] == tuple(location[:1]):
+        return "; it is a key of another `name`, so remove it or set its section whole"
     return f"; did you mean `{'.'.join(best)}`?" if likeness(best) >= 0.7 else ""
 
 

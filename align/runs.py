@@ -106,7 +106,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         rewards = scorer.score([row.prompt for row in prompts], completions) if scorer else []
         return Measured(metrics, completions, list(rewards))
 
-    before = _measured_once(run.before, measure)
+    before = _measured_once(run.before, measure, save=trainer.is_world_process_zero())
     trainer.train_from(run.last_checkpoint(), logging_steps=recipe.train.logging_steps)
     if recipe.train.keep_best and run.best.exists():
         policy.load_state(run.best)
@@ -204,11 +204,14 @@ def _with_reference(recipe: Recipe, policy: Policy, loss: ListLoss, prepared: Pr
     return train_lists, attach(prepared.heldout) if len(prepared.heldout) else prepared.heldout
 
 
-def _measured_once(path: Path, measure: Callable[[], Measured]) -> Measured:
+def _measured_once(path: Path, measure: Callable[[], Measured], *, save: bool) -> Measured:
     """What was measured before an interruption, since a resumed run no longer has the initial policy."""
-    if not path.exists():
-        measure().save(path)
-    return Measured.load(path)
+    if path.exists():
+        return Measured.load(path)
+    measured = measure()
+    if save:
+        measured.save(path)
+    return measured
 
 
 def _sample(recipe: Recipe, policy: Policy, heldout: Sequence[Example]) -> list[str]:

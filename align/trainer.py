@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from align.data.collate import Example, collate
-from align.data.steps import StepLists, cut_further, micro_batches
+from align.data.steps import StepLists, agreed_micro_batches
 from align.errors import UserError
 from align.evaluate.lists import evaluate_lists, reference_logprobs
 from align.loss import ListLoss
@@ -93,7 +93,9 @@ class AlignTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: list[Example], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of all of a step's micro-batches; returns the step's loss."""
         model.train()
-        batches = self._cut(inputs)
+        batches = agreed_micro_batches(
+            inputs, tokens_per_batch=self.tokens_per_batch, accelerator=self.accelerator
+        )
         baseline = self._baseline(batches) if self.loss.needs_baseline else None
         total = torch.zeros((), device=self.args.device)
         for examples in batches[:-1]:
@@ -101,29 +103,19 @@ class AlignTrainer(Trainer):
                 total += self._backward(self._step_loss(model, examples, baseline))
         return total + self._backward(self._step_loss(model, batches[-1], baseline) + self.policy.penalty())
 
-    def _cut(self, lists: list[Example]) -> list[list[Example]]:
-        """Micro-batches; every process gets the same number, since sharded models communicate in each forward."""
-        batches = micro_batches(lists, tokens_per_batch=self.tokens_per_batch)
-        if self.args.world_size > 1:
-            count = torch.tensor([len(batches)], device=self.args.device)
-            wanted = int(self.accelerator.gather(count).max())
-            batches = cut_further(batches, wanted)
-            batches += [[] for _ in range(wanted - len(batches))]
-        return batches
-
     def _step_loss(self, model: nn.Module, examples: list[Example], baseline: Tensor | None) -> Tensor:
         """The lists' share of the step's loss: their sum over the step's global number of lists."""
-        batch = self._collate(examples or [self.train_dataset[0]])
+        batch = self._collate(examples or [self.train_dataset[0]])  # without a list of its own a process still takes part
         with self.compute_loss_context_manager():
             stats = model(batch, self.outputs)
-        if not examples:  # a process that has no list left still takes part in the communication
-            return 0.0 * stats.logprobs.sum()
         reference = reference_logprobs(self.model, self.policy, batch) if self.loss.needs_reference else None
         scores = self.loss.scores(stats, reference, batch)
         losses = self.loss(stats, reference, batch, baseline)
-        self.sums.add({"loss": losses.detach(), **list_metrics(batch, stats, reference, scores.detach())})
+        values = {"loss": losses.detach(), **list_metrics(batch, stats, reference, scores.detach())}
+        self.sums.add(values, counts=bool(examples))
         # Gradients are averaged over processes, so each process's sum counts world_size times.
-        return losses.sum() * self.args.world_size / len(self.plan[self.state.global_step])
+        share = self.args.world_size / len(self.plan[self.state.global_step]) if examples else 0.0
+        return losses.sum() * share
 
     def _backward(self, loss: Tensor) -> Tensor:
         self.accelerator.backward(loss)

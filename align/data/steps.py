@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 
@@ -72,10 +73,26 @@ def micro_batches(examples: Sequence[dict], *, tokens_per_batch: int) -> list[li
     return batches
 
 
+def agreed_micro_batches(
+    examples: Sequence[dict], *, tokens_per_batch: int, accelerator: Accelerator
+) -> list[list[dict]]:
+    """Micro-batches, as many on every process, since sharded models communicate in each forward pass.
+
+    A process with too few lists gets empty ones at the end.
+    """
+    batches = micro_batches(examples, tokens_per_batch=tokens_per_batch)
+    if accelerator.num_processes == 1:
+        return batches
+    count = torch.tensor([len(batches)], device=accelerator.device)
+    wanted = int(accelerator.gather(count).max())
+    batches = cut_further(batches, wanted)
+    return batches + [[] for _ in range(wanted - len(batches))]
+
+
 def cut_further(batches: list[list[dict]], count: int) -> list[list[dict]]:
     """Halve the largest batches until there are `count`, or until every batch is one list."""
     batches = list(batches)
-    while len(batches) < count and max(map(len, batches)) > 1:
+    while len(batches) < count and max(map(len, batches), default=0) > 1:
         largest = batches.pop(max(range(len(batches)), key=lambda b: len(batches[b])))
         batches += [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
     return batches

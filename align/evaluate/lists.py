@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from align.data.collate import Example, collate
-from align.data.steps import micro_batches
+from align.data.steps import agreed_micro_batches
 from align.loss import ListLoss
 from align.metrics import Sums, list_metrics
 from align.model.forward import TokenScorer
@@ -38,13 +38,13 @@ def evaluate_lists(
     scorer.eval()
     sums = Sums()
     own = [lists[i] for i in range(accelerator.process_index, len(lists), accelerator.num_processes)]
-    for examples in micro_batches(own, tokens_per_batch=tokens_per_batch):
-        batch = collate(examples, pad_id=policy.pad_id).to(accelerator.device)
+    for examples in agreed_micro_batches(own, tokens_per_batch=tokens_per_batch, accelerator=accelerator):
+        batch = collate(examples or [lists[0]], pad_id=policy.pad_id).to(accelerator.device)
         stats = scorer(batch, tuple(dict.fromkeys([*OUTPUTS, *loss.outputs])))
         reference = reference_logprobs(scorer, policy, batch)
         scores = loss.scores(stats, reference, batch)
         losses = loss(stats, reference, batch)
-        sums.add({"loss": losses, **list_metrics(batch, stats, reference, scores)})
+        sums.add({"loss": losses, **list_metrics(batch, stats, reference, scores)}, counts=bool(examples))
     scorer.train(was_training)
     return sums.means(accelerator)
 

@@ -54,7 +54,7 @@ def rows_file(tmp_path_factory) -> Path:
             line = {
                 "id": str(row),
                 "prompt": " ".join(words(3 + row % 5)) + f" w{10 + row}",
-                "completions": [" ".join(c) for c in completions],
+                "completions": [" " + " ".join(c) for c in completions],
                 "grades": grades,
             }
             file.write(json.dumps(line) + "\n")

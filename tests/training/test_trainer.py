@@ -184,7 +184,7 @@ def test_sft_raises_the_likelihood_of_the_best_completion(make_recipe):
 def test_kto_trains_on_labelled_single_completions(make_recipe, tmp_path):
     rows = tmp_path / "labelled.jsonl"
     lines = [
-        {"prompt": f"w{10 + i} w5", "completion": "w3 w3 w4" if i % 2 else "w6 w7", "label": bool(i % 2)}
+        {"prompt": f"w{10 + i} w5", "completion": " w3 w3 w4" if i % 2 else " w6 w7", "label": bool(i % 2)}
         for i in range(20)
     ]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -4,6 +4,7 @@ No nvcc and no build are needed, only the `cuda` extra. A cubin is kept per sour
 $ALIGN_CACHE (by default ~/.cache/align/cubin). Without cuda.core, or on an AMD device, torch does the work.
 """
 
+import ctypes
 import functools
 import hashlib
 import importlib.util
@@ -63,8 +64,15 @@ def _module(program: str, device: int) -> object:
     return ObjectCode.from_cubin(compile_cubin(program, f"sm_{major}{minor}{specific}"))
 
 
+def _argument(value: object) -> object:
+    """Addresses and integers are 64 bits wide in every kernel, floats 32."""
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    return ctypes.c_float(value) if isinstance(value, float) else value
+
+
 def launch(program: str, kernel: str, rows: int, *arguments: object) -> None:
-    """Run a kernel on torch's current stream, one block per row; tensors are passed by address."""
+    """Run a kernel on torch's current stream, one block per row."""
     from cuda.core import Device, LaunchConfig, Stream
     from cuda.core import launch as start
 
@@ -75,6 +83,6 @@ def launch(program: str, kernel: str, rows: int, *arguments: object) -> None:
     with torch.cuda.device(index):
         Device(index).set_current()
         stream = Stream.from_handle(torch.cuda.current_stream().cuda_stream)
-        raw = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+        raw = [_argument(a) for a in arguments]
         function = _module(program, index).get_kernel(kernel)  # type: ignore[attr-defined]
         start(stream, LaunchConfig(grid=rows, block=THREADS), function, *raw)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from align.kernels import native
+from align.kernels import cuda, native
 from align.kernels.rows import reference
 from align.kernels.rows.tile import logit_gradient, statistics
 
@@ -18,10 +18,14 @@ BACKWARD_BYTES = 2**26
 def softmax_into(x: Float[Tensor, "R V"], method: str, k: int, out: Float[Tensor, "R V"]) -> None:
     """Write one of the methods for every row; past the caches when the result is larger than most CPUs' caches."""
     fits = native.usable(x) and out.dtype == torch.float32 and out.is_contiguous()
+    rows, cols = x.shape
+    if cuda.usable(x) and out.dtype == torch.float32 and out.is_contiguous() and method in ("softmax", "log_softmax"):
+        kernel = f"softmax_{cuda.SUFFIXES[x.dtype]}"
+        cuda.launch("rows", kernel, rows, x, x.stride(0), cols, out, int(method == "log_softmax"))
+        return
     if not fits:
         out.copy_(_REFERENCE[method](x, k))
         return
-    rows, cols = x.shape
     keep = k if method == "sparse" else 0
     values, places = torch.empty(rows, keep), torch.empty(rows, keep, dtype=torch.int64)
     args = native.SoftmaxArgs(

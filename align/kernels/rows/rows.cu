@@ -31,7 +31,7 @@ __device__ void row_statistics(PTR(const T) x, int64_t stride, int64_t cols, flo
 template <class T>
 __device__ void logit_gradient(PTR(float) z, int64_t stride, int64_t cols, PTR(const int64_t) targets, int64_t per_row,
                                PTR(const double) logsumexp, PTR(const float) a, PTR(const float) b, PTR(const float) c,
-                               PTR(const float) g, float cap, float slope, int quadratic) {
+                               PTR(const float) g, float cap, float slope, int64_t quadratic) {
     const int PER_THREAD = 8;
     int64_t row = blockIdx.x;
     float high = (float)logsumexp[row], low = isinf(high) ? 0.0f : (float)(logsumexp[row] - high);
@@ -58,7 +58,7 @@ __device__ void logit_gradient(PTR(float) z, int64_t stride, int64_t cols, PTR(c
 
 /* Two reads of the row (the second from cache) and one write. */
 template <class T>
-__device__ void softmax(PTR(const T) x, int64_t stride, int64_t cols, PTR(float) out, int log_space) {
+__device__ void softmax(PTR(const T) x, int64_t stride, int64_t cols, PTR(float) out, int64_t log_space) {
     int64_t row = blockIdx.x;
     float k = (float)LOG2E;
     Sums s = no_sums();
@@ -78,7 +78,7 @@ __device__ void softmax(PTR(const T) x, int64_t stride, int64_t cols, PTR(float)
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                           \
         row_statistics_##T(PTR(const T) x, int64_t stride, int64_t cols, float scale, PTR(const int64_t) targets,   \
                            int64_t per_row, PTR(float) logprob, PTR(double) logsumexp, PTR(float) entropy,          \
-                           PTR(float) log_sum_sq, int moments) {                                                    \
+                           PTR(float) log_sum_sq, int64_t moments) {                                                    \
         if (moments)                                                                                                \
             row_statistics<T, true>(x, stride, cols, scale, targets, per_row, logprob, logsumexp, entropy, log_sum_sq); \
         else                                                                                                        \
@@ -87,11 +87,11 @@ __device__ void softmax(PTR(const T) x, int64_t stride, int64_t cols, PTR(float)
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                           \
         logit_gradient_##T(PTR(float) z, int64_t stride, int64_t cols, PTR(const int64_t) targets, int64_t per_row, \
                            PTR(const double) logsumexp, PTR(const float) a, PTR(const float) b, PTR(const float) c, \
-                           PTR(const float) g, float cap, float slope, int quadratic) {                             \
+                           PTR(const float) g, float cap, float slope, int64_t quadratic) {                             \
         logit_gradient<T>(z, stride, cols, targets, per_row, logsumexp, a, b, c, g, cap, slope, quadratic);         \
     }                                                                                                               \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                           \
-        softmax_##T(PTR(const T) x, int64_t stride, int64_t cols, PTR(float) out, int log_space) {                  \
+        softmax_##T(PTR(const T) x, int64_t stride, int64_t cols, PTR(float) out, int64_t log_space) {                  \
         softmax<T>(x, stride, cols, out, log_space);                                                                \
     }
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from align.kernels import native
+from align.kernels import cuda, native
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def statistics(z: Float[Tensor, "C V"], targets: Int[Tensor, "C M"], scale: floa
         scale: positive factor of the logits.
         moments: also entropy and log sum p^2.
     """
-    if not native.usable(z) or scale <= 0:
+    if scale <= 0 or not (native.usable(z) or cuda.usable(z)):
         return _torch_statistics(z, targets, scale, moments)
     rows, cols = z.shape
     targets = targets.contiguous()
@@ -38,6 +38,12 @@ def statistics(z: Float[Tensor, "C V"], targets: Int[Tensor, "C M"], scale: floa
         z.new_zeros(rows, dtype=torch.float64),
         *(z.new_zeros(rows, dtype=torch.float32) for _ in range(2)),
     )
+    if z.is_cuda:
+        results = (stats.logprob, stats.logsumexp, stats.entropy, stats.log_sum_sq)
+        kernel = f"row_statistics_{cuda.SUFFIXES[z.dtype]}"
+        given = (z, z.stride(0), cols, float(scale), targets, targets.shape[1])
+        cuda.launch("rows", kernel, rows, *given, *results, int(moments))
+        return stats
     args = native.RowStatisticsArgs(
         x=z.data_ptr(),
         cols=cols,
@@ -98,11 +104,17 @@ def logit_gradient(
         slope: constant factor.
         dtype: of the result.
     """
-    if not native.usable(z) or z.dtype != torch.float32 or dtype not in native.DTYPES:
+    fits = z.dtype == torch.float32 and dtype in native.DTYPES and (native.usable(z) or cuda.usable(z))
+    if not fits:
         return _torch_gradient(z, targets, logsumexp, a, g, quadratic, cap, slope).to(dtype)
     rows, cols = z.shape
     b, c = quadratic if quadratic is not None else (None, None)
     held = [None if t is None else t.contiguous() for t in (targets, logsumexp, a, b, c, g)]
+    if z.is_cuda:
+        coefficients = [held[2] if t is None else t for t in held[1:]]  # b and c are not read without moments
+        given = (z, z.stride(0), cols, held[0], targets.shape[1], *coefficients, float(cap), float(slope))
+        cuda.launch("rows", f"logit_gradient_{cuda.SUFFIXES[dtype]}", rows, *given, int(quadratic is not None))
+        return z.view(dtype)[:, :cols]
     scratch = torch.empty(targets.shape, dtype=torch.float64)
     args = native.LogitGradientArgs(
         z=z.data_ptr(),

@@ -37,7 +37,7 @@ def sample(
 ) -> Sample:
     """Draw from softmax(logits / temperature) after min-p, top-k and top-p, in this order.
 
-    The same (seed, position) gives the same uniform number whatever the batch. Equal logits are kept or dropped together.
+    The same (seed, position) gives the same uniform number whatever the batch; equal logits stay or go together.
 
     Args:
         logits: in any dtype.

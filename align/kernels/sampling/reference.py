@@ -36,8 +36,8 @@ def keep(
 ) -> Float[Tensor, "B V"]:
     """Tempered logits of the tokens that may be drawn, -inf elsewhere; each filter keeps all of equal logits.
 
-    min-p: p >= min_p max p. top-k: not below the k-th largest. top-p, among what these left: tokens with less than top_p
-    of the mass strictly above them. Temperature 0: the largest only.
+    min-p: p >= min_p max p. top-k: not below the k-th largest. top-p, among what these left: tokens with less than
+    top_p of the mass strictly above them. Temperature 0: the largest only.
     """
     heat = torch.where(temperature > 0, temperature, 1.0)[:, None]
     z = logits.double() / heat
@@ -62,7 +62,7 @@ def sample(
     seed: Int[Tensor, " B"],
     position: Int[Tensor, " B"],
 ) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"], Int[Tensor, " B"]]:
-    """Token by inverse CDF in token order, raw and processed log-probability, entropy of the raw logits, rank from 1."""
+    """Token by inverse CDF in token order, raw and processed log-prob, entropy of the raw logits, rank from 1."""
     z = keep(logits, temperature, top_k, top_p, min_p)
     cdf = torch.softmax(z, 1).cumsum(1)
     u = torch.where(temperature > 0, uniform(seed, position), 0.0)

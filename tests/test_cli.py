@@ -1,0 +1,94 @@
+"""The command line: what it prints, and that a user's mistake is one sentence and exit code 2."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from align.cli import main
+from align.recipe import dump_recipe
+
+pytest_plugins = ["tests.training.conftest"]
+
+
+@pytest.fixture
+def recipe_file(make_recipe, tmp_path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(make_recipe(train={"steps": 2})))
+    return path
+
+
+def fails(capsys, *arguments: str) -> str:
+    """The one sentence of a user's mistake."""
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments])
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("align: ")]
+    return line
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["inspect"], ["export"], ["evaluate", "rows"], ["doctor"]])
+def test_help_everywhere(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    assert "usage: align" in capsys.readouterr().out
+
+
+def test_train_then_evaluate_then_export(recipe_file, make_recipe, rows_file, tmp_path, capsys):
+    main(["train", str(recipe_file)])
+    run = make_recipe().output
+    assert f"run directory: {run}" in capsys.readouterr().out.replace("\n", "")
+    summary = json.loads((Path(run) / "summary.json").read_text())
+    heldout = tmp_path / "figures.json"
+    main(["evaluate", "rows", str(rows_file), "--model", run, "--grades", "raw", "--json", str(heldout)])
+    figures = json.loads(heldout.read_text())["metrics"]
+    assert figures["ndcg"] > 0.5 and figures["best_logprob_change"] != 0
+    main(["export", run, str(tmp_path / "merged"), "--merge"])
+    main(["evaluate", "rows", str(rows_file), "--model", str(tmp_path / "merged"), "--grades", "raw", "--json", str(heldout)])
+    merged = json.loads(heldout.read_text())["metrics"]
+    assert merged["likelihood_ndcg"] == pytest.approx(figures["likelihood_ndcg"], abs=1e-4)
+    assert "ndcg" not in merged, "a plain model has no implicit reward"
+    assert summary["steps"] == 2
+
+
+def test_inspect_shows_recipe_audit_and_masks_and_trains_nothing(recipe_file, make_recipe, capsys):
+    main(["inspect", str(recipe_file), "--rows", "1", "train.lists_per_step=3"])
+    out = capsys.readouterr().out
+    assert "lists_per_step: 3" in out
+    assert "training / held-out lists" in out
+    assert "read but not trained on" in out and "</s>" in out
+    assert not Path(make_recipe().output).exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("policy.model=nowhere/at/all", "nowhere/at/all"),
+        ("data.sources=nowhere.jsonl", "nowhere.jsonl"),
+        ("objective.name=lamda", "did you mean `lambda`?"),
+        ("train.lerning_rate=1", "did you mean `train.learning_rate`?"),
+        ("sampling.reward=nowhere/scorer", "nowhere/scorer"),
+        ("policy.chat_template=nowhere.jinja", "nowhere.jinja"),
+        ("objective.name=apo_down", "it is a key of another `name`"),
+        ("objective={name: apo_down}", "set `data.select: best_worst`"),
+        ("objective={name: pointwise_sigmoid}", "data.grades: win_probability"),
+        ("policy.adapter={name: lora}|policy.start_adapter=nowhere/adapter", "nowhere/adapter"),
+        ("policy.quantization=4bit", "bitsandbytes"),
+        ("data.max_length=1", "no training row is left"),
+        ("policy.adapter={name: lora, targets: [nothing_here]}", "nothing_here"),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_training(recipe_file, capsys, override, message):
+    assert message in fails(capsys, "train", str(recipe_file), *override.split("|"))
+
+
+def test_export_of_nothing(capsys, tmp_path):
+    assert str(tmp_path / "absent") in fails(capsys, "export", str(tmp_path / "absent"), str(tmp_path / "out"))
+
+
+def test_doctor_reports(capsys):
+    main(["doctor"])
+    assert "torch" in capsys.readouterr().out
