@@ -101,17 +101,25 @@ def test_what_is_saved_gives_the_trained_policy_on_the_original_base(load, model
 
 
 def test_going_on_from_a_state_is_as_if_never_stopped(load, batch, adapter, tmp_path):
+    check_going_on(load, batch, adapter, tmp_path, stop=3)
+
+
+def test_adalora_goes_on_with_the_ranks_it_has_settled_on(load, batch, tmp_path):
+    check_going_on(load, batch, AdaLora(rank=2, initial_rank=4, settle=0.2), tmp_path, stop=STEPS - 1)
+
+
+def check_going_on(load, batch, adapter, tmp_path, *, stop):
     straight = load(adapter)
-    optimizer = train(straight, batch, last=3)
+    optimizer = train(straight, batch, last=stop)
     straight.save_state(tmp_path)
     state = deepcopy(optimizer.state_dict())
-    train(straight, batch, first=4, optimizer=optimizer)
+    train(straight, batch, first=stop + 1, optimizer=optimizer)
 
     stopped = load(adapter)
     stopped.load_state(tmp_path)
     optimizer = torch.optim.Adam([p for p in stopped.model.parameters() if p.requires_grad], lr=0.02)
     optimizer.load_state_dict(state)
-    train(stopped, batch, first=4, optimizer=optimizer)
+    train(stopped, batch, first=stop + 1, optimizer=optimizer)
     assert torch.equal(logprobs(stopped, batch), logprobs(straight, batch))
     assert torch.equal(reference(stopped, batch), reference(straight, batch))
 
@@ -156,6 +164,17 @@ def test_the_start_follows_the_seed_alone(load, adapter):
         assert torch.equal(a, b), name
     torch.manual_seed(11)
     assert torch.equal(torch.rand(1), drawn), "loading used up random numbers of the caller"
+
+
+def test_eva_looks_at_tokens_not_at_padding(model_folder, lists):
+    starts = []
+    for pad in (2, 7):
+        batches = [collate(lists, pad_id=pad)]
+        policy = load_policy(str(model_folder), adapter=Eva(rank=3), init_batches=batches)
+        starts.append({n: p for n, p in policy.model.named_parameters() if "lora_A" in n})
+    assert starts[0].keys() == starts[1].keys()
+    for name, start in starts[0].items():
+        assert_close(start, starts[1][name])
 
 
 def test_a_start_adapter_is_trained_on_and_is_the_reference(load, model_folder, batch, tmp_path):
@@ -230,6 +249,7 @@ def test_adalora_moves_its_ranks_and_keeps_its_factors_orthogonal(load, batch):
 def test_full_training_without_a_copy_knows_its_reference_until_the_first_step(load, batch):
     policy = load(Full(), keep_reference=False)
     assert torch.equal(reference(policy, batch), logprobs(policy, batch))
+    assert not reference(policy, batch).requires_grad
     train(policy, batch, last=1)
     with pytest.raises(RuntimeError, match="initial weights are gone"), policy.reference():
         pass

@@ -76,6 +76,9 @@ def live(policy, rows):
 def test_the_column_is_what_the_reference_says_live(attach, model_folder, data):
     for adapter in (Lora(rank=2), Pissa(rank=2), Full()):
         policy = load_policy(str(model_folder), adapter=adapter)
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B.default" in name:  # the policy has moved, the reference has not
+                torch.nn.init.normal_(parameter)
         for rows in (attach(data, policy), attach(data, policy)):
             for row, expected in zip(rows, live(policy, data), strict=True):
                 for cached, own in zip(row["reference_logprobs"], expected, strict=True):
