@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parsed.overrides += rest
     from rewards import ScorerError  # imported late: torch takes seconds, `--help` should not
 
+    _quiet_libraries()
     try:
         parsed.run(parsed)
     except (UserError, ScorerError) as error:
@@ -31,6 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
 
 
+def _quiet_libraries() -> None:
+    """No bars of other libraries between ours: loading weights is short, and tokenising shows on a terminal only."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="align", description="Preference alignment of language models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -41,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=help_text, description=help_text)
         command.add_argument("recipe", metavar="RECIPE.yaml")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="dotted, such as train.learning_rate=1e-4")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.learning_rate=1e-4")
         command.set_defaults(run=run)
     commands.choices["inspect"].add_argument("--rows", type=int, default=2, help="rows to show (default 2)")
 

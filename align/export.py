@@ -125,7 +125,7 @@ def find_trained(path: Path) -> Trained:
     }
     remote = policy.get("trust_remote_code", False)
     if (folder / "adapter_config.json").is_file():
-        config = PeftConfig.from_pretrained(folder)
+        config = PeftConfig.from_pretrained(str(folder))
         return Trained(folder, config.base_model_name_or_path, policy.get("revision", config.revision), remote, run)
     if (folder / "config.json").is_file():
         return Trained(folder, None, None, remote, run)
@@ -234,7 +234,8 @@ def _untie(model: PreTrainedModel) -> None:
 
 def _tie_if_equal(model: PreTrainedModel) -> None:
     """Store one matrix where LM head and embeddings are still the same."""
-    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    head: Any = model.get_output_embeddings().weight
+    embeddings: Any = model.get_input_embeddings().weight
     if head.shape == embeddings.shape and torch.equal(head, embeddings):
         model.config.get_text_config().tie_word_embeddings = True
         model.tie_weights()

@@ -79,6 +79,7 @@ class ListLoss:
         return batch.to_lists(term.score(stats.logprobs, reference, batch.completion_mask, batch.list_index))
 
     def _wpo_weights(self, stats: TokenStats, batch: ListBatch) -> Float[Tensor, " B"]:
+        assert stats.log_sum_sq_probs is not None, "`outputs` asks for it"
         weights = wpo_weights(stats.logprobs, stats.log_sum_sq_probs, batch.completion_mask)
         return wpo_list_weights(batch.to_lists(weights), batch.list_mask, clamp=self.wpo == "clamped")
 

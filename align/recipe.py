@@ -201,8 +201,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: a YAML file.
-        overrides: `key=value` strings such as `train.learning_rate=1e-4` or `data.sources.0.path=rows.jsonl`; values are
-            YAML.
+        overrides: `key=value` strings such as `train.learning_rate=1e-4` or `data.sources.0.path=rows.jsonl`; the
+            values are YAML.
 
     Raises:
         UserError: no such file, broken YAML, or a key or value that a recipe cannot hold, with the nearest known key.

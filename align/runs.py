@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import TrainingArguments, set_seed
 
-from align.data import Prepared, Source, prepare_data, prompt_text, read_chat_template
-from align.data.collate import Example, collate
+from align.data import Prepared, Row, Source, prepare_data, prompt_text, read_chat_template
+from align.data.collate import collate
 from align.data.steps import micro_batches, plan_steps
+from align.errors import UserError
 from align.evaluate.samples import Measured, side_by_side
 from align.evaluate.sampling import sample_completions
-from align.errors import UserError
 from align.loss import ListLoss, build_loss, likelihood_loss
 from align.model.adapters import Eva
 from align.model.checks import check_reference_identity
@@ -80,7 +81,11 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         steps=recipe.train.steps,
         seed=recipe.train.seed,
     )
-    policy = _load_policy(recipe, prepared, total_steps=len(plan), device=arguments.device)
+    # KTO's baseline needs the reference of completions that no cache holds.
+    keep_reference = loss.needs_baseline or not recipe.reference.cache
+    policy = _load_policy(
+        recipe, prepared, total_steps=len(plan), device=arguments.device, keep_reference=keep_reference
+    )
     check_reference_identity(policy, collate([prepared.train[0]], pad_id=policy.pad_id).to(arguments.device))
     lists, heldout = _with_reference(recipe, policy, loss, prepared)
     arguments.max_steps = len(plan)
@@ -99,11 +104,13 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         args=arguments,
     )
 
+    sampled_rows = prepared.heldout_rows[: recipe.sampling.prompts]
+    prompts = [_for_scorer(row, policy) for row in sampled_rows]
+
     def measure() -> Measured:
         metrics = trainer.evaluate_heldout()
-        prompts = prepared.heldout_rows[: recipe.sampling.prompts]
         completions = _sample(recipe, policy, heldout)
-        rewards = scorer.score([row.prompt for row in prompts], completions) if scorer else []
+        rewards = scorer.score(prompts, completions) if scorer else []
         return Measured(metrics, completions, list(rewards))
 
     before = _measured_once(run.before, measure, save=trainer.is_world_process_zero())
@@ -113,8 +120,8 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     after = measure()
     if trainer.is_world_process_zero():
         _save_adapter(run, policy)
-        prompts = [prompt_text(row, policy.tokenizer) for row in prepared.heldout_rows[: recipe.sampling.prompts]]
-        write_json(run.summary, _summarise(recipe, run, trainer, prepared, before, after, prompts))
+        texts = [prompt_text(row, policy.tokenizer) for row in sampled_rows]
+        write_json(run.summary, _summarise(recipe, run, trainer, prepared, before, after, texts))
     trainer.accelerator.wait_for_everyone()
 
 
@@ -167,7 +174,9 @@ def check_objectives(recipe: Recipe, prepared: Prepared) -> None:
                     raise UserError(f"{source}, row {row}: {error}") from None
 
 
-def _load_policy(recipe: Recipe, prepared: Prepared, *, total_steps: int, device: torch.device) -> Policy:
+def _load_policy(
+    recipe: Recipe, prepared: Prepared, *, total_steps: int, device: torch.device, keep_reference: bool
+) -> Policy:
     init_batches = None
     if isinstance(recipe.policy.adapter, Eva):
         pad_id = load_tokenizer(recipe.policy.model).pad_token_id
@@ -182,16 +191,16 @@ def _load_policy(recipe: Recipe, prepared: Prepared, *, total_steps: int, device
         device=device,
         total_steps=total_steps,
         init_batches=init_batches,
-        keep_reference=not recipe.reference.cache,
+        keep_reference=keep_reference,
     )
 
 
-def _with_reference(recipe: Recipe, policy: Policy, loss: ListLoss, prepared: Prepared) -> tuple[Sequence, Sequence]:
+def _with_reference(recipe: Recipe, policy: Policy, loss: ListLoss, prepared: Prepared) -> tuple[Dataset, Dataset]:
     """Training and held-out lists, with the reference's log-probabilities where they are cached and needed."""
     if not recipe.reference.cache:
         return prepared.train, prepared.heldout
 
-    def attach(lists: Any) -> Any:
+    def attach(lists: Dataset) -> Dataset:
         return attach_reference(
             lists,
             policy,
@@ -214,7 +223,7 @@ def _measured_once(path: Path, measure: Callable[[], Measured], *, save: bool) -
     return measured
 
 
-def _sample(recipe: Recipe, policy: Policy, heldout: Sequence[Example]) -> list[str]:
+def _sample(recipe: Recipe, policy: Policy, heldout: Dataset) -> list[str]:
     sampling = recipe.sampling
     prompts = [heldout[i]["prompt_ids"] for i in range(min(sampling.prompts, len(heldout)))]
     completions = sample_completions(
@@ -229,6 +238,13 @@ def _sample(recipe: Recipe, policy: Policy, heldout: Sequence[Example]) -> list[
         tokens_per_batch=recipe.train.tokens_per_batch,
     )
     return [texts[0] for texts in completions]
+
+
+def _for_scorer(row: Row, policy: Policy) -> Any:
+    """A prompt as a scorer reads it: text or messages; token ids are decoded."""
+    if isinstance(row.prompt, list) and row.prompt and isinstance(row.prompt[0], int):
+        return policy.tokenizer.decode(row.prompt, skip_special_tokens=True)
+    return row.prompt
 
 
 def _save_adapter(run: RunDirectory, policy: Policy) -> None:

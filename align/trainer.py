@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -40,9 +41,9 @@ class AlignTrainer(Trainer):
         *,
         policy: Policy,
         loss: ListLoss,
-        lists: Sequence[Example],
+        lists: Dataset,
         plan: Sequence[Sequence[int]],
-        heldout: Sequence[Example],
+        heldout: Dataset,
         run: RunDirectory,
         tokens_per_batch: int,
         keep_checkpoints: int,
@@ -55,11 +56,14 @@ class AlignTrainer(Trainer):
         heldout: tokenised lists that are measured.
         keep_best: the held-out figure by which run.best is kept.
         """
-        super().__init__(model=TokenScorer(policy), args=args, train_dataset=lists, eval_dataset=heldout)
+        self.scorer = TokenScorer(policy)
+        super().__init__(model=self.scorer, args=args, train_dataset=lists, eval_dataset=heldout)
         self.remove_callback(PrinterCallback)
         self.add_callback(_AfterStep(policy))
         self.policy = policy
         self.loss = loss
+        self.lists = lists
+        self.heldout = heldout
         self.plan = plan
         self.run = run
         self.tokens_per_batch = tokens_per_batch
@@ -88,14 +92,14 @@ class AlignTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """One item per optimizer step; each process reads its own share, so accelerate must not cut it again."""
         world = {"rank": self.args.process_index, "world_size": self.args.world_size}
-        return DataLoader(StepLists(self.train_dataset, self.plan, **world), batch_size=1, collate_fn=_only_item)
+        return DataLoader(StepLists(self.lists, self.plan, **world), batch_size=1, collate_fn=_only_item)
 
-    def training_step(self, model: nn.Module, inputs: list[Example], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(  # type: ignore[override]  # an item is a step's lists, not tensors
+        self, model: nn.Module, inputs: list[Example], num_items_in_batch: Any = None
+    ) -> Tensor:
         """Forward and backward of all of a step's micro-batches; returns the step's loss."""
         model.train()
-        batches = agreed_micro_batches(
-            inputs, tokens_per_batch=self.tokens_per_batch, accelerator=self.accelerator
-        )
+        batches = agreed_micro_batches(inputs, tokens_per_batch=self.tokens_per_batch, accelerator=self.accelerator)
         baseline = self._baseline(batches) if self.loss.needs_baseline else None
         total = torch.zeros((), device=self.args.device)
         for examples in batches[:-1]:
@@ -105,10 +109,10 @@ class AlignTrainer(Trainer):
 
     def _step_loss(self, model: nn.Module, examples: list[Example], baseline: Tensor | None) -> Tensor:
         """The lists' share of the step's loss: their sum over the step's global number of lists."""
-        batch = self._collate(examples or [self.train_dataset[0]])  # without a list of its own a process still takes part
+        batch = self._collate(examples or [self.lists[0]])  # a process without a list still takes part
         with self.compute_loss_context_manager():
             stats = model(batch, self.outputs)
-        reference = reference_logprobs(self.model, self.policy, batch) if self.loss.needs_reference else None
+        reference = reference_logprobs(self.scorer, self.policy, batch) if self.loss.needs_reference else None
         scores = self.loss.scores(stats, reference, batch)
         losses = self.loss(stats, reference, batch, baseline)
         values = {"loss": losses.detach(), **list_metrics(batch, stats, reference, scores.detach())}
@@ -130,7 +134,7 @@ class AlignTrainer(Trainer):
         rows = self.plan[self.state.global_step]
         total = torch.zeros(2, device=self.args.device)
         for place in range(self.args.process_index, len(rows), self.args.world_size):
-            own, other = self.train_dataset[rows[place]], self.train_dataset[rows[(place + 1) % len(rows)]]
+            own, other = self.lists[rows[place]], self.lists[rows[(place + 1) % len(rows)]]
             total += self._log_ratio({**own, "completion_ids": other["completion_ids"][:1], "grades": [0.0]})
         ratio, count = self.accelerator.reduce(total, reduction="sum")
         return (ratio / count).clamp(min=0)
@@ -140,8 +144,8 @@ class AlignTrainer(Trainer):
         example.pop("reference_logprobs", None)  # it belongs to the row's own completion
         batch = self._collate([example])
         with self.compute_loss_context_manager():
-            policy = self.model(batch).logprobs
-        ratio = policy - reference_logprobs(self.model, self.policy, batch)
+            policy = self.scorer(batch).logprobs
+        ratio = policy - reference_logprobs(self.scorer, self.policy, batch)
         return torch.stack([ratio.where(batch.completion_mask, 0.0).sum(), ratio.new_ones(())])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -154,15 +158,14 @@ class AlignTrainer(Trainer):
         line = {LOG_NAMES.get(name, name): value for name, value in means.items()}
         line |= {name: logs[name] for name in ("grad_norm", "learning_rate")}
         self._write(line | self._rates())
-        step = self.state.global_step
-        note = f"loss {means['loss']:.4f}, ndcg {means.get('ndcg', math.nan):.3f}" if step % self.logging_steps == 0 else ""
-        self.advance(1, note)
+        note = f"loss {means['loss']:.4f}, ndcg {means.get('ndcg', math.nan):.3f}"
+        self.advance(1, note if self.state.global_step % self.logging_steps == 0 else "")
 
     def _refuse_divergence(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise UserError(
-                f"step {self.state.global_step}: the loss is {loss}; lower train.learning_rate, or turn train.precision to "
-                "bfloat16 or float32 if it is float16"
+                f"step {self.state.global_step}: the loss is {loss}; lower train.learning_rate, or set "
+                "train.precision to bfloat16 or float32 if it is float16"
             )
 
     def _rates(self) -> dict[str, float]:
@@ -182,10 +185,10 @@ class AlignTrainer(Trainer):
     def evaluate_heldout(self) -> dict[str, float]:
         """Metrics of the policy as it is on the held-out lists; empty if there are none."""
         return evaluate_lists(
-            self.model,
+            self.scorer,
             self.policy,
             self.loss,
-            self.eval_dataset,
+            self.heldout,
             tokens_per_batch=self.tokens_per_batch,
             accelerator=self.accelerator,
         )
@@ -208,18 +211,18 @@ class AlignTrainer(Trainer):
             self.policy.save_state(self.run.best)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Mark the checkpoint as whole once it is; only then drop older ones, so that a kill leaves one to go on from."""
+        """Mark the checkpoint as whole once it is, and only then drop older ones: a kill leaves one to go on from."""
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = Path(self.args.output_dir)
+            folder = self.run.checkpoints
             (folder / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
             for old in complete_checkpoints(folder)[: -self.keep_checkpoints]:
                 (old / COMPLETE).unlink()
                 shutil.rmtree(old)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        self.policy.save_state(Path(output_dir or self.args.output_dir))
+        self.policy.save_state(Path(output_dir or self.run.checkpoints))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.policy.load_state(Path(resume_from_checkpoint))

@@ -5,6 +5,7 @@ V vocabulary, H hidden width.
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -55,7 +56,8 @@ class ListBatch:
 
     def to(self, device: torch.device | str, **_: object) -> "ListBatch":
         """The same batch on another device (accelerate passes keywords that do not matter here)."""
-        return ListBatch(**{f.name: _move(getattr(self, f.name), device) for f in fields(self)})
+        moved: dict[str, Any] = {f.name: _move(getattr(self, f.name), device) for f in fields(self)}
+        return ListBatch(**moved)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ def test_train_then_evaluate_then_export(recipe_file, make_recipe, rows_file, tm
     figures = json.loads(heldout.read_text())["metrics"]
     assert figures["ndcg"] > 0.5 and figures["best_logprob_change"] != 0
     main(["export", run, str(tmp_path / "merged"), "--merge"])
-    main(["evaluate", "rows", str(rows_file), "--model", str(tmp_path / "merged"), "--grades", "raw", "--json", str(heldout)])
+    model = ["--model", str(tmp_path / "merged")]
+    main(["evaluate", "rows", str(rows_file), *model, "--grades", "raw", "--json", str(heldout)])
     merged = json.loads(heldout.read_text())["metrics"]
     assert merged["likelihood_ndcg"] == pytest.approx(figures["likelihood_ndcg"], abs=1e-4)
     assert "ndcg" not in merged, "a plain model has no implicit reward"

@@ -1,13 +1,12 @@
 """A policy measured on held-out lists."""
 
-from collections.abc import Sequence
-
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor
 
-from align.data.collate import Example, collate
+from align.data.collate import collate
 from align.data.steps import agreed_micro_batches
 from align.loss import ListLoss
 from align.metrics import Sums, list_metrics
@@ -23,7 +22,7 @@ def evaluate_lists(
     scorer: TokenScorer,
     policy: Policy,
     loss: ListLoss,
-    lists: Sequence[Example],
+    lists: Dataset,
     *,
     tokens_per_batch: int,
     accelerator: Accelerator,

@@ -68,7 +68,8 @@ def evaluate_rows(
         accelerator=Accelerator(),
     )
     if not ranks_by_reward:
-        metrics = {name: value for name, value in metrics.items() if name.startswith(("likelihood", "token", "entropy"))}
+        own = ("likelihood", "token", "entropy")
+        metrics = {name: value for name, value in metrics.items() if name.startswith(own)}
     console.print(render(prepared.audit))
     console.print(_table(model, metrics, prepared))
     if json_path:

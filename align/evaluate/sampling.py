@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Int
-from peft import PeftModelForCausalLM
+from peft import PeftModel
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-Policy = PreTrainedModel | PeftModelForCausalLM
+Policy = PreTrainedModel | PeftModel
 
 
 @torch.no_grad()

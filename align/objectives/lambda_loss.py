@@ -56,8 +56,9 @@ def lambda_weights(
 
     Delta_ij = |2^{g_i} - 2^{g_j}| * |1 / log(1 + rank_i) - 1 / log(1 + rank_j)| where g_i > g_j, else 0
 
-    rank is 1-based, by the current scores to five decimals, descending. Where scores are tied, the second factor is its mean over all
-    orders of the tied completions, so the order of the row does not matter, not even before the first step.
+    rank is 1-based, by the current scores to five decimals, descending. Where scores are tied, the second factor is its
+    mean over all orders of the tied completions, so the order of the row does not matter, not even before the first
+    step.
 
     Args:
         scores, grades, list_mask, log_base, reduction: as for `lambda_loss`.

@@ -20,6 +20,7 @@ from align.runs import loss_of, training_arguments
 from align.trainer import AlignTrainer
 
 STEPS, PAIRS, BETA = 3, 4, 0.3
+TARGETS = ["q_proj", "v_proj", "down_proj"]
 LOSSES = {
     "sigmoid": {"objective": {"name": "logistic"}},
     "hinge": {"objective": {"name": "hinge"}},
@@ -113,7 +114,7 @@ def theirs(folder: Path, pairs: list[dict], loss_type: str, output: Path):
         args=arguments,
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False),
+        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights=False),
         callbacks=[recorder],
     )
     start = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
@@ -126,7 +127,7 @@ def theirs(folder: Path, pairs: list[dict], loss_type: str, output: Path):
 
 def ours(folder: Path, lists: list[dict], sections: dict, start: dict[str, torch.Tensor], output: Path):
     """Our losses and gradients on TRL's tokens from TRL's LoRA weights, in two micro-batches a step."""
-    adapter = {"name": "lora", "rank": 4, "alpha": 8, "targets": ["q_proj", "v_proj", "down_proj"]}
+    adapter = {"name": "lora", "rank": 4, "alpha": 8, "targets": TARGETS}
     tree = {
         "output": str(output),
         "policy": {"model": str(folder), "adapter": adapter},

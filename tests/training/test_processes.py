@@ -24,8 +24,9 @@ def free_port() -> int:
 def launch(recipe, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]
+    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port", str(free_port())]
     command = [*launcher, "-m", "align.cli", "train", str(path)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}  # --cpu itself starts one process only
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
