@@ -3,7 +3,8 @@
  *
  * A kernel works on one row per block. PTR(type) is a pointer, SHARED(type, name, n) an array in shared memory.
  */
-#pragma once
+#ifndef ALIGN_DEVICE_CUH
+#define ALIGN_DEVICE_CUH
 
 #ifndef SIMULATED
 #ifdef __CUDACC_RTC__ /* no system headers there */
@@ -83,28 +84,29 @@ __device__ __forceinline__ void for_each(P x, int64_t first, int64_t last, Visit
     for (int64_t j = whole + threadIdx.x; j < last; j += THREADS) f(widen(x[j]), j);
 }
 
-/* Sums over a row relative to a running maximum m, all in powers of two: e = 2^(t - m). */
+/* Sums over a row relative to a running maximum m: e = 2^(k (v - m)). The difference comes first, for it is exact where e
+ * matters, however far from zero the row lies. */
 struct Sums {
-    float m, sum, weighted, squared; /* sum of e, of e (t - m), of e e */
+    float m, sum, weighted, squared; /* sum of e, of e k (v - m), of e e */
 };
 __device__ __forceinline__ Sums no_sums() { return {-INFINITY, 0.0f, 0.0f, 0.0f}; }
 
 /* Move sums to a maximum at least as large. */
-__device__ __forceinline__ void rebase(Sums &s, float m) {
+__device__ __forceinline__ void rebase(Sums &s, float m, float k) {
     if (s.m == -INFINITY || m == -INFINITY) {
         if (s.sum == 0.0f) s.m = m;
         return;
     }
-    float shift = s.m - m, factor = exp2f(shift);
+    float shift = (s.m - m) * k, factor = exp2f(shift);
     s.weighted = factor > 0.0f ? (s.weighted + shift * s.sum) * factor : 0.0f;
     s.sum *= factor;
     s.squared *= factor * factor;
     s.m = m;
 }
 
-template <bool MOMENTS> __device__ __forceinline__ void add(Sums &s, float t) {
-    if (t > s.m) rebase(s, t);
-    float d = t - s.m, e = s.m == -INFINITY ? (t != t ? t : 0.0f) : exp2f(d);
+template <bool MOMENTS> __device__ __forceinline__ void add(Sums &s, float v, float k) {
+    if (v > s.m) rebase(s, v, k);
+    float d = (v - s.m) * k, e = s.m == -INFINITY ? (v != v ? v : 0.0f) : exp2f(d);
     s.sum += e;
     if (MOMENTS) {
         s.weighted += e * fmaxf(d, -1e4f);
@@ -112,10 +114,10 @@ template <bool MOMENTS> __device__ __forceinline__ void add(Sums &s, float t) {
     }
 }
 
-__device__ __forceinline__ Sums merge(Sums a, Sums b) {
+__device__ __forceinline__ Sums merge(Sums a, Sums b, float k) {
     float m = fmaxf(a.m, b.m);
-    rebase(a, m);
-    rebase(b, m);
+    rebase(a, m, k);
+    rebase(b, m, k);
     return {m, a.sum + b.sum, a.weighted + b.weighted, a.squared + b.squared};
 }
 
@@ -125,14 +127,14 @@ __device__ __forceinline__ Sums exchange(Sums s, int mask) {
 }
 
 /* The block's sums, the same in every thread. */
-__device__ __forceinline__ Sums merge_block(Sums s) {
+__device__ __forceinline__ Sums merge_block(Sums s, float k) {
     SHARED(Sums, parts, WARPS);
-    for (int mask = 16; mask > 0; mask >>= 1) s = merge(s, exchange(s, mask));
+    for (int mask = 16; mask > 0; mask >>= 1) s = merge(s, exchange(s, mask), k);
     __syncthreads(); /* parts may still be read from the call before */
     if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = s;
     __syncthreads();
     s = parts[0];
-    for (int w = 1; w < WARPS; w++) s = merge(s, parts[w]);
+    for (int w = 1; w < WARPS; w++) s = merge(s, parts[w], k);
     return s;
 }
 
@@ -143,7 +145,9 @@ __device__ __forceinline__ double log2_wide(float x) {
     return (double)y + ((double)x * exp2f(-y) - 1.0) * LOG2E;
 }
 
-/* log(sum exp) of what was summed; t was k x. */
-__device__ __forceinline__ double log_sum_exp(const Sums &s) {
-    return s.m == INFINITY ? (double)INFINITY : ((double)s.m + log2_wide(s.sum)) * LN2;
+/* log(sum exp(scale v)) of what was summed with k = scale log2(e). */
+__device__ __forceinline__ double log_sum_exp(const Sums &s, float scale) {
+    return s.m == INFINITY ? (double)INFINITY : (double)s.m * scale + log2_wide(s.sum) * LN2;
 }
+
+#endif

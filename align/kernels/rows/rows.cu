@@ -9,18 +9,17 @@ __device__ void row_statistics(PTR(const T) x, int64_t stride, int64_t cols, flo
     int64_t row = blockIdx.x;
     float k = (float)(scale * LOG2E);
     Sums s = no_sums();
-    for_each<T>(x + row * stride, 0, cols, [&](float v, int64_t) { add<MOMENTS>(s, v * k); });
-    s = merge_block(s);
-    double lse = log_sum_exp(s);
+    for_each<T>(x + row * stride, 0, cols, [&](float v, int64_t) { add<MOMENTS>(s, v, k); });
+    s = merge_block(s, k);
+    double lse = log_sum_exp(s, scale), log_sum = log2_wide(s.sum);
     for (int64_t m = threadIdx.x; m < per_row; m += THREADS) {
         int64_t y = targets[row * per_row + m];
-        double z = y < 0 ? 0.0 : (double)(widen(x[row * stride + y]) * k) * LN2;
-        logprob[row * per_row + m] = y < 0 ? 0.0f : (float)(z - lse);
+        double above = y < 0 ? 0.0 : ((double)widen(x[row * stride + y]) - s.m) * scale;
+        logprob[row * per_row + m] = y < 0 ? 0.0f : (float)(above - log_sum * LN2);
     }
     if (threadIdx.x == 0) {
         logsumexp[row] = lse;
         if (MOMENTS) {
-            double log_sum = log2_wide(s.sum);
             entropy[row] = (float)((log_sum - s.weighted / s.sum) * LN2);
             log_sum_sq[row] = (float)((log2_wide(s.squared) - 2 * log_sum) * LN2);
         }
@@ -64,14 +63,14 @@ __device__ void softmax(PTR(const T) x, int64_t stride, int64_t cols, PTR(float)
     Sums s = no_sums();
     auto from = x + row * stride;
     auto to = out + row * cols;
-    for_each<T>(from, 0, cols, [&](float v, int64_t) { add<false>(s, v * k); });
-    s = merge_block(s);
-    double lse = log_sum_exp(s);
+    for_each<T>(from, 0, cols, [&](float v, int64_t) { add<false>(s, v, k); });
+    s = merge_block(s, k);
+    double lse = log_sum_exp(s, 1.0f);
     float high = (float)lse, low = isinf(high) ? 0.0f : (float)(lse - high), inverse = 1.0f / s.sum;
     if (log_space)
         for_each<T>(from, 0, cols, [&](float v, int64_t i) { to[i] = v - high - low; });
     else
-        for_each<T>(from, 0, cols, [&](float v, int64_t i) { to[i] = exp2f(v * k - s.m) * inverse; });
+        for_each<T>(from, 0, cols, [&](float v, int64_t i) { to[i] = exp2f((v - s.m) * k) * inverse; });
 }
 
 #define ROW_KERNELS(T)                                                                                              \

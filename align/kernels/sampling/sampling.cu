@@ -129,10 +129,10 @@ __device__ void sample(PTR(const T) logits, int64_t stride, int64_t cols, PTR(co
     float k = (float)LOG2E, top = -INFINITY, heat = temperature[row];
     Sums s = no_sums();
     for_each<T>(x, 0, cols, [&](float v, int64_t) {
-        add<true>(s, v * k);
+        add<true>(s, v, k);
         top = fmaxf(top, v);
     });
-    s = merge_block(s);
+    s = merge_block(s, k);
     for (int mask = 16; mask > 0; mask >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, mask));
     if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = top;
     __syncthreads();
@@ -165,7 +165,7 @@ __device__ void sample(PTR(const T) logits, int64_t stride, int64_t cols, PTR(co
         larger = 0;
         for (int w = 0; w < WARPS; w++) larger += counts[w];
         token[row] = drawn.token;
-        raw[row] = (float)((double)drawn.value - log_sum_exp(s));
+        raw[row] = (float)((double)drawn.value - log_sum_exp(s, 1.0f));
         processed[row] = heat > 0.0f
             ? (float)(((drawn.value - top) * inverse - log2_wide((float)drawn.total / UNIT)) * LN2) : 0.0f;
         entropy[row] = (float)((log_sum - s.weighted / s.sum) * LN2);

@@ -28,6 +28,8 @@
     sim::poison(name, sizeof(name))
 #define NARROWED(T, row, v) narrowed<T>(row, v)
 
+using std::isinf;
+
 struct uint4 { uint32_t x, y, z, w; };
 struct Index { unsigned x; };
 static Index threadIdx, blockIdx;

@@ -10,7 +10,7 @@ template <class T> static Checked<T> view(void *p, int64_t size) { return {(T *)
 #define INTERFACE(T)                                                                                                \
     extern "C" void sim_row_statistics_##T(unsigned order, int64_t rows, void *x, int64_t stride, int64_t cols,     \
                                            float scale, void *targets, int64_t per_row, void *logprob, void *lse,   \
-                                           void *entropy, void *log_sum_sq, int moments) {                          \
+                                           void *entropy, void *log_sum_sq, int64_t moments) {                          \
         sim::launch(rows, order, [&] {                                                                              \
             row_statistics_##T(view<const T>(x, rows * stride), stride, cols, scale,                                \
                                view<const int64_t>(targets, rows * per_row), per_row,                               \
@@ -20,7 +20,7 @@ template <class T> static Checked<T> view(void *p, int64_t size) { return {(T *)
     }                                                                                                               \
     extern "C" void sim_logit_gradient_##T(unsigned order, int64_t rows, void *z, int64_t stride, int64_t cols,     \
                                            void *targets, int64_t per_row, void *lse, void *a, void *b, void *c,    \
-                                           void *g, float cap, float slope, int quadratic) {                        \
+                                           void *g, float cap, float slope, int64_t quadratic) {                        \
         sim::launch(rows, order, [&] {                                                                              \
             logit_gradient_##T(view<float>(z, rows * stride), stride, cols,                                         \
                                view<const int64_t>(targets, rows * per_row), per_row, view<const double>(lse, rows), \
@@ -29,7 +29,7 @@ template <class T> static Checked<T> view(void *p, int64_t size) { return {(T *)
         });                                                                                                         \
     }                                                                                                               \
     extern "C" void sim_softmax_##T(unsigned order, int64_t rows, void *x, int64_t stride, int64_t cols, void *out, \
-                                    int log_space) {                                                                \
+                                    int64_t log_space) {                                                                \
         sim::launch(rows, order, [&] {                                                                              \
             softmax_##T(view<const T>(x, rows * stride), stride, cols, view<float>(out, rows * cols), log_space);   \
         });                                                                                                         \
