@@ -35,7 +35,7 @@ def print_summary(path: str, summary: dict[str, Any], *, show: int, console: Con
         f"{summary['tokens_per_second']:.0f} completion tokens/s, "
         f"peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
-    console.print(Text(f"run directory: {path}"))
+    console.print(Text(f"run directory: {path}"), soft_wrap=True)
 
 
 def _table(before: dict[str, float], after: dict[str, float], lists: int) -> Table:

@@ -15,6 +15,10 @@ from align.errors import UserError
 from align.runs import train
 
 
+SGD = {"optimizer": "sgd", "learning_rate": 0.1}
+"""Adam divides by the gradient's size and makes a rounding error of a tiny gradient as large as a step."""
+
+
 def adapter(path: Path) -> dict[str, torch.Tensor]:
     return load_file(path / "adapter" / "adapter_model.safetensors")
 
@@ -55,9 +59,9 @@ def test_it_learns(make_recipe):
 @pytest.mark.parametrize("objective", ["lambda", "list_mle"])
 def test_a_step_is_the_same_however_it_is_cut(make_recipe, objective):
     """Ragged lists, a last step that is smaller: an average per micro-batch would show at once."""
-    whole = train(make_recipe("whole", objective={"name": objective}, train={"tokens_per_batch": 10**6}))
-    cut = train(make_recipe("cut", objective={"name": objective}, train={"tokens_per_batch": 1}))
-    assert_same_adapter(whole.path, cut.path, rtol=1e-3, atol=1e-6)
+    whole = train(make_recipe("whole", objective={"name": objective}, train=SGD | {"tokens_per_batch": 10**6}))
+    cut = train(make_recipe("cut", objective={"name": objective}, train=SGD | {"tokens_per_batch": 1}))
+    assert_same_adapter(whole.path, cut.path, rtol=1e-4, atol=1e-6)
     for a, b in zip(metrics(whole.path), metrics(cut.path), strict=True):
         for key in ("loss", "ndcg", "rewards/margins", "rewards/accuracies", "logps/chosen", "kl", "entropy"):
             assert a[key] == pytest.approx(b[key], abs=1e-5), key
@@ -75,8 +79,8 @@ def test_evaluation_is_the_same_for_every_batch_size(make_recipe, tokens_per_bat
 
 
 def test_a_live_reference_is_the_cached_one(make_recipe):
-    cached = train(make_recipe("cached"))
-    live = train(make_recipe("live", reference={"cache": False}))
+    cached = train(make_recipe("cached", train=SGD))
+    live = train(make_recipe("live", train=SGD, reference={"cache": False}))
     assert_same_adapter(cached.path, live.path, rtol=1e-4, atol=1e-6)
 
 
@@ -154,7 +158,7 @@ def test_a_finished_run_is_not_trained_again(make_recipe, monkeypatch, capsys):
 
 def test_another_recipe_on_the_same_folder_is_refused(make_recipe):
     train(make_recipe(train={"steps": 1}))
-    with pytest.raises(UserError, match=r"differs in objective, train.steps"):
+    with pytest.raises(UserError, match=r"differs in objective.label_smoothing, .*, train.steps\)"):
         train(make_recipe(train={"steps": 2}, objective={"name": "logistic"}))
 
 
@@ -191,7 +195,7 @@ def test_kto_trains_on_labelled_single_completions(make_recipe, tmp_path):
     data = {"sources": [str(rows)], "eval_fraction": 0.0}
     runs = []
     for name, budget in (("whole", 10**6), ("cut", 1)):
-        train_section = {"tokens_per_batch": budget, "steps": 6}
+        train_section = SGD | {"tokens_per_batch": budget, "steps": 6}
         runs.append(train(make_recipe(name, data=data, objective={"name": "kto"}, train=train_section)))
-    assert_same_adapter(runs[0].path, runs[1].path, rtol=1e-3, atol=1e-6)
+    assert_same_adapter(runs[0].path, runs[1].path, rtol=1e-4, atol=1e-6)
     assert metrics(runs[0].path)[-1]["loss"] < metrics(runs[0].path)[0]["loss"]

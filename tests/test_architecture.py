@@ -1,0 +1,64 @@
+"""Who may import whom: a newcomer can read one folder without opening the others."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARIES = {"torch", "jaxtyping", "pydantic", "numpy"}
+MAY_IMPORT = {
+    "align/objectives": LIBRARIES | {"align.types", "align.errors", "align.objectives"},
+    "align/kernels": LIBRARIES | {"align.kernels", "cuda"},
+    "align/data": LIBRARIES
+    | {"align.types", "align.errors", "align.data", "rewards.grading", "datasets", "transformers", "tokenizers"}
+    | {"pyarrow", "rich", "jinja2", "accelerate"},
+    "rewards": LIBRARIES | {"rewards", "align.kernels", "align.packing", "transformers", "safetensors"},
+}
+"""Folder -> packages and modules that its files may import besides the standard library."""
+EVERYWHERE_REFUSED = {"trl", "pickle", "vllm"}
+"""TRL is a test's peer only; weights are safetensors; vLLM belongs to the rollout worker alone."""
+
+
+def imports(file: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module}
+    return names
+
+
+def is_standard(name: str) -> bool:
+    import sys
+
+    return name.split(".")[0] in sys.stdlib_module_names
+
+
+def below(name: str, allowed: set[str]) -> bool:
+    return any(name == a or name.startswith(f"{a}.") for a in allowed)
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_imports_only_what_it_may(folder):
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    for file in files:
+        wrong = {n for n in imports(file) if not is_standard(n) and not below(n, MAY_IMPORT[folder])}
+        wrong = {n for n in wrong if not (file.stem.startswith(("bench", "peers")))}
+        assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
+
+
+def test_nothing_imports_what_the_package_refuses():
+    for folder in ("align", "rewards"):
+        for file in (ROOT / folder).rglob("*.py"):
+            if "bench" in file.parts or file.stem == "bench":
+                continue
+            assert not [n for n in imports(file) if below(n, EVERYWHERE_REFUSED)], file
+
+
+def test_no_module_is_a_drawer():
+    names = {file.stem for folder in ("align", "rewards") for file in (ROOT / folder).rglob("*.py")}
+    assert not names & {"utils", "util", "helpers", "misc", "common"}
