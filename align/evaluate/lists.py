@@ -39,8 +39,9 @@ def evaluate_lists(
     own = [lists[i] for i in range(accelerator.process_index, len(lists), accelerator.num_processes)]
     for examples in agreed_micro_batches(own, tokens_per_batch=tokens_per_batch, accelerator=accelerator):
         batch = collate(examples or [lists[0]], pad_id=policy.pad_id).to(accelerator.device)
-        stats = scorer(batch, tuple(dict.fromkeys([*OUTPUTS, *loss.outputs])))
-        reference = reference_logprobs(scorer, policy, batch)
+        with accelerator.autocast():
+            stats = scorer(batch, tuple(dict.fromkeys([*OUTPUTS, *loss.outputs])))
+            reference = reference_logprobs(scorer, policy, batch)
         scores = loss.scores(stats, reference, batch)
         losses = loss(stats, reference, batch)
         sums.add({"loss": losses, **list_metrics(batch, stats, reference, scores)}, counts=bool(examples))
