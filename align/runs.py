@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
-from align.data import Prepared, Row, Source, prepare_data, prompt_text, read_chat_template
+from align.data import Prepared, Row, Source, prepare_data, prompt_text, read_chat_template, render
 from align.data.collate import collate
 from align.data.steps import micro_batches, plan_steps
 from align.errors import UserError
@@ -73,7 +74,8 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     with arguments.main_process_first():
         prepared = prepare(recipe)
     check_objectives(recipe, prepared)
-    log.info("%d training lists, %d held out", len(prepared.train), len(prepared.heldout))
+    if arguments.process_index == 0:
+        Console(stderr=True).print(render(prepared.audit))
     plan = plan_steps(
         prepared.train["weight"],
         lists_per_step=recipe.train.lists_per_step,
