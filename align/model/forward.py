@@ -1,6 +1,6 @@
 """ListBatch -> hidden states at completion positions -> log-probabilities of their targets."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -65,7 +65,7 @@ def score_tokens(model: nn.Module, batch: ListBatch, outputs: tuple[str, ...] = 
     head = head_of(base)
     # Entropy and the like are looked at, not trained on, so a frozen head needs no second pass for their gradients.
     frozen = head["lora"] is None and not head["weight"].requires_grad
-    grad = "direction" if frozen and rows.requires_grad else "auto"
+    grad: Literal["direction", "auto"] = "direction" if frozen and rows.requires_grad else "auto"
     stats = linear_logprobs(rows, targets=batch.targets[mask], outputs=outputs, grad=grad, **head)
     return TokenStats(
         logprobs=_scatter(stats.logprob, mask),
