@@ -27,7 +27,7 @@ from align.model.checks import check_reference_identity
 from align.model.load import load_tokenizer
 from align.model.policy import Policy, load_policy
 from align.model.reference import attach_reference
-from align.objectives import PROPERTIES, check_grades
+from align.objectives import PROPERTIES, check_grades, check_score
 from align.recipe import Recipe
 from align.run_directory import RunDirectory, start_log, write_json
 from align.summary import print_summary
@@ -166,6 +166,8 @@ def check_objectives(recipe: Recipe, prepared: Prepared) -> None:
     Raises:
         UserError: names the row.
     """
+    for objective in recipe.objective:
+        check_score(objective.name, objective.score or recipe.score)
     for part in (prepared.train, prepared.heldout):
         for source, row, grades in zip(part["source"], part["row"], part["grades"], strict=True):
             one_list = torch.tensor([grades])
