@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from align.data.collate import Example, collate
+from align.data.collate import Example
 from align.data.steps import StepLists, agreed_micro_batches
 from align.errors import UserError
 from align.evaluate.lists import evaluate_lists, reference_logprobs
@@ -24,7 +24,6 @@ from align.model.forward import TokenScorer
 from align.model.policy import Policy
 from align.progress import progress
 from align.run_directory import COMPLETE, RunDirectory, complete_checkpoints
-from align.types import ListBatch
 
 OUTPUTS = ("logprob", "entropy")
 
@@ -99,7 +98,12 @@ class AlignTrainer(Trainer):
     ) -> Tensor:
         """Forward and backward of all of a step's micro-batches; returns the step's loss."""
         model.train()
-        batches = agreed_micro_batches(inputs, tokens_per_batch=self.tokens_per_batch, accelerator=self.accelerator)
+        batches = agreed_micro_batches(
+            inputs,
+            tokens_per_batch=self.tokens_per_batch,
+            accelerator=self.accelerator,
+            packed=self.policy.packing,
+        )
         baseline = self._baseline(batches) if self.loss.needs_baseline else None
         total = torch.zeros((), device=self.args.device)
         for examples in batches[:-1]:
@@ -109,7 +113,7 @@ class AlignTrainer(Trainer):
 
     def _step_loss(self, model: nn.Module, examples: list[Example], baseline: Tensor | None) -> Tensor:
         """The lists' share of the step's loss: their sum over the step's global number of lists."""
-        batch = self._collate(examples or [self.lists[0]])  # a process without a list still takes part
+        batch = self.policy.collate(examples or [self.lists[0]])  # a process without a list still takes part
         with self.compute_loss_context_manager():
             stats = model(batch, self.outputs)
         reference = reference_logprobs(self.scorer, self.policy, batch) if self.loss.needs_reference else None
@@ -125,9 +129,6 @@ class AlignTrainer(Trainer):
         self.accelerator.backward(loss)
         return loss.detach()
 
-    def _collate(self, examples: list[Example]) -> ListBatch:
-        return collate(examples, pad_id=self.policy.pad_id).to(self.args.device)
-
     def _baseline(self, batches: list[list[Example]]) -> Tensor:
         """KTO's estimate of the policy's divergence from the reference: every prompt of the whole step with the next
         row's completion, so that it does not depend on how the step is cut (TRL takes it per micro-batch)."""
@@ -142,7 +143,7 @@ class AlignTrainer(Trainer):
     @torch.no_grad()
     def _log_ratio(self, example: Example) -> Tensor:
         example.pop("reference_logprobs", None)  # it belongs to the row's own completion
-        batch = self._collate([example])
+        batch = self.policy.collate([example])
         with self.compute_loss_context_manager():
             policy = self.scorer(batch).logprobs
         ratio = policy - reference_logprobs(self.scorer, self.policy, batch)

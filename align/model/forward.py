@@ -58,10 +58,16 @@ class TokenScorer(nn.Module):
         base_model(self.model).gradient_checkpointing_disable()
 
 
-def score_tokens(model: nn.Module, batch: ListBatch, outputs: tuple[str, ...] = ("logprob",)) -> TokenStats:
-    """What a causal language model, with or without an adapter, says about a batch's targets; see TokenScorer."""
+def score_tokens(
+    model: nn.Module, batch: ListBatch, outputs: tuple[str, ...] = ("logprob",), tree: Tree | None = None
+) -> TokenStats:
+    """What a causal language model, with or without an adapter, says about a batch's targets; see TokenScorer.
+
+    Args:
+        tree: of a packed batch; by default made from it.
+    """
     base = base_model(model)
-    hidden = base.get_decoder()(input_ids=batch.input_ids, use_cache=False, **_packed(batch)).last_hidden_state
+    hidden = base.get_decoder()(input_ids=batch.input_ids, use_cache=False, **_packed(batch, tree)).last_hidden_state
     mask = batch.completion_mask
     rows = hidden.flatten(0, 1)[batch.predict_at[mask]]
     stats = linear_logprobs(rows, targets=batch.targets[mask], outputs=outputs, **head_of(base))
@@ -72,13 +78,13 @@ def score_tokens(model: nn.Module, batch: ListBatch, outputs: tuple[str, ...] = 
     )
 
 
-def _packed(batch: ListBatch) -> dict[str, Any]:
+def _packed(batch: ListBatch, tree: Tree | None) -> dict[str, Any]:
     """What a decoder is told about a packed row; nothing about rows that are one sequence each."""
     if batch.segments is None:
         return {}
     # A mask of four dimensions is passed on as it is, so no mask over the whole row is built; ours reads `tree`.
     unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
-    return {"position_ids": batch.position_ids, "attention_mask": unread, "tree": Tree(batch.segments)}
+    return {"position_ids": batch.position_ids, "attention_mask": unread, "tree": tree or Tree(batch.segments)}
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:

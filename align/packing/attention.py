@@ -30,7 +30,7 @@ class Tree:
         self._masks: dict[tuple, Tensor] = {}
 
     def mask(self, sizes: tuple[int, ...], window: int | None, device: torch.device) -> Bool[Tensor, "T T"]:
-        """Who sees whom in one list: itself and what is before it in its own sequence, no further back than a window."""
+        """Who sees whom in one list: itself and what precedes it in its own sequence, within a window."""
         key = sizes, window, device
         if key not in self._masks:
             self._masks[key] = _mask(sizes, window, device)

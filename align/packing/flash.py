@@ -17,13 +17,13 @@ Segments = tuple[tuple[int, ...], ...]
 
 
 class Part(NamedTuple):
-    """One call of the kernel: `count` blocks of queries of equal length, each against keys of its own."""
+    """One call of the kernel: `blocks` runs of queries of equal length, each against keys of its own."""
 
     kind: str
     """"trunk": prompt and first completion; "prompt": the others against it; "own": a completion against itself."""
     queries: slice
     keys: slice
-    count: int = 1
+    blocks: int = 1
 
     @property
     def causal(self) -> bool:
@@ -79,8 +79,8 @@ class _TreeAttention(torch.autograd.Function):
         exact = torch.promote_types(query.dtype, torch.float32)
         lse = query.new_empty(1, tokens, heads, 1, dtype=exact).transpose(1, 2)
         for part in parts(segments):
-            q, o, total = (_blocks(x, part.queries, part.count) for x in (query, out, lse))
-            k, v = (_blocks(x, part.keys, part.count) for x in (key, value))
+            q, o, total = (_blocks(x, part.queries, part.blocks) for x in (query, out, lse))
+            k, v = (_blocks(x, part.keys, part.blocks) for x in (key, value))
             own, own_lse = FORWARD(q, k, v, 0.0, part.causal, scale=scaling)
             if part.kind == "own":
                 _merge(o, total, own, own_lse[..., None])
@@ -97,13 +97,13 @@ class _TreeAttention(torch.autograd.Function):
         grad = grad.transpose(1, 2)
         dq, dk, dv = (torch.empty_like(x) for x in (query, key, value))
         for part in parts(ctx.segments):
-            g, q, o, total = (_blocks(x, part.queries, part.count) for x in (grad, query, out, lse))
-            k, v = (_blocks(x, part.keys, part.count) for x in (key, value))
+            g, q, o, total = (_blocks(x, part.queries, part.blocks) for x in (grad, query, out, lse))
+            k, v = (_blocks(x, part.keys, part.blocks) for x in (key, value))
             own = BACKWARD(g, q, k, v, o, total.squeeze(-1), 0.0, part.causal, scale=ctx.scaling)
             # A trunk writes all of its rows first; a completion's queries meet the prompt before its own keys.
-            _put(dq, part.queries, part.count, own[0], add=part.kind == "own")
-            _put(dk, part.keys, part.count, own[1], add=part.kind == "prompt")
-            _put(dv, part.keys, part.count, own[2], add=part.kind == "prompt")
+            _put(dq, part.queries, part.blocks, own[0], add=part.kind == "own")
+            _put(dk, part.keys, part.blocks, own[1], add=part.kind == "prompt")
+            _put(dv, part.keys, part.blocks, own[2], add=part.kind == "prompt")
         return dq, dk, dv, None, None
 
 

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from align.errors import UserError
 from align.runs import train
 
-
 SGD = {"optimizer": "sgd", "learning_rate": 0.1}
 """Adam divides by the gradient's size and makes a rounding error of a tiny gradient as large as a step."""
 
