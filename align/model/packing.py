@@ -9,6 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 from align.data.collate import collate
 from align.model.checks import tolerance
 from align.model.forward import score_tokens
+from align.model.load import first_line
 from align.packing import ATTENTION, Tree, packed_collate
 from align.types import ListBatch
 
@@ -42,12 +43,11 @@ def _problem(base: PreTrainedModel, attention: str) -> str:
         tree = Tree(packed.segments or ())
         found = torch.stack([score_tokens(base, padded).logprobs, score_tokens(base, packed, tree=tree).logprobs])
         difference = (found - expected).abs().max().item()
-        problem = (
-            "" if difference <= tolerance(base.dtype) else f"packed they differ by {difference:.2g} nats on a token"
-        )
-        problem = problem or _unread(base, tree)
+        problem = _unread(base, tree)
+        if not difference <= tolerance(base.dtype):
+            problem = f"packed they differ by {difference:.2g} nats on a token"
     except Exception as error:  # whatever a model's own code makes of arguments that it does not know
-        problem = f"its code does not take packed rows ({type(error).__name__}: {str(error).splitlines()[:1]})"
+        problem = f"its code does not take packed rows ({first_line(error)})"
     if problem and base.config.get_text_config()._attn_implementation != attention:
         base.set_attn_implementation(attention)
     base.train(training)
