@@ -121,7 +121,9 @@ class TrainSection(Strict):
     lists_per_step: PositiveInt = 32
     """Lists of one optimizer step, over all processes: the statistical batch size."""
     tokens_per_batch: PositiveInt = 8192
-    """Tokens of one forward pass at most, padding included; changes memory and speed, not the result."""
+    """Tokens of one forward pass at most, as the model reads them; changes memory and speed, not the result."""
+    packing: bool = True
+    """Run a list as one row, its prompt once, where the model allows; off: every completion in a padded row."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast of the forward pass; bfloat16 with float32 weights is mixed precision."""
     gradient_checkpointing: bool = False

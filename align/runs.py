@@ -88,7 +88,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     policy = _load_policy(
         recipe, prepared, total_steps=len(plan), device=arguments.device, keep_reference=keep_reference
     )
-    check_reference_identity(policy, collate([prepared.train[0]], pad_id=policy.pad_id).to(arguments.device))
+    check_reference_identity(policy, policy.collate([prepared.train[0]]))
     lists, heldout = _with_reference(recipe, policy, loss, prepared)
     arguments.max_steps = len(plan)
     arguments.warmup_steps = math.ceil(recipe.train.warmup_ratio * len(plan))
@@ -196,6 +196,7 @@ def _load_policy(
         total_steps=total_steps,
         init_batches=init_batches,
         keep_reference=keep_reference,
+        packing=recipe.train.packing,
     )
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from align.data.collate import Example, collate
+from align.data.collate import Example
 from align.data.steps import StepLists, agreed_micro_batches
 from align.errors import UserError
 from align.evaluate.lists import evaluate_lists, reference_logprobs
@@ -24,7 +24,6 @@ from align.model.forward import TokenScorer
 from align.model.policy import Policy
 from align.progress import progress
 from align.run_directory import COMPLETE, RunDirectory, complete_checkpoints
-from align.types import ListBatch
 
 OUTPUTS = ("logprob", "entropy")
 
@@ -99,7 +98,7 @@ class AlignTrainer(Trainer):
         """Forward and backward of all of a step's micro-batches; returns the step's loss."""
         self.step_began = time.monotonic()
         model.train()
-        batches = agreed_micro_batches(inputs, tokens_per_batch=self.tokens_per_batch, accelerator=self.accelerator)
+        batches = self._micro_batches(inputs)
         baseline = self._baseline() if self.loss.needs_baseline else None
         total = torch.zeros((), device=self.args.device)
         for examples in batches[:-1]:
@@ -109,7 +108,7 @@ class AlignTrainer(Trainer):
 
     def _step_loss(self, model: nn.Module, examples: list[Example], baseline: Tensor | None) -> Tensor:
         """The lists' share of the step's loss: their sum over the step's global number of lists."""
-        batch = self._collate(examples or [self.lists[0]])  # a process without a list still takes part
+        batch = self.policy.collate(examples or [self.lists[0]])  # a process without a list still takes part
         with self.compute_loss_context_manager():
             stats = model(batch, self.outputs)
         reference = reference_logprobs(self.scorer, self.policy, batch) if self.loss.needs_reference else None
@@ -125,8 +124,10 @@ class AlignTrainer(Trainer):
         self.accelerator.backward(loss)
         return loss.detach()
 
-    def _collate(self, examples: list[Example]) -> ListBatch:
-        return collate(examples, pad_id=self.policy.pad_id).to(self.args.device)
+    def _micro_batches(self, lists: list[Example]) -> list[list[Example]]:
+        return agreed_micro_batches(
+            lists, tokens_per_batch=self.tokens_per_batch, accelerator=self.accelerator, packed=self.policy.packing
+        )
 
     def _baseline(self) -> Tensor:
         """KTO's estimate of the policy's divergence from the reference, in nats, at least 0.
@@ -139,7 +140,7 @@ class AlignTrainer(Trainer):
             self._mismatched(rows, place) for place in range(self.args.process_index, len(rows), self.args.world_size)
         ]
         total = torch.zeros((), device=self.args.device)
-        for examples in agreed_micro_batches(own, tokens_per_batch=self.tokens_per_batch, accelerator=self.accelerator):
+        for examples in self._micro_batches(own):
             total += self._log_ratio(examples or [self._mismatched(rows, 0)]) * bool(examples)
         return (self.accelerator.reduce(total, reduction="sum") / len(rows)).clamp(min=0)
 
@@ -151,7 +152,7 @@ class AlignTrainer(Trainer):
     @torch.no_grad()
     def _log_ratio(self, examples: list[Example]) -> Tensor:
         """Sum over the examples of the log-ratio of policy and reference."""
-        batch = self._collate(examples)
+        batch = self.policy.collate(examples)
         ratio = self.scorer(batch).logprobs - reference_logprobs(self.scorer, self.policy, batch)
         return ratio.where(batch.completion_mask, 0.0).sum()
 

@@ -28,7 +28,7 @@ class ListBatch:
     """
 
     input_ids: Int[Tensor, "R T"]
-    """What the model reads; right-padded."""
+    """What the model reads: right-padded, or one packed row."""
     targets: Int[Tensor, "N C"]
     """Each completion's token ids; -1 beyond its end."""
     predict_at: Int[Tensor, "N C"]
@@ -43,6 +43,10 @@ class ListBatch:
     """False marks a place that no completion fills."""
     reference_logprobs: Float[Tensor, "N C"] | None = None
     """Cached log-probabilities of the targets under the reference, in nats; 0 beyond a completion's end."""
+    position_ids: Int[Tensor, "R T"] | None = None
+    """Each token's place in its own sequence, where a row holds several; None where a row is one."""
+    segments: tuple[tuple[int, ...], ...] | None = None
+    """Of every list of a packed row, the tokens of its prompt and of each completion, in the order of the row."""
 
     @property
     def completion_mask(self) -> Bool[Tensor, "N C"]:
@@ -72,5 +76,5 @@ class TokenStats:
     """log sum_v p_v^2, where asked for (WPO)."""
 
 
-def _move(value: Tensor | None, device: torch.device | str) -> Tensor | None:
-    return None if value is None else value.to(device)
+def _move(value: object, device: torch.device | str) -> object:
+    return value.to(device) if isinstance(value, Tensor) else value

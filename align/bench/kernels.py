@@ -1,8 +1,11 @@
 """Our kernels against plain torch, TRL and, where installed, Liger and cut-cross-entropy on the same inputs."""
 
 import importlib.util
+import os
+import time
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 
 import torch
 from torch import Tensor
@@ -25,7 +28,8 @@ def run() -> dict[str, object]:
     bandwidth = read_bandwidth(device)
     print(f"{machine(device)}\nread bandwidth {bandwidth / 1e9:.1f} GB/s")
     cases = [*_selective_cases(device, bandwidth), *_softmax_cases(device, bandwidth), *_head_cases(device)]
-    return {"machine": machine(device), "read_bytes_per_second": bandwidth, "cases": cases}
+    about = {"date": time.strftime("%Y-%m-%d"), "trl": version("trl"), "rounds": ROUNDS, "load": os.getloadavg()[0]}
+    return {"machine": machine(device), **about, "read_bytes_per_second": bandwidth, "cases": cases}
 
 
 def _selective_cases(device: torch.device, bandwidth: float) -> list[dict[str, object]]:

@@ -77,10 +77,17 @@ def read_bandwidth(device: torch.device) -> float:
 
 def machine(device: torch.device) -> dict[str, object]:
     """What the figures were measured on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+        "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "instruction_set": native.instruction_set(),
     }
+
+
+def _cpu() -> str:
+    """The processor's name as Linux gives it, else its architecture."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

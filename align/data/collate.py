@@ -29,17 +29,20 @@ def collate(examples: Sequence[Example], *, pad_id: int) -> ListBatch:
         targets[r, : len(ids)] = torch.tensor(ids)
         first = r * width + len(prompt) - 1
         predict_at[r, : len(ids)] = torch.arange(first, first + len(ids))
+    return ListBatch(input_ids=input_ids, targets=targets, predict_at=predict_at, **list_fields(examples))
+
+
+def list_fields(examples: Sequence[Example]) -> dict[str, Any]:
+    """What a ListBatch says by list and completion, however its rows are built."""
     sizes = [len(e["completion_ids"]) for e in examples]
-    return ListBatch(
-        input_ids=input_ids,
-        targets=targets,
-        predict_at=predict_at,
-        list_index=torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)),
-        slot=torch.cat([torch.arange(k) for k in sizes]),
-        grades=_pad([e["grades"] for e in examples], max(sizes)),
-        list_mask=torch.arange(max(sizes)) < torch.tensor(sizes)[:, None],
-        reference_logprobs=_reference(examples, longest),
-    )
+    longest = max(len(ids) for e in examples for ids in e["completion_ids"])
+    return {
+        "list_index": torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)),
+        "slot": torch.cat([torch.arange(k) for k in sizes]),
+        "grades": _pad([e["grades"] for e in examples], max(sizes)),
+        "list_mask": torch.arange(max(sizes)) < torch.tensor(sizes)[:, None],
+        "reference_logprobs": _reference(examples, longest),
+    }
 
 
 def _reference(examples: Sequence[Example], longest: int) -> torch.Tensor | None:

@@ -56,11 +56,19 @@ def width(example: dict) -> int:
     return len(example["prompt_ids"]) + max(len(ids) for ids in example["completion_ids"])
 
 
-def micro_batches(examples: Sequence[dict], *, tokens_per_batch: int) -> list[list[dict]]:
-    """Cut lists into batches of at most `tokens_per_batch` tokens, padding included; lists of like length together.
+def packed_size(example: dict) -> int:
+    """Tokens of a list's prompt, once, and of its completions."""
+    return len(example["prompt_ids"]) + sum(map(len, example["completion_ids"]))
 
-    A list that is larger alone is a batch alone: lists are never split.
+
+def micro_batches(examples: Sequence[dict], *, tokens_per_batch: int, packed: bool = False) -> list[list[dict]]:
+    """Cut lists into batches of at most `tokens_per_batch` tokens, counted as the model reads them.
+
+    Padded rows: padding included, lists of like length together. Packed: the largest list first, each into the first
+    batch that has room for it. A list that is larger alone is a batch alone: lists are never split.
     """
+    if packed:
+        return _first_fit(examples, tokens_per_batch)
     batches: list[list[dict]] = []
     rows = 0
     for example in sorted(examples, key=width):
@@ -73,14 +81,29 @@ def micro_batches(examples: Sequence[dict], *, tokens_per_batch: int) -> list[li
     return batches
 
 
+def _first_fit(examples: Sequence[dict], tokens_per_batch: int) -> list[list[dict]]:
+    batches: list[list[dict]] = []
+    room: list[int] = []
+    for example in sorted(examples, key=packed_size, reverse=True):
+        size = packed_size(example)
+        place = next((b for b, left in enumerate(room) if size <= left), None)
+        if place is None:
+            batches.append([example])
+            room.append(tokens_per_batch - size)
+        else:
+            batches[place].append(example)
+            room[place] -= size
+    return batches
+
+
 def agreed_micro_batches(
-    examples: Sequence[dict], *, tokens_per_batch: int, accelerator: Accelerator
+    examples: Sequence[dict], *, tokens_per_batch: int, accelerator: Accelerator, packed: bool = False
 ) -> list[list[dict]]:
     """Micro-batches, as many on every process, since sharded models communicate in each forward pass.
 
     A process with too few lists gets empty ones at the end.
     """
-    batches = micro_batches(examples, tokens_per_batch=tokens_per_batch)
+    batches = micro_batches(examples, tokens_per_batch=tokens_per_batch, packed=packed)
     if accelerator.num_processes == 1:
         return batches
     count = torch.tensor([len(batches)], device=accelerator.device)

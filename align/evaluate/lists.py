@@ -6,7 +6,6 @@ from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor
 
-from align.data.collate import collate
 from align.data.steps import agreed_micro_batches
 from align.loss import ListLoss
 from align.metrics import Sums, list_metrics
@@ -37,8 +36,11 @@ def evaluate_lists(
     scorer.eval()
     sums = Sums()
     own = [lists[i] for i in range(accelerator.process_index, len(lists), accelerator.num_processes)]
-    for examples in agreed_micro_batches(own, tokens_per_batch=tokens_per_batch, accelerator=accelerator):
-        batch = collate(examples or [lists[0]], pad_id=policy.pad_id).to(accelerator.device)
+    batches = agreed_micro_batches(
+        own, tokens_per_batch=tokens_per_batch, accelerator=accelerator, packed=policy.packing
+    )
+    for examples in batches:
+        batch = policy.collate(examples or [lists[0]])
         with accelerator.autocast():
             stats = scorer(batch, tuple(dict.fromkeys([*OUTPUTS, *loss.outputs])))
             reference = reference_logprobs(scorer, policy, batch)

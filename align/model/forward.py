@@ -11,6 +11,7 @@ from torch.utils import _pytree
 from transformers import PreTrainedModel
 
 from align.kernels import linear_logprobs
+from align.packing import Tree
 from align.types import ListBatch, TokenStats
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class TokenScorer(nn.Module):
     def forward(self, batch: ListBatch, outputs: tuple[str, ...] = ("logprob",)) -> TokenStats:
         """Statistics of every completion token given what is before it.
 
-        Rows are right-padded and attention is causal, so padding needs no mask: nothing that counts can see it.
+        Rows are right-padded and attention is causal, so padding needs no mask: nothing that counts can see it. A
+        packed row needs a model that `enable_packing` has taken.
 
         Args:
             batch: whose completion positions alone go through the LM head.
@@ -56,10 +58,16 @@ class TokenScorer(nn.Module):
         base_model(self.model).gradient_checkpointing_disable()
 
 
-def score_tokens(model: nn.Module, batch: ListBatch, outputs: tuple[str, ...] = ("logprob",)) -> TokenStats:
-    """What a causal language model, with or without an adapter, says about a batch's targets; see TokenScorer."""
+def score_tokens(
+    model: nn.Module, batch: ListBatch, outputs: tuple[str, ...] = ("logprob",), tree: Tree | None = None
+) -> TokenStats:
+    """What a causal language model, with or without an adapter, says about a batch's targets; see TokenScorer.
+
+    Args:
+        tree: of a packed batch; by default made from it.
+    """
     base = base_model(model)
-    hidden = base.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    hidden = base.get_decoder()(input_ids=batch.input_ids, use_cache=False, **_packed(batch, tree)).last_hidden_state
     mask = batch.completion_mask
     rows = hidden.flatten(0, 1)[batch.predict_at[mask]]
     head = head_of(base)
@@ -72,6 +80,15 @@ def score_tokens(model: nn.Module, batch: ListBatch, outputs: tuple[str, ...] = 
         entropy=_scatter(stats.entropy, mask) if stats.entropy is not None else None,
         log_sum_sq_probs=_scatter(stats.log_sum_sq_probs, mask) if stats.log_sum_sq_probs is not None else None,
     )
+
+
+def _packed(batch: ListBatch, tree: Tree | None) -> dict[str, Any]:
+    """What a decoder is told about a packed row; nothing about rows that are one sequence each."""
+    if batch.segments is None:
+        return {}
+    # A mask of four dimensions is passed on as it is, so no mask over the whole row is built; ours reads `tree`.
+    unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
+    return {"position_ids": batch.position_ids, "attention_mask": unread, "tree": tree or Tree(batch.segments)}
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:

@@ -1,6 +1,6 @@
 """The policy: a base model with what trains on it, and the reference that it started from."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from align.data.collate import Example, collate
 from align.errors import UserError
 from align.model.adapters import MUTATES_BASE, AdapterConfig, Full, Loftq, Lora
 from align.model.attach import (
@@ -27,6 +28,8 @@ from align.model.checkpoint import export_adapter, export_model, load_state, sav
 from align.model.checks import check_forward
 from align.model.identity import Identity, base_identity, reference_identity
 from align.model.load import load_model, load_tokenizer, model_folder
+from align.model.packing import enable_packing
+from align.packing import packed_collate
 from align.types import ListBatch
 
 LORA = Lora()
@@ -44,12 +47,14 @@ class Policy:
         base: Identity,
         frozen: PreTrainedModel | None = None,
         dropout: dict[str, float] | None = None,
+        packing: bool = False,
     ) -> None:
         """Args:
         adapter: the adapter's name in the recipe, "full" or "start_adapter".
         base: identity of the files that the base model came from.
         frozen: the reference as a model of its own, for full training.
         dropout: the model's own dropout probabilities, where they are off while it trains.
+        packing: whether the model can take packed rows, and is to.
         """
         self.model = model
         self.tokenizer = tokenizer
@@ -57,6 +62,7 @@ class Policy:
         self.base = base
         self.frozen = frozen
         self.dropout = dropout or {}
+        self.packing = packing
         self.stand_in: nn.Module | None = None
         """What a TokenScorer runs in place of `model` while the reference is asked for and is a model of its own."""
         self.trained = False
@@ -68,6 +74,11 @@ class Policy:
     def pad_id(self) -> int:
         """Token id that fills rows."""
         return self.tokenizer.pad_token_id
+
+    def collate(self, examples: Sequence[Example]) -> ListBatch:
+        """Tokenised lists as the model reads them, on its device."""
+        batch = packed_collate(examples) if self.packing else collate(examples, pad_id=self.pad_id)
+        return batch.to(self.model.device)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -163,6 +174,7 @@ def load_policy(
     total_steps: int | None = None,
     init_batches: Iterable[ListBatch] | None = None,
     keep_reference: bool = True,
+    packing: bool = True,
 ) -> Policy:
     """The policy of a recipe's `policy` section, at its start.
 
@@ -174,6 +186,7 @@ def load_policy(
         init_batches: a few batches of training rows, for EVA.
         keep_reference: full training keeps a copy of the initial weights; False where the reference is cached before
             the first step.
+        packing: run every list as one row, its prompt once, where the model allows.
 
     Raises:
         UserError: something named does not exist, does not fit, or nothing would train.
@@ -193,6 +206,7 @@ def load_policy(
         **code,
     )
     check_forward(base, name=model)
+    packing = packing and enable_packing(base, name=model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         needs = {"total_steps": total_steps, "init_batches": init_batches}
@@ -203,7 +217,7 @@ def load_policy(
         raise UserError(f"policy.adapter: nothing of {model} would train with {what}; check its targets")
     frozen = deepcopy(base).requires_grad_(False).eval() if what == "full" and keep_reference else None
     identity = {**base_identity(model, folder), "quantization": quantization}
-    return Policy(trained, tokenizer, adapter=what, base=identity, frozen=frozen, dropout=own_dropout)
+    return Policy(trained, tokenizer, adapter=what, base=identity, frozen=frozen, dropout=own_dropout, packing=packing)
 
 
 def _with_adapter(

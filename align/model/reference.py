@@ -19,7 +19,6 @@ from datasets.fingerprint import Hasher
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from align.data.collate import collate
 from align.data.steps import micro_batches
 from align.model.checks import tolerance
 from align.model.forward import TokenScorer
@@ -59,7 +58,7 @@ def attach_reference(
     Args:
         lists: with columns prompt_ids, completion_ids, grades; the same on every process, which computes its share.
         policy: at its start; under full training without a copy of its initial weights, before the first step.
-        tokens_per_batch: tokens of a forward pass at most, padding included.
+        tokens_per_batch: tokens of a forward pass at most, as the model reads them.
         cache_dir: by default below the user's cache folder.
         precision: autocast of the forward pass: float32, bfloat16 or float16.
 
@@ -139,8 +138,9 @@ class _Lists:
         half = torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
         for start in range(0, len(rows), BLOCK):
             examples = self.lists.select(rows[start : start + BLOCK]).to_list()
-            for part in micro_batches(examples, tokens_per_batch=self.tokens_per_batch):
-                batch = collate(part, pad_id=self.policy.pad_id).to(device)
+            packed = self.policy.packing
+            for part in micro_batches(examples, tokens_per_batch=self.tokens_per_batch, packed=packed):
+                batch = self.policy.collate(part)
                 with self.policy.reference(), half:
                     logprobs = self.scorer(batch).logprobs.float()
                 values = logprobs[batch.completion_mask].cpu().numpy()

@@ -1,0 +1,74 @@
+"""Which models can take packed rows."""
+
+import logging
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from align.data.collate import collate
+from align.model.checks import tolerance
+from align.model.forward import score_tokens
+from align.model.load import first_line
+from align.packing import ATTENTION, Tree, packed_collate
+from align.types import ListBatch
+
+log = logging.getLogger(__name__)
+
+
+def enable_packing(base: PreTrainedModel, *, name: str) -> bool:
+    """Give a model the attention that packed rows need, if it is then the same model.
+
+    Returns:
+        Whether it is; if not, the model is left as it was, and one line says why.
+    """
+    attention = base.config.get_text_config()._attn_implementation
+    problem = f"there is no packed form of attention {attention}"
+    if attention in ATTENTION:
+        problem = _problem(base, attention)
+    if problem:
+        log.warning("%s (%s): lists run as separate padded rows, since %s", name, base.config.model_type, problem)
+    return not problem
+
+
+@torch.no_grad()
+def _problem(base: PreTrainedModel, attention: str) -> str:
+    """Switch to tree attention; if results change, switch back and say how."""
+    training = base.training
+    base.eval()
+    padded, packed = _batches(base)
+    expected = score_tokens(base, padded).logprobs
+    try:
+        base.set_attn_implementation(ATTENTION[attention])
+        tree = Tree(packed.segments or ())
+        found = torch.stack([score_tokens(base, padded).logprobs, score_tokens(base, packed, tree=tree).logprobs])
+        difference = (found - expected).abs().max().item()
+        problem = _unread(base, tree)
+        if not difference <= tolerance(base.dtype):
+            problem = f"packed they differ by {difference:.2g} nats on a token"
+    except Exception as error:  # whatever a model's own code makes of arguments that it does not know
+        problem = f"its code does not take packed rows ({first_line(error)})"
+    if problem and base.config.get_text_config()._attn_implementation != attention:
+        base.set_attn_implementation(attention)
+    base.train(training)
+    return problem
+
+
+def _unread(base: PreTrainedModel, tree: Tree) -> str:
+    """Layers that do not attend through us, or whose window we are not told: a short text cannot show that."""
+    config: Any = base.config.get_text_config()
+    windows = sum(DynamicCache(config=config).is_sliding)
+    if len(tree.told) != config.num_hidden_layers:
+        return "not all of its layers use transformers' attention interface"
+    if sum(window is not None for window in tree.told) != windows:
+        return "its layers do not tell attention their window"
+    return ""
+
+
+def _batches(base: PreTrainedModel) -> tuple[ListBatch, ListBatch]:
+    """Two small lists, padded and packed."""
+    vocabulary = base.config.get_text_config().vocab_size
+    ids = [(7 * i + 1) % vocabulary for i in range(24)]
+    shapes = ((ids[:3], [ids[3:5], ids[5:10], ids[10:12]]), (ids[12:14], [ids[14:18], ids[18:24]]))
+    lists = [{"prompt_ids": prompt, "completion_ids": own, "grades": [0.0] * len(own)} for prompt, own in shapes]
+    return collate(lists, pad_id=0).to(base.device), packed_collate(lists).to(base.device)

@@ -1,0 +1,138 @@
+"""Attention over packed rows, under names that transformers' models find it by."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from align.packing.flash import Segments, flash_tree_attention
+
+ATTENTION = {"sdpa": "tree_sdpa", "eager": "tree_eager"}
+"""transformers' attention implementation -> ours, which is the same on rows that are not packed."""
+
+
+class Tree:
+    """How a packed row is built, told to every layer's attention by the keyword `tree`."""
+
+    def __init__(self, segments: Segments) -> None:
+        """Args:
+        segments: of every list, the tokens of its prompt and of each completion, in the order of the row.
+        """
+        self.segments = segments
+        self.longest = max(sizes[0] + max(sizes[1:]) for sizes in segments)
+        self.told: list[int | None] = []
+        """The sliding window of every attention call so far: what a model does with its layers."""
+        self._masks: dict[tuple, Tensor] = {}
+
+    def mask(self, sizes: tuple[int, ...], window: int | None, device: torch.device) -> Bool[Tensor, "T T"]:
+        """Who sees whom in one list: itself and what precedes it in its own sequence, within a window."""
+        key = sizes, window, device
+        if key not in self._masks:
+            self._masks[key] = _mask(sizes, window, device)
+        return self._masks[key]
+
+
+def _mask(sizes: tuple[int, ...], window: int | None, device: torch.device) -> Bool[Tensor, "T T"]:
+    prompt, *completions = sizes
+    branch = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
+    starts = [torch.arange(prompt), *(torch.arange(prompt, prompt + size) for size in completions)]
+    position = torch.cat(starts).to(device)
+    distance = position[:, None] - position
+    sees = (distance >= 0) & ((branch == 0) | (branch == branch[:, None]))
+    return sees if window is None else sees & (distance < window)
+
+
+def tree_sdpa(
+    module: nn.Module,
+    query: Float[Tensor, "R Hq T D"],
+    key: Float[Tensor, "R Hk T D"],
+    value: Float[Tensor, "R Hk T E"],
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    tree: Tree | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' sdpa, or over a packed row the same values without computing what is masked.
+
+    Like sdpa in transformers it takes no notice of a soft-cap of the attention's logits; `tree_eager` does.
+    """
+    if tree is None:
+        rest = {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window, **kwargs}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
+    tree.told.append(sliding_window)
+    query, key, value = _autocast(query, key, value)
+    whole = sliding_window is None or sliding_window >= tree.longest
+    if query.device.type == "cpu" and whole and not dropout and query.shape[-1] == value.shape[-1]:
+        return flash_tree_attention(query, key, value, tree.segments, scaling), None
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
+
+    key, value = (_repeat(x, query.shape[1]) for x in (key, value))
+    parts = [attend(*part) for part in _lists(tree, sliding_window, query, key, value)]
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def tree_eager(
+    module: nn.Module,
+    query: Float[Tensor, "R Hq T D"],
+    key: Float[Tensor, "R Hk T D"],
+    value: Float[Tensor, "R Hk T E"],
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    tree: Tree | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention in plain operations, softmax in float32, with a soft-cap of its logits where a model has one."""
+    key, value = (_repeat(x, query.shape[1]) for x in (key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        logits = q @ k.transpose(-1, -2) * scale
+        if softcap is not None:
+            logits = (logits / softcap).tanh() * softcap
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+        weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(v.dtype)
+        return F.dropout(weights, dropout) @ v
+
+    if tree is None:
+        return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
+    tree.told.append(sliding_window)
+    parts = [attend(*part) for part in _lists(tree, sliding_window, query, key, value)]
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _lists(tree: Tree, window: int | None, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Each list's share of the row, with its mask."""
+    totals = [sum(sizes) for sizes in tree.segments]
+    masks = [tree.mask(sizes, window, tensors[0].device) for sizes in tree.segments]
+    return list(zip(*(x.split(totals, dim=2) for x in tensors), masks, strict=True))
+
+
+def _repeat(x: Float[Tensor, "R Hk T D"], heads: int) -> Float[Tensor, "R Hq T D"]:
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _autocast(*tensors: Tensor) -> list[Tensor]:
+    """In autocast's dtype where that is on: rotary embeddings leave queries and keys in another than values."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    return [x.to(torch.get_autocast_dtype(kind)) for x in tensors]
+
+
+AttentionInterface.register("tree_sdpa", tree_sdpa)
+AttentionInterface.register("tree_eager", tree_eager)
+AttentionMaskInterface.register("tree_sdpa", sdpa_mask)
+AttentionMaskInterface.register("tree_eager", eager_mask)

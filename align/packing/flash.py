@@ -1,0 +1,126 @@
+"""Tree attention on a CPU: torch's flash kernel on the parts of a tree that hold anything, merged by log-sum-exp."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Private to torch, and what scaled_dot_product_attention itself calls on a CPU. They are the only way to a part's
+# log-sum-exp and to its backward pass under another one, and they take fewer key heads than query heads.
+FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+Segments = tuple[tuple[int, ...], ...]
+
+
+class Part(NamedTuple):
+    """One call of the kernel: `blocks` runs of queries of equal length, each against keys of its own."""
+
+    kind: str
+    """"trunk": prompt and first completion; "prompt": the others against it; "own": a completion against itself."""
+    queries: slice
+    keys: slice
+    blocks: int = 1
+
+    @property
+    def causal(self) -> bool:
+        return self.kind != "prompt"
+
+
+def parts(segments: Segments) -> Iterator[Part]:
+    """The calls that make up a row's attention, a list's trunk before the rest of it."""
+    start = 0
+    for prompt, first, *others in segments:
+        trunk = slice(start, start + prompt + first)
+        yield Part("trunk", trunk, trunk)
+        at = trunk.stop
+        if others:
+            yield Part("prompt", slice(at, at + sum(others)), slice(start, start + prompt))
+        for size, run in groupby(others):
+            count = len(list(run))
+            own = slice(at, at + count * size)
+            yield Part("own", own, own, count)
+            at = own.stop
+        start = at
+
+
+def flash_tree_attention(
+    query: Float[Tensor, "1 Hq T D"],
+    key: Float[Tensor, "1 Hk T D"],
+    value: Float[Tensor, "1 Hk T D"],
+    segments: Segments,
+    scaling: float | None = None,
+) -> Float[Tensor, "1 T Hq D"]:
+    """softmax(scaling Q K' + mask) V, where every completion sees its prompt and its own past, and nothing else.
+
+    With o_a, l_a the output and log-sum-exp over the prompt's keys and o_b, l_b over a completion's own:
+    l = log(e^l_a + e^l_b), o = e^(l_a - l) o_a + e^(l_b - l) o_b. The gradient is the sum of each part's flash backward
+    pass under o and l, since P_a = exp(s - l) and rowsum(do * o) are all that such a pass needs of the whole.
+
+    Args:
+        segments: of every list, the tokens of its prompt and of each completion, in the order of the row.
+        scaling: 1 / sqrt(D) by default.
+
+    Source: ours; the merge is that of ring attention and flash decoding.
+    """
+    return _TreeAttention.apply(query, key, value, segments, scaling)
+
+
+class _TreeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None
+    ) -> Float[Tensor, "1 T Hq D"]:
+        heads, tokens = query.shape[1:3]
+        out = query.new_empty(1, tokens, heads, query.shape[3]).transpose(1, 2)
+        exact = torch.promote_types(query.dtype, torch.float32)
+        lse = query.new_empty(1, tokens, heads, 1, dtype=exact).transpose(1, 2)
+        for part in parts(segments):
+            q, o, total = (_blocks(x, part.queries, part.blocks) for x in (query, out, lse))
+            k, v = (_blocks(x, part.keys, part.blocks) for x in (key, value))
+            own, own_lse = FORWARD(q, k, v, 0.0, part.causal, scale=scaling)
+            if part.kind == "own":
+                _merge(o, total, own, own_lse[..., None])
+            else:
+                o.copy_(own)
+                total.copy_(own_lse[..., None])
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.segments, ctx.scaling = segments, scaling
+        return out.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Float[Tensor, "1 T Hq D"]) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, value, out, lse = ctx.saved_tensors
+        grad = grad.transpose(1, 2)
+        dq, dk, dv = (torch.empty_like(x) for x in (query, key, value))
+        for part in parts(ctx.segments):
+            g, q, o, total = (_blocks(x, part.queries, part.blocks) for x in (grad, query, out, lse))
+            k, v = (_blocks(x, part.keys, part.blocks) for x in (key, value))
+            own = BACKWARD(g, q, k, v, o, total.squeeze(-1), 0.0, part.causal, scale=ctx.scaling)
+            # A trunk writes all of its rows first; a completion's queries meet the prompt before its own keys.
+            _put(dq, part.queries, part.blocks, own[0], add=part.kind == "own")
+            _put(dk, part.keys, part.blocks, own[1], add=part.kind == "prompt")
+            _put(dv, part.keys, part.blocks, own[2], add=part.kind == "prompt")
+        return dq, dk, dv, None, None
+
+
+def _blocks(x: Float[Tensor, "1 H T D"], rows: slice, count: int) -> Float[Tensor, "count H L D"]:
+    """A view of rows as so many blocks of equal length."""
+    return x[0, :, rows].unflatten(1, (count, -1)).transpose(0, 1)
+
+
+def _put(target: Tensor, rows: slice, count: int, values: Tensor, *, add: bool) -> None:
+    view = _blocks(target, rows, count)
+    if add:
+        view.add_(values)
+    else:
+        view.copy_(values)
+
+
+def _merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:
+    total = torch.logaddexp(lse, other_lse)
+    out.copy_(out * (lse - total).exp() + other * (other_lse - total).exp())
+    lse.copy_(total)

@@ -1,0 +1,172 @@
+"""Models over packed rows against the same models over padded ones."""
+
+import logging
+
+import pytest
+import torch
+import transformers as t
+from torch.testing import assert_close
+
+from align.data.collate import collate
+from align.model.adapters import Lora
+from align.model.forward import TokenScorer, score_tokens
+from align.model.packing import enable_packing
+from align.model.policy import load_policy
+from align.packing import packed_collate
+
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16, "vocab_size": 40, "initializer_range": 0.3}
+CONFIGS = {
+    "llama": t.LlamaConfig(**SMALL),
+    "llama dynamic rope": t.LlamaConfig(
+        **SMALL, max_position_embeddings=8, rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
+    ),
+    "qwen2": t.Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=4, max_window_layers=1),
+    "qwen3": t.Qwen3Config(**SMALL, head_dim=8),
+    "qwen3 moe": t.Qwen3MoeConfig(**SMALL, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8),
+    "mistral": t.MistralConfig(**SMALL, sliding_window=4),
+    "gemma": t.GemmaConfig(**SMALL, head_dim=8),
+    "gemma2": t.Gemma2Config(**SMALL, head_dim=8, sliding_window=4, attn_logit_softcapping=0.5),
+    "gemma3": t.Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=4),
+    "phi3": t.Phi3Config(**SMALL, sliding_window=5),
+    "cohere": t.CohereConfig(**SMALL, logit_scale=0.3),
+    "granite": t.GraniteConfig(**SMALL, logits_scaling=2.5),
+    "olmo2": t.Olmo2Config(**SMALL),
+    "gpt2": t.GPT2Config(**GPT2),  # as many learned positions as the longest sequence has, fewer than the row
+    "gpt_neox": t.GPTNeoXConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}),
+    "phi": t.PhiConfig(**SMALL),
+}
+REFUSED = {
+    "mamba": t.MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, state_size=4, initializer_range=0.3),
+    "bloom": t.BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2),
+    "qwen2 moe": t.Qwen2MoeConfig(
+        **SMALL, use_sliding_window=True, sliding_window=64, max_window_layers=1, num_experts=2, num_experts_per_tok=1
+    ),
+}
+
+
+def build(config, attention=None):
+    torch.manual_seed(5)
+    return t.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def gradients(model, batch, weights):
+    values = score_tokens(model, batch).logprobs
+    found = torch.autograd.grad((weights * values).sum(), list(model.parameters()), allow_unused=True)
+    return values.detach(), found
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_values_and_gradients_are_those_of_padded_rows(name, attention, ragged):
+    model = build(CONFIGS[name], attention)
+    padded, packed = collate(ragged, pad_id=0), packed_collate(ragged)
+    weights = torch.randn(padded.targets.shape)
+    expected, wanted = gradients(model, padded, weights)
+    assert enable_packing(model, name=name)
+    assert_close(score_tokens(model, padded).logprobs, expected, atol=1e-5, rtol=0)
+    ours, found = gradients(model, packed, weights)
+    assert_close(ours, expected, atol=1e-5, rtol=0)
+    for gradient, want in zip(found, wanted, strict=True):
+        if want is not None:
+            assert (gradient - want).norm() <= 1e-5 * want.norm() + 1e-6
+
+
+def test_soft_capped_attention_is_another_model_than_plain():
+    """What the comparison above would not see if both sides left the soft-cap out."""
+    ids = torch.arange(3, 12)[None]
+    plain, capped = (build(CONFIGS["gemma2"], attention)(ids).logits for attention in ("sdpa", "eager"))
+    assert (plain - capped).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_that_cannot_be_packed_says_so_and_is_left_alone(name, ragged, caplog):
+    model = build(REFUSED[name])
+    before = score_tokens(model, collate(ragged, pad_id=0)).logprobs
+    attention = model.config._attn_implementation
+    with caplog.at_level(logging.WARNING, logger="align"):
+        assert not enable_packing(model, name=name)
+    assert model.config._attn_implementation == attention
+    assert torch.equal(score_tokens(model, collate(ragged, pad_id=0)).logprobs, before)
+    (record,) = [r for r in caplog.records if r.name.startswith("align")]
+    assert "separate padded rows" in record.getMessage()
+
+
+@pytest.fixture
+def policy(model_folder):
+    torch.manual_seed(0)
+    policy = load_policy(str(model_folder), adapter=Lora(rank=3))
+    assert policy.packing
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return policy
+
+
+def adapter_gradients(policy, batch):
+    scorer = TokenScorer(policy).train()
+    policy.model.zero_grad()
+    scorer(batch).logprobs.sum().backward()
+    return {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
+
+
+def test_adapters_get_the_same_gradients_with_and_without_checkpointing(policy, ragged):
+    wanted = adapter_gradients(policy, collate(ragged, pad_id=policy.pad_id))
+    plain = adapter_gradients(policy, policy.collate(ragged))
+    TokenScorer(policy).gradient_checkpointing_enable()
+    assert policy.model.is_gradient_checkpointing
+    checkpointed = adapter_gradients(policy, policy.collate(ragged))
+    assert len(wanted) == 28 and plain.keys() == wanted.keys()
+    for name, want in wanted.items():
+        assert (plain[name] - want).norm() <= 1e-5 * want.norm(), name
+        assert torch.equal(plain[name], checkpointed[name])
+
+
+def test_the_reference_is_the_same(policy, ragged):
+    scorer = TokenScorer(policy)
+    with policy.reference():
+        packed, padded = (scorer(b).logprobs for b in (policy.collate(ragged), collate(ragged, pad_id=policy.pad_id)))
+    assert_close(packed, padded, atol=1e-5, rtol=0)
+    assert (scorer(policy.collate(ragged)).logprobs - packed).abs().max() > 1e-2
+
+
+def test_half_precision_stays_within_its_rounding(model_folder, ragged):
+    exact = load_policy(str(model_folder), packing=False)
+    half = load_policy(str(model_folder), dtype="bfloat16")
+    assert half.packing and not exact.packing
+    wanted = TokenScorer(exact).eval()(exact.collate(ragged)).logprobs
+    packed = TokenScorer(half).eval()(half.collate(ragged)).logprobs
+    padded = TokenScorer(half).eval()(collate(ragged, pad_id=half.pad_id)).logprobs
+    assert (packed - wanted).abs().mean() <= 1.5 * (padded - wanted).abs().mean()
+
+
+def test_twenty_steps_lead_to_the_same_adapter(model_folder, ragged):
+    ends = []
+    for packing in (True, False):
+        policy = load_policy(str(model_folder), adapter=Lora(rank=3), packing=packing, seed=1)
+        scorer = TokenScorer(policy).train()
+        optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad], lr=1e-3)
+        losses = []
+        for step in range(20):
+            batch = policy.collate(ragged[step % 3 :])
+            scores = batch.to_lists(scorer(batch).logprobs.sum(-1)).where(batch.list_mask, -torch.inf)
+            loss = torch.nn.functional.cross_entropy(scores, batch.grades.where(batch.list_mask, -1.0).argmax(-1))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        ends.append((losses, torch.cat([p.detach().flatten() for p in policy.model.parameters() if p.requires_grad])))
+    assert ends[0][0][-1] < ends[0][0][0]
+    assert_close(torch.tensor(ends[0][0]), torch.tensor(ends[1][0]), atol=1e-4, rtol=1e-4)
+    assert (ends[0][1] - ends[1][1]).norm() <= 1e-3 * ends[1][1].norm()

@@ -1,0 +1,93 @@
+"""Attention over a packed row against attention over every sequence alone."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from align.packing.attention import Tree, tree_eager, tree_sdpa
+
+SEGMENTS = ((4, 9, 5), (1, 3, 3, 1), (7, 6, 2, 2, 2), (2, 5))
+
+
+def alone(q, k, v, *, scaling, window=None, softcap=None):
+    """softmax(scaling q k' + causal mask) v of prompt and completion, for every completion; a prompt's rows once."""
+    out = torch.zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3], dtype=q.dtype)
+    start = 0
+    for prompt, *sizes in SEGMENTS:
+        at = start + prompt
+        for size in sizes:
+            rows = torch.tensor([*range(start, start + prompt), *range(at, at + size)])
+            distance = torch.arange(len(rows))[:, None] - torch.arange(len(rows))
+            sees = (distance >= 0) & (distance < (window or 10**6))
+            heads = q.shape[1] // k.shape[1]
+            keys, values = (x[:, :, rows].repeat_interleave(heads, 1) for x in (k, v))
+            logits = q[:, :, rows] @ keys.mT * scaling
+            logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+            own = logits.masked_fill(~sees, -torch.inf).softmax(-1) @ values
+            out = out.index_put((torch.tensor([0])[:, None], rows), own.transpose(1, 2))
+            at += size
+        start = at
+    return out
+
+
+@pytest.fixture(params=[torch.float64, torch.float32, torch.bfloat16], ids=str)
+def tensors(request):
+    tokens = sum(map(sum, SEGMENTS))
+    shapes = [(1, 6, tokens, 10), (1, 2, tokens, 10), (1, 2, tokens, 10)]  # three query heads to a key head
+    return [torch.randn(shape).to(request.param).requires_grad_() for shape in shapes]
+
+
+def tolerance(dtype):
+    return {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 3e-2}[dtype]
+
+
+def compare(tensors, attention, told, expected_from):
+    out, _ = attention(nn.Module(), *tensors, None, tree=Tree(SEGMENTS), **told)
+    double = [x.detach().double().requires_grad_() for x in tensors]
+    expected = expected_from(*double)
+    atol = tolerance(tensors[0].dtype)
+    assert_close(out.double(), expected, atol=atol, rtol=atol)
+    weights = torch.randn_like(expected)
+    ours = torch.autograd.grad((out.double() * weights).sum(), tensors)
+    wanted = torch.autograd.grad((expected * weights).sum(), double)
+    for gradient, want in zip(ours, wanted, strict=True):
+        assert_close(gradient.double(), want, atol=5 * atol, rtol=5 * atol)
+
+
+@pytest.mark.parametrize("scaling", [0.3, None])
+def test_flash_parts_make_up_the_whole(tensors, scaling):
+    compare(tensors, tree_sdpa, {"scaling": scaling}, lambda *x: alone(*x, scaling=scaling or 10**-0.5))
+
+
+@pytest.mark.parametrize("window", [3, 6, 13])
+def test_a_window_is_kept(tensors, window):
+    told = {"scaling": 0.3, "sliding_window": window}
+    compare(tensors, tree_sdpa, told, lambda *x: alone(*x, scaling=0.3, window=window))
+
+
+@pytest.mark.parametrize("tensors", [torch.float64], ids=str, indirect=True)
+def test_plain_operations_keep_window_and_soft_cap(tensors):
+    told = {"scaling": 0.9, "sliding_window": 5, "softcap": 0.7}
+    compare(tensors, tree_eager, told, lambda *x: alone(*x, scaling=0.9, window=5, softcap=0.7))
+
+
+def test_a_head_size_of_values_of_its_own(tensors):
+    tensors[2] = tensors[2].detach()[..., :7].requires_grad_()
+    compare(tensors, tree_sdpa, {"scaling": 0.3}, lambda *x: alone(*x, scaling=0.3))
+
+
+def test_dropout_takes_effect():
+    q, k, v = (torch.randn(1, 2, sum(map(sum, SEGMENTS)), 8) for _ in range(3))
+    for attention in (tree_sdpa, tree_eager):
+        first, second = (attention(nn.Module(), q, k, v, None, dropout=0.5, tree=Tree(SEGMENTS))[0] for _ in range(2))
+        assert not torch.equal(first, second)
+
+
+def test_autocast_brings_everything_to_its_dtype():
+    q, k, v = (torch.randn(1, 2, sum(map(sum, SEGMENTS)), 8) for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        out, _ = tree_sdpa(nn.Module(), q, k, v.bfloat16(), None, tree=Tree(SEGMENTS))
+    assert out.dtype == F.scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).dtype
+    assert_close(out.float(), alone(q, k, v, scaling=8**-0.5), atol=3e-2, rtol=3e-2)
