@@ -1,4 +1,4 @@
-"""Timing in alternation, peak memory, and the machine's own speed."""
+"""Timing in alternation, peak memory, and what the machine is."""
 
 import platform
 import statistics
@@ -66,13 +66,6 @@ def peak_bytes(task: Task, device: torch.device) -> int:
 def _status(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def read_bandwidth(device: torch.device) -> float:
-    """Bytes per second at which a sum reads half a gigabyte, by the clock that tasks are compared on."""
-    x = torch.ones(2**27, device=device)
-    figures = alternate({"sum": x.sum}, 8, device)["sum"]
-    return 4 * x.numel() / (figures.get("cpu_median_ms", figures["min_ms"]) / 1e3)
 
 
 def machine(device: torch.device) -> dict[str, object]:
