@@ -99,6 +99,14 @@ def test_evaluation_prompts_leave_the_training_rows(tmp_path, byte_level):
     assert [(s.part, s.read, s.used) for s in data.audit.sources] == [("train", 6, 5), ("eval", 2, 2)]
 
 
+def test_held_out_rows_are_those_of_the_held_out_lists(tmp_path, byte_level):
+    train = write(tmp_path / "train.jsonl", ranked("p", "a", "b"))
+    evaluation = write(tmp_path / "eval.jsonl", ranked("much too long", "x", "y"), ranked("new", "x", "y"))
+    data = prepare_data(sources=[train], eval_sources=[evaluation], tokenizer=byte_level, max_length=8)
+    assert [row.prompt for row in data.heldout_rows] == ["new"]
+    assert [byte_level.decode(ids) for ids in data.heldout["prompt_ids"]] == ["<s>new"]
+
+
 def row(**fields):
     base = {"id": "1", "prompt": "p", "completions": ("a", "b"), "grades": None, "rewards": None, "meta": {}}
     return Row(**{**base, "source": "f", "number": 1, **fields})
@@ -107,7 +115,7 @@ def row(**fields):
 def test_explicit_grades_pass_and_rewards_are_graded():
     given = row(grades=(7.0, 3.0), rewards=(0.0, 1.0))
     assert grade_row(given, grades="rank", min_completions=2).grades == (7.0, 3.0)
-    assert grade_row(row(rewards=(0.0, 1.0)), grades="rank", min_completions=2).grades == (0.0, 1.0)
+    assert grade_row(row(rewards=(4.0, 9.0)), grades="rank", min_completions=2).grades == (0.0, 1.0)
     assert grade_row(row(rewards=(4.0, 9.0)), grades="raw", min_completions=2).grades == (4.0, 9.0)
     assert grade_row(row(completions=("a",)), grades="raw", min_completions=1).grades == (1.0,)
 
