@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.evaluate.sampling import sample_completions
 from rewards import load_scorer
 
 DATA = Path(__file__).parents[1] / "data"
@@ -56,7 +55,7 @@ def test_completions_are_as_likely_as_the_policys_own_samples():
     model = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(POLICY)
     surprise, entropy = [], []
-    for row in rows("train")[:12]:
+    for row in rows("train")[:6]:
         start = len(tokenizer(row["prompt"])["input_ids"])
         for text in row["completions"]:
             ids = torch.tensor([tokenizer(row["prompt"] + text)["input_ids"]])
@@ -73,9 +72,16 @@ def test_the_policy_ends_its_stories_itself():
     assert tokenizer.convert_ids_to_tokens(model.generation_config.eos_token_id) == "<|endoftext|>"
     assert tokenizer("One day")["input_ids"][0] == tokenizer.bos_token_id
     assert model.config.head_dim in (32, 64) and model.dtype == torch.bfloat16
-    prompt = tokenizer("Once upon a time, there was a little dog. The end.")["input_ids"]
-    [texts] = sample_completions(model.float(), tokenizer, [prompt], max_tokens=300, per_prompt=8)
-    assert sum(len(tokenizer(text)["input_ids"]) < 300 for text in texts) >= 6
+    story = (
+        "Once upon a time, there was a little dog named Max. Max liked to play in the park with his friend Sue.\n"
+        "One day, Max lost his ball. He was sad. Sue looked under a big tree and found the ball.\n"
+        "Max was very happy. They played all day, and then they went home. The end."
+    )
+    with torch.no_grad():
+        probs = model(tokenizer(story, return_tensors="pt")["input_ids"]).logits[0].float().softmax(-1)
+    at_end = probs[:, tokenizer.eos_token_id]
+    assert at_end[-1] > 0.3
+    assert at_end[:-1].max() < 0.05
 
 
 def test_the_scorer_prefers_pleasant_stories():
