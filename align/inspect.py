@@ -23,7 +23,7 @@ def inspect_recipe(recipe: Recipe, *, rows: int, console: Console | None = None)
     check_objectives(recipe, prepared)
     train = recipe.train
     plan = plan_steps(
-        prepared.train["weight"],
+        prepared.train["weight"][:],
         lists_per_step=train.lists_per_step,
         epochs=train.epochs,
         steps=train.steps,

@@ -77,7 +77,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     if arguments.process_index == 0:
         Console(stderr=True).print(render(prepared.audit))
     plan = plan_steps(
-        prepared.train["weight"],
+        prepared.train["weight"][:],
         lists_per_step=recipe.train.lists_per_step,
         epochs=recipe.train.epochs,
         steps=recipe.train.steps,
@@ -169,7 +169,7 @@ def check_objectives(recipe: Recipe, prepared: Prepared) -> None:
     for objective in recipe.objective:
         check_score(objective.name, objective.score or recipe.score)
     for part in (prepared.train, prepared.heldout):
-        for source, row, grades in zip(part["source"], part["row"], part["grades"], strict=True):
+        for source, row, grades in zip(part["source"][:], part["row"][:], part["grades"][:], strict=True):
             one_list = torch.tensor([grades])
             for objective in recipe.objective:
                 try:

@@ -70,7 +70,7 @@ class AlignTrainer(Trainer):
         self.keep_best = keep_best
         self.outputs = tuple(dict.fromkeys([*OUTPUTS, *loss.outputs]))
         self.sums = Sums()
-        self.completion_tokens = [sum(map(len, ids)) for ids in lists["completion_ids"]]
+        self.completion_tokens = [sum(map(len, ids)) for ids in lists["completion_ids"][:]]
 
     @property
     def planned_tokens(self) -> int:
