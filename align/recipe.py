@@ -1,12 +1,14 @@
 """The recipe: what a run does, as frozen models; and `load_recipe`, from YAML and dotted overrides."""
 
 import difflib
+import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from transformers.training_args import OptimizerNames
 
 from align.errors import UserError
 from align.model.adapters import AdapterConfig, Lora
@@ -144,6 +146,23 @@ class TrainSection(Strict):
     """Every random choice of the run follows from it."""
     threads: PositiveInt | None = None
     """Torch threads on a CPU; by default torch's choice. Models of a few million parameters are fastest with 1."""
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, value: str) -> str:
+        names = [name.value for name in OptimizerNames]
+        if value not in names:
+            near = difflib.get_close_matches(value, names, n=1) or ["adamw_torch"]
+            raise ValueError(f"transformers has no optimizer `{value}`; did you mean `{near[0]}`?")
+        return value
+
+    @field_validator("report_to")
+    @classmethod
+    def _installed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if importlib.util.find_spec(name) is None:
+                raise ValueError(f"{name} is not installed; run `pip install {name}`, or take it out")
+        return value
 
 
 class SamplingSection(Strict):

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
-from align.data import Prepared, Row, Source, prepare_data, prompt_text, read_chat_template
+from align.data import Prepared, Row, Source, prepare_data, prompt_text, read_chat_template, render
 from align.data.collate import collate
 from align.data.steps import micro_batches, plan_steps
 from align.errors import UserError
@@ -26,7 +27,7 @@ from align.model.checks import check_reference_identity
 from align.model.load import load_tokenizer
 from align.model.policy import Policy, load_policy
 from align.model.reference import attach_reference
-from align.objectives import PROPERTIES, check_grades
+from align.objectives import PROPERTIES, check_grades, check_score
 from align.recipe import Recipe
 from align.run_directory import RunDirectory, start_log, write_json
 from align.summary import print_summary
@@ -73,7 +74,8 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     with arguments.main_process_first():
         prepared = prepare(recipe)
     check_objectives(recipe, prepared)
-    log.info("%d training lists, %d held out", len(prepared.train), len(prepared.heldout))
+    if arguments.process_index == 0:
+        Console(stderr=True).print(render(prepared.audit))
     plan = plan_steps(
         prepared.train["weight"],
         lists_per_step=recipe.train.lists_per_step,
@@ -164,6 +166,8 @@ def check_objectives(recipe: Recipe, prepared: Prepared) -> None:
     Raises:
         UserError: names the row.
     """
+    for objective in recipe.objective:
+        check_score(objective.name, objective.score or recipe.score)
     for part in (prepared.train, prepared.heldout):
         for source, row, grades in zip(part["source"], part["row"], part["grades"], strict=True):
             one_list = torch.tensor([grades])

@@ -83,7 +83,6 @@ class AlignTrainer(Trainer):
         self.run.rewind_metrics(start)
         self.logging_steps = logging_steps
         self.seconds_before, self.began = self.run.seconds(), time.monotonic()
-        self.step_began = self.began
         show = self.is_world_process_zero()
         with progress("training", len(self.plan), unit="steps", start=start, show=show) as self.advance:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -97,14 +96,10 @@ class AlignTrainer(Trainer):
         self, model: nn.Module, inputs: list[Example], num_items_in_batch: Any = None
     ) -> Tensor:
         """Forward and backward of all of a step's micro-batches; returns the step's loss."""
+        self.step_began = time.monotonic()
         model.train()
-        batches = agreed_micro_batches(
-            inputs,
-            tokens_per_batch=self.tokens_per_batch,
-            accelerator=self.accelerator,
-            packed=self.policy.packing,
-        )
-        baseline = self._baseline(batches) if self.loss.needs_baseline else None
+        batches = self._cut(inputs)
+        baseline = self._baseline() if self.loss.needs_baseline else None
         total = torch.zeros((), device=self.args.device)
         for examples in batches[:-1]:
             with self.accelerator.no_sync(model):
@@ -129,25 +124,41 @@ class AlignTrainer(Trainer):
         self.accelerator.backward(loss)
         return loss.detach()
 
-    def _baseline(self, batches: list[list[Example]]) -> Tensor:
-        """KTO's estimate of the policy's divergence from the reference: every prompt of the whole step with the next
-        row's completion, so that it does not depend on how the step is cut (TRL takes it per micro-batch)."""
+    def _cut(self, examples: list[Example]) -> list[list[Example]]:
+        """Micro-batches, as many on every process."""
+        return agreed_micro_batches(
+            examples,
+            tokens_per_batch=self.tokens_per_batch,
+            accelerator=self.accelerator,
+            packed=self.policy.packing,
+        )
+
+    def _baseline(self) -> Tensor:
+        """KTO's estimate of the policy's divergence from the reference, in nats, at least 0.
+
+        The mean log-ratio of every prompt of the whole step with the next row's completion: it does not depend on how
+        the step is cut (TRL takes it per micro-batch).
+        """
         rows = self.plan[self.state.global_step]
-        total = torch.zeros(2, device=self.args.device)
-        for place in range(self.args.process_index, len(rows), self.args.world_size):
-            own, other = self.lists[rows[place]], self.lists[rows[(place + 1) % len(rows)]]
-            total += self._log_ratio({**own, "completion_ids": other["completion_ids"][:1], "grades": [0.0]})
-        ratio, count = self.accelerator.reduce(total, reduction="sum")
-        return (ratio / count).clamp(min=0)
+        own = [
+            self._mismatched(rows, place) for place in range(self.args.process_index, len(rows), self.args.world_size)
+        ]
+        total = torch.zeros((), device=self.args.device)
+        for examples in self._cut(own):
+            total += self._log_ratio(examples or [self._mismatched(rows, 0)]) * bool(examples)
+        return (self.accelerator.reduce(total, reduction="sum") / len(rows)).clamp(min=0)
+
+    def _mismatched(self, rows: Sequence[int], place: int) -> Example:
+        other = self.lists[rows[(place + 1) % len(rows)]]
+        prompt_ids = self.lists[rows[place]]["prompt_ids"]
+        return {"prompt_ids": prompt_ids, "completion_ids": other["completion_ids"][:1], "grades": [0.0]}
 
     @torch.no_grad()
-    def _log_ratio(self, example: Example) -> Tensor:
-        example.pop("reference_logprobs", None)  # it belongs to the row's own completion
-        batch = self.policy.collate([example])
-        with self.compute_loss_context_manager():
-            policy = self.scorer(batch).logprobs
-        ratio = policy - reference_logprobs(self.scorer, self.policy, batch)
-        return torch.stack([ratio.where(batch.completion_mask, 0.0).sum(), ratio.new_ones(())])
+    def _log_ratio(self, examples: list[Example]) -> Tensor:
+        """Sum over the examples of the log-ratio of policy and reference."""
+        batch = self.policy.collate(examples)
+        ratio = self.scorer(batch).logprobs - reference_logprobs(self.scorer, self.policy, batch)
+        return ratio.where(batch.completion_mask, 0.0).sum()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """One line per optimizer step: the lists' means, and the Trainer's gradient norm and learning rate."""
@@ -171,8 +182,7 @@ class AlignTrainer(Trainer):
 
     def _rates(self) -> dict[str, float]:
         rows = self.plan[self.state.global_step - 1]
-        now = time.monotonic()
-        seconds, self.step_began = now - self.step_began, now
+        seconds = time.monotonic() - self.step_began
         tokens = sum(self.completion_tokens[row] for row in rows)
         return {"lists_per_second": len(rows) / seconds, "completion_tokens_per_second": tokens / seconds}
 

@@ -5,13 +5,19 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from align.recipe import Recipe, parse_recipe
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+VOCABULARY = 40
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +48,72 @@ def ragged() -> list[dict]:
         {"prompt_ids": [1, *ids(p - 1)], "completion_ids": [ids(n) for n in sizes], "grades": [float(n) for n in sizes]}
         for p, sizes in shapes
     ]
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory) -> Path:
+    """A two-layer Llama with random weights, and a tokenizer of words w3 ... w39."""
+    folder = tmp_path_factory.mktemp("tiny_policy")
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory) -> Path:
+    """Thirty lists of two to five completions of different lengths; more of the word w3 is better."""
+    generator = torch.Generator().manual_seed(5)
+
+    def words(length: int) -> list[str]:
+        return [f"w{i}" for i in torch.randint(3, 9, (length,), generator=generator).tolist()]
+
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    with path.open("w") as file:
+        for row in range(30):
+            completions = [words(int(n)) for n in torch.randint(1, 9, (2 + row % 4,), generator=generator)]
+            grades = [float(c.count("w3")) + 0.1 * i for i, c in enumerate(completions)]
+            line = {
+                "id": str(row),
+                "prompt": " ".join(words(3 + row % 5)) + f" w{10 + row}",
+                "completions": [" " + " ".join(c) for c in completions],
+                "grades": grades,
+            }
+            file.write(json.dumps(line) + "\n")
+    return path
+
+
+@pytest.fixture
+def make_recipe(tiny_policy, rows_file, tmp_path):
+    """A recipe of a few steps on the tiny policy; sections given are laid over it."""
+
+    def make(output: str = "run", **sections) -> Recipe:
+        tree = {
+            "output": str(tmp_path / output),
+            "policy": {"model": str(tiny_policy), "adapter": {"name": "lora", "rank": 4, "alpha": 8}},
+            "reference": {"cache_dir": str(tmp_path / "cache")},
+            "data": {"sources": [str(rows_file)], "eval_fraction": 0.2, "grades": "raw"},
+            "objective": {"name": "lambda"},
+            "train": {"lists_per_step": 6, "learning_rate": 1e-2, "threads": 1, "epochs": 2, "save_steps": 2},
+            "sampling": {"prompts": 2, "max_tokens": 4},
+        }
+        for name, section in sections.items():
+            tree[name] = tree[name] | section if isinstance(tree.get(name), dict) and name != "objective" else section
+        return parse_recipe(tree, origin="test")
+
+    return make

@@ -8,8 +8,6 @@ import pytest
 from align.cli import main
 from align.recipe import dump_recipe
 
-pytest_plugins = ["tests.training.conftest"]
-
 
 @pytest.fixture
 def recipe_file(make_recipe, tmp_path) -> Path:

@@ -62,6 +62,8 @@ def test_a_single_objective_and_a_bare_path_are_lists_of_one():
         ({"train": {"keep_best": "ndcg"}}, "train.keep_best needs train.eval_steps"),
         ({"data": {"sources": []}}, "`data.sources`: tuple should have at least 1 item"),
         ({"policy": {}}, "`policy.model` is missing"),
+        ({"train": {"optimizer": "adafactr"}}, "no optimizer `adafactr`; did you mean `adafactor`?"),
+        ({"train": {"report_to": ["tensorboards"]}}, "`train.report_to.0`: input should be 'tensorboard'"),
     ],
 )
 def test_a_mistake_is_named_with_its_key_and_a_remedy(change, message):

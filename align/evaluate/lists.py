@@ -41,8 +41,9 @@ def evaluate_lists(
     )
     for examples in batches:
         batch = policy.collate(examples or [lists[0]])
-        stats = scorer(batch, tuple(dict.fromkeys([*OUTPUTS, *loss.outputs])))
-        reference = reference_logprobs(scorer, policy, batch)
+        with accelerator.autocast():
+            stats = scorer(batch, tuple(dict.fromkeys([*OUTPUTS, *loss.outputs])))
+            reference = reference_logprobs(scorer, policy, batch)
         scores = loss.scores(stats, reference, batch)
         losses = loss(stats, reference, batch)
         sums.add({"loss": losses, **list_metrics(batch, stats, reference, scores)}, counts=bool(examples))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.errors import UserError
-from align.model.adapters import MOVED_START, MUTATES_BASE, AdapterConfig, Lora, PeftAdapter, peft_config
+from align.model.adapters import MOVED_START, MUTATES_BASE, AdapterConfig, Lora, Olora, PeftAdapter, Pissa, peft_config
 from align.model.load import first_line
 from align.types import ListBatch
 
@@ -69,9 +69,20 @@ def attach_adapter(
     if adapter.name == "loftq":
         replace_lora_weights_loftq(wrapped, str(folder))
         log.info("loftq moves the policy off its 4-bit base at once; the reference is the policy after that move")
+    if isinstance(adapter, Pissa | Olora):
+        _check_rank(wrapped, adapter.rank)
     if adapter.name in MOVED_START:
         freeze_copy(wrapped)
     return wrapped
+
+
+def _check_rank(wrapped: PeftModel, rank: int) -> None:
+    """A decomposition has no more directions than its weight; PEFT silently takes those that there are."""
+    found = {name: tensor.shape[0] for name, tensor in adapter_tensors(wrapped, TRAINED).items() if "lora_A" in name}
+    name, least = min(found.items(), key=lambda item: item[1])
+    if least < rank:
+        layer = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        raise UserError(f"policy.adapter.rank: {rank} is more than {layer} has directions; give at most {least}")
 
 
 def continue_adapter(base: PreTrainedModel, start_adapter: str, *, instead_of: AdapterConfig) -> PeftModel:

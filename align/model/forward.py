@@ -1,6 +1,6 @@
 """ListBatch -> hidden states at completion positions -> log-probabilities of their targets."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -70,7 +70,11 @@ def score_tokens(
     hidden = base.get_decoder()(input_ids=batch.input_ids, use_cache=False, **_packed(batch, tree)).last_hidden_state
     mask = batch.completion_mask
     rows = hidden.flatten(0, 1)[batch.predict_at[mask]]
-    stats = linear_logprobs(rows, targets=batch.targets[mask], outputs=outputs, **head_of(base))
+    head = head_of(base)
+    # Entropy and the like are looked at, not trained on, so a frozen head needs no second pass for their gradients.
+    frozen = head["lora"] is None and not head["weight"].requires_grad
+    grad: Literal["direction", "auto"] = "direction" if frozen and rows.requires_grad else "auto"
+    stats = linear_logprobs(rows, targets=batch.targets[mask], outputs=outputs, grad=grad, **head)
     return TokenStats(
         logprobs=_scatter(stats.logprob, mask),
         entropy=_scatter(stats.entropy, mask) if stats.entropy is not None else None,

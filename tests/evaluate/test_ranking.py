@@ -107,6 +107,23 @@ def test_the_order_of_the_row_does_not_matter():
         assert_close(moved[name], values, equal_nan=True)
 
 
+@pytest.mark.parametrize("score", [-9.0, 9.0])
+@pytest.mark.parametrize("grade", [-9.0, 9.0])
+def test_what_padding_holds_does_not_matter(score, grade):
+    lists = [[(1, 2), (0, 1), (0, 3)], [(2, 1), (1, 0)], [(-1, -1), (0, 2), (1, 1), (2, 0), (2, 3)]]
+    scores, grades, mask = padded(lists)
+    filled = ranking_metrics(scores.where(mask, score), grades.where(mask, grade), mask)
+    for name, values in ranking_metrics(scores, grades, mask).items():
+        assert_close(filled[name], values)
+
+
+def test_a_list_without_padding_keeps_its_gains():
+    """Only grades below 0 are shifted: the gains of 3, 2, 1 are 7, 3, 1."""
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    value = ndcg(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, 2.0, 1.0]]), mask)
+    assert_close(value, torch.tensor([(1 + 3 / log2(3) + 7 / log2(4)) / (7 + 3 / log2(3) + 1 / log2(4))]))
+
+
 def test_raw_rewards_neither_overflow_nor_go_below_zero():
     """Grades of hundreds and negative grades: gains are counted from the lowest grade and relative to the highest."""
     scores, mask = torch.tensor([[1.0, 2.0, 3.0]]), torch.ones(1, 3, dtype=torch.bool)

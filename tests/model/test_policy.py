@@ -303,3 +303,13 @@ def test_a_trained_public_model_starts_where_its_reference_is(shared_data, adapt
     batch = collate([{"prompt_ids": ids[:4], "completion_ids": [ids[4:], ids[5:]], "grades": [1.0, 0.0]}], pad_id=2)
     check_reference_identity(policy, batch)
     assert logprobs(policy, batch)[0].mean() > -3, "a story's beginning is likely under a model of stories"
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora"])
+def test_a_rank_beyond_a_layers_size_is_refused(model_folder, name):
+    """PEFT shrinks such a layer's factors, and the frozen copy would not fit them."""
+    adapter = {"pissa": Pissa, "olora": Olora}[name](rank=17)
+    with pytest.raises(
+        UserError, match=r"policy.adapter.rank: 17 is more than model.layers.0\S+ has directions; give at most 16"
+    ):
+        load_policy(str(model_folder), adapter=adapter)

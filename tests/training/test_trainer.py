@@ -170,7 +170,7 @@ def test_a_folder_of_other_files_is_refused(make_recipe):
 
 
 def test_the_best_checkpoint_by_a_held_out_figure_is_exported(make_recipe):
-    rising = {"epochs": 8, "eval_steps": 1, "keep_best": "loss", "learning_rate": 0.3, "schedule": "constant"}
+    rising = {"steps": 4, "eval_steps": 1, "keep_best": "loss", "learning_rate": 0.3, "schedule": "constant"}
     result = train(make_recipe(train=rising))
     losses = [line["eval_loss"] for line in metrics(result.path) if "eval_loss" in line]
     assert min(losses) < losses[-1], "the test needs a run whose last step is not its best"

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from align.kernels import cuda
-from align.kernels.contrast import reference
+from align.kernels.contrast.op import contrast_logits_op
 
 
 def contrast_logits(
@@ -31,10 +30,4 @@ def contrast_logits(
     Source: Li et al. (2210.15097) for the mask, O'Brien and Lewis (2309.09117, eq. 2) for the difference.
     """
     strength = torch.as_tensor(alpha, dtype=torch.float32, device=logits.device).expand(logits.shape[0]).contiguous()
-    if not cuda.usable(logits):
-        return reference.contrast_logits(logits, pair, strength, math.log(mask_tau))
-    out = torch.empty(logits.shape, device=logits.device)
-    kernel = f"contrast_logits_{cuda.SUFFIXES[logits.dtype]}"
-    scalars = (logits.stride(0), logits.shape[1], pair.contiguous(), strength)
-    cuda.launch("contrast", kernel, logits.shape[0], logits, *scalars, math.log(mask_tau), out)
-    return out
+    return contrast_logits_op(logits, pair.contiguous(), strength, math.log(mask_tau))

@@ -1,7 +1,7 @@
 """The CUDA C++ kernels: compiled by NVRTC at first use, kept on disk, launched through cuda.core.
 
-No nvcc and no build are needed, only the `cuda` extra. A cubin is kept per source, architecture and compiler version in
-$ALIGN_CACHE (by default ~/.cache/align/cubin). Without cuda.core, or on an AMD device, torch does the work.
+No nvcc and no build are needed, only the `cuda` extra. A cubin is kept per source, dtype, architecture and compiler
+version in $ALIGN_CACHE (by default ~/.cache/align), seconds of work each. Without cuda.core, or on an AMD device, torch does the work.
 """
 
 import ctypes
@@ -31,22 +31,24 @@ def usable(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in SUFFIXES and (x.stride(-1) == 1 or x.shape[-1] == 1) and installed()
 
 
-def source(program: str) -> str:
-    """A program's text with its one include written out, so that it compiles from memory."""
+def source(program: str, suffixes: tuple[str, ...]) -> str:
+    """A program's text for some dtypes, with its one include written out, so that it compiles from memory."""
     text = (SOURCES / PROGRAMS[program]).read_text()
-    return text.replace('#include "../cuda/device.cuh"', (SOURCES / "cuda/device.cuh").read_text())
+    text = text.replace('#include "../cuda/device.cuh"', (SOURCES / "cuda/device.cuh").read_text())
+    return text + "".join(f"KERNELS({suffix})\n" for suffix in suffixes)
 
 
-def compile_cubin(program: str, architecture: str) -> bytes:
-    """Machine code for one architecture such as "sm_90a", from the cache or from NVRTC; needs no GPU."""
+def compile_cubin(program: str, suffix: str, architecture: str) -> bytes:
+    """Machine code for one dtype and one architecture such as "sm_90a", from the cache or from NVRTC; needs no GPU."""
     from cuda.core import Program, ProgramOptions
     from cuda.core import __version__ as compiler
 
-    text = source(program)
+    text = source(program, (suffix,))
     key = hashlib.sha256(f"{compiler}\n{architecture}\n{text}".encode()).hexdigest()[:32]
-    kept = Path(os.environ.get("ALIGN_CACHE", Path.home() / ".cache/align")) / "cubin" / f"{program}-{key}.cubin"
+    folder = Path(os.environ.get("ALIGN_CACHE", Path.home() / ".cache/align")) / "cubin"
+    kept = folder / f"{program}-{suffix}-{architecture}-{key}.cubin"
     if not kept.exists():
-        options = ProgramOptions(std="c++17", arch=architecture)
+        options = ProgramOptions(std="c++17", arch=architecture, ftz=True)
         code = Program(text, code_type="c++", options=options).compile("cubin").code
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_suffix(f".{os.getpid()}")
@@ -56,12 +58,13 @@ def compile_cubin(program: str, architecture: str) -> bytes:
 
 
 @functools.cache
-def _module(program: str, device: int) -> object:
+def _kernel(program: str, name: str, suffix: str, device: int) -> object:
     from cuda.core import ObjectCode
 
     major, minor = torch.cuda.get_device_capability(device)
     specific = "a" if major >= 9 else ""
-    return ObjectCode.from_cubin(compile_cubin(program, f"sm_{major}{minor}{specific}"))
+    code = compile_cubin(program, suffix, f"sm_{major}{minor}{specific}")
+    return ObjectCode.from_cubin(code).get_kernel(f"{name}_{suffix}")
 
 
 def _argument(value: object) -> object:
@@ -71,8 +74,8 @@ def _argument(value: object) -> object:
     return ctypes.c_float(value) if isinstance(value, float) else value
 
 
-def launch(program: str, kernel: str, rows: int, *arguments: object) -> None:
-    """Run a kernel on torch's current stream, one block per row."""
+def launch(program: str, kernel: str, dtype: torch.dtype, rows: int, *arguments: object) -> None:
+    """Run a kernel for one of the dtypes of `SUFFIXES` on torch's current stream, one block per row."""
     from cuda.core import Device, LaunchConfig, Stream
     from cuda.core import launch as start
 
@@ -84,5 +87,5 @@ def launch(program: str, kernel: str, rows: int, *arguments: object) -> None:
         Device(index).set_current()
         stream = Stream.from_handle(torch.cuda.current_stream().cuda_stream)
         raw = [_argument(a) for a in arguments]
-        function = _module(program, index).get_kernel(kernel)  # type: ignore[attr-defined]
+        function = _kernel(program, kernel, SUFFIXES[dtype], index)
         start(stream, LaunchConfig(grid=rows, block=THREADS), function, *raw)

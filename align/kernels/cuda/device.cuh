@@ -69,19 +69,20 @@ template <> __device__ __forceinline__ float element<f16>(const uint4 &raw, int 
 }
 
 /* Call f(value, index) for every element of a row, 16 bytes at a time, unaligned ends one by one. */
-template <class T, class P, class Visit>
-__device__ __forceinline__ void for_each(P x, int64_t first, int64_t last, Visit f) {
+template <class T, class P, class Visit> __device__ __forceinline__ void for_each(P x, int64_t cols, Visit f) {
     const int E = 16 / sizeof(T);
-    int64_t i = first;
-    while (i < last && !is_aligned16(x + i)) i++; /* at most E - 1 steps */
-    for (int64_t j = first + threadIdx.x; j < i; j += THREADS) f(widen(x[j]), j);
-    int64_t whole = i + (last - i) / E * E;
-    for (int64_t j = i + (int64_t)threadIdx.x * E; j < whole; j += (int64_t)THREADS * E) {
+    int64_t head = 0;
+    while (head < cols && !is_aligned16(x + head)) head++; /* at most E - 1 steps */
+    int64_t tail = head + (cols - head) / E * E;
+    if (threadIdx.x < head + cols - tail) { /* fewer than 2 E */
+        int64_t j = threadIdx.x < head ? threadIdx.x : tail + threadIdx.x - head;
+        f(widen(x[j]), j);
+    }
+    for (int64_t j = head + (int64_t)threadIdx.x * E; j < tail; j += (int64_t)THREADS * E) {
         uint4 raw = load16(x + j);
 #pragma unroll
         for (int e = 0; e < E; e++) f(element<T>(raw, e), j + e);
     }
-    for (int64_t j = whole + threadIdx.x; j < last; j += THREADS) f(widen(x[j]), j);
 }
 
 /* Sums over a row relative to a running maximum m: e = 2^(k (v - m)). The difference comes first, for it is exact where e
@@ -104,13 +105,21 @@ __device__ __forceinline__ void rebase(Sums &s, float m, float k) {
     s.m = m;
 }
 
-template <bool MOMENTS> __device__ __forceinline__ void add(Sums &s, float v, float k) {
-    if (v > s.m) rebase(s, v, k);
-    float d = (v - s.m) * k, e = s.m == -INFINITY ? (v != v ? v : 0.0f) : exp2f(d);
-    s.sum += e;
-    if (MOMENTS) {
-        s.weighted += e * fmaxf(d, -1e4f);
-        s.squared += e * e;
+/* Add E elements; the maximum moves once for all of them. */
+template <bool MOMENTS, int E> __device__ __forceinline__ void add(Sums &s, const float (&v)[E], float k) {
+    float m = v[0];
+#pragma unroll
+    for (int j = 1; j < E; j++) m = fmaxf(m, v[j]);
+    if (m > s.m) rebase(s, m, k);
+    float origin = s.m == -INFINITY ? 0.0f : s.m;
+#pragma unroll
+    for (int j = 0; j < E; j++) {
+        float d = (v[j] - origin) * k, e = exp2f(d);
+        s.sum += e;
+        if (MOMENTS) {
+            s.weighted += e * fmaxf(d, -1e4f);
+            s.squared += e * e;
+        }
     }
 }
 
@@ -136,6 +145,28 @@ __device__ __forceinline__ Sums merge_block(Sums s, float k) {
     s = parts[0];
     for (int w = 1; w < WARPS; w++) s = merge(s, parts[w], k);
     return s;
+}
+
+/* Sums over a row, the same in every thread; m is the row's maximum. Groups that cross an end are padded with -inf. */
+template <class T, bool MOMENTS, class P> __device__ __forceinline__ Sums row_sums(P x, int64_t cols, float k) {
+    const int E = 16 / sizeof(T);
+    int64_t first = 0;
+    while (first < E && first < cols && !is_aligned16(x + first)) first++;
+    if (first > 0) first -= E;
+    Sums s = no_sums();
+    for (int64_t i = first + (int64_t)threadIdx.x * E; i < cols; i += (int64_t)THREADS * E) {
+        float v[E];
+        if (i >= 0 && i + E <= cols) {
+            uint4 raw = load16(x + i);
+#pragma unroll
+            for (int e = 0; e < E; e++) v[e] = element<T>(raw, e);
+        } else {
+#pragma unroll
+            for (int e = 0; e < E; e++) v[e] = i + e >= 0 && i + e < cols ? widen(x[i + e]) : -INFINITY;
+        }
+        add<MOMENTS>(s, v, k);
+    }
+    return merge_block(s, k);
 }
 
 /* log2 beyond float32, without the registers of a float64 logarithm: one Newton step from log2f. */

@@ -8,11 +8,11 @@ from torch import Tensor
 from align.kernels.head import chunked
 from align.kernels.head.chunked import Head
 from align.kernels.head.workspace import logit_tile
+from align.kernels.registration import register
 from align.kernels.rows.tile import statistics
 
 
-@torch.library.custom_op("align::linear_logprobs", mutates_args=())
-def linear_logprobs_op(
+def _forward(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
@@ -55,13 +55,11 @@ def _outputs(hidden: Tensor, weight: Tensor, targets: Tensor, mode: str) -> tupl
     return hidden.new_zeros(targets.shape, dtype=dtype), *rows, saved
 
 
-@linear_logprobs_op.register_fake
-def _(hidden: Tensor, weight: Tensor, targets: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def _forward_fake(hidden: Tensor, weight: Tensor, targets: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return _outputs(hidden, weight, targets, arguments[-2])
 
 
-@torch.library.custom_op("align::linear_logprobs_backward", mutates_args=())
-def backward_op(
+def _backward(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
@@ -116,9 +114,13 @@ def _gradients(
     return totals
 
 
-@backward_op.register_fake
-def _(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Any, lora_a: Any, lora_b: Any, *rest: Any) -> list[Tensor]:
+def _backward_fake(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Any, lora_a: Any, lora_b: Any, *rest: Any
+) -> list[Tensor]:
     return _gradients(hidden, weight, bias, lora_a, lora_b, rest[-1], accumulate=False)
+
+
+backward_op = register("align::linear_logprobs_backward", _backward, fake=_backward_fake)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -144,4 +146,6 @@ def _autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     return *given[:2], None, *given[2:], *unused
 
 
-linear_logprobs_op.register_autograd(_autograd, setup_context=_setup_context)
+linear_logprobs_op = register(
+    "align::linear_logprobs", _forward, fake=_forward_fake, backward=_autograd, setup_context=_setup_context
+)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from align.kernels import cuda, native
+from align.kernels.registration import register
 from align.kernels.rows import reference
 from align.kernels.rows.tile import logit_gradient, statistics
 
@@ -20,8 +21,8 @@ def softmax_into(x: Float[Tensor, "R V"], method: str, k: int, out: Float[Tensor
     fits = native.usable(x) and out.dtype == torch.float32 and out.is_contiguous()
     rows, cols = x.shape
     if cuda.usable(x) and out.dtype == torch.float32 and out.is_contiguous() and method in ("softmax", "log_softmax"):
-        kernel = f"softmax_{cuda.SUFFIXES[x.dtype]}"
-        cuda.launch("rows", kernel, rows, x, x.stride(0), cols, out, int(method == "log_softmax"))
+        given = (x, x.stride(0), cols, out, int(method == "log_softmax"))
+        cuda.launch("rows", "softmax", x.dtype, rows, *given)
         return
     if not fits:
         out.copy_(_REFERENCE[method](x, k))
@@ -56,16 +57,14 @@ def result_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-@torch.library.custom_op("align::softmax", mutates_args=())
-def softmax_op(x: Tensor, method: str, k: int) -> Tensor:
+def _softmax(x: Tensor, method: str, k: int) -> Tensor:
     """Any of the methods over the rows of x [R, V]."""
     out = torch.empty_like(x, dtype=result_dtype(x), memory_format=torch.contiguous_format)
     softmax_into(x, method, k, out)
     return out
 
 
-@softmax_op.register_fake
-def _(x: Tensor, method: str, k: int) -> Tensor:
+def _softmax_fake(x: Tensor, method: str, k: int) -> Tensor:
     return torch.empty_like(x, dtype=result_dtype(x), memory_format=torch.contiguous_format)
 
 
@@ -87,24 +86,23 @@ def _softmax_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return dx.to(ctx.dtype), None, None
 
 
-softmax_op.register_autograd(_softmax_backward, setup_context=_softmax_context)
+softmax_op = register(
+    "align::softmax", _softmax, fake=_softmax_fake, backward=_softmax_backward, setup_context=_softmax_context
+)
 
 
-@torch.library.custom_op("align::selective_logprobs", mutates_args=())
-def selective_logprobs_op(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _selective(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """log softmax(logits / temperature) at targets [R, M], and the log-sum-exp [R] in float64."""
     stats = statistics(logits, targets, 1 / temperature, moments=False)
     return stats.logprob, stats.logsumexp
 
 
-@selective_logprobs_op.register_fake
-def _(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _selective_fake(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     dtype = result_dtype(logits)
     return logits.new_empty(targets.shape, dtype=dtype), logits.new_empty(logits.shape[0], dtype=torch.float64)
 
 
-@torch.library.custom_op("align::selective_logprobs_backward", mutates_args=())
-def selective_logprobs_backward_op(
+def _selective_gradient(
     logits: Tensor, targets: Tensor, temperature: float, logsumexp: Tensor, g_logprob: Tensor, g_lse: Tensor
 ) -> Tensor:
     """Gradient of the logits in their dtype: (p (g_lse - sum_m g_m) + sum_m g_m 1[v = y_m]) / temperature."""
@@ -120,9 +118,13 @@ def selective_logprobs_backward_op(
     return grad
 
 
-@selective_logprobs_backward_op.register_fake
-def _(logits: Tensor, *rest: Any) -> Tensor:
+def _selective_gradient_fake(logits: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+selective_gradient_op = register(
+    "align::selective_logprobs_backward", _selective_gradient, fake=_selective_gradient_fake
+)
 
 
 def _selective_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -133,7 +135,13 @@ def _selective_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _selective_backward(ctx: Any, g_logprob: Tensor, g_lse: Tensor) -> tuple[Tensor, None, None]:
     logits, targets, logsumexp = ctx.saved_tensors
     arguments = (logits, targets, ctx.temperature, logsumexp, g_logprob, g_lse)
-    return selective_logprobs_backward_op(*arguments), None, None
+    return selective_gradient_op(*arguments), None, None
 
 
-selective_logprobs_op.register_autograd(_selective_backward, setup_context=_selective_context)
+selective_logprobs_op = register(
+    "align::selective_logprobs",
+    _selective,
+    fake=_selective_fake,
+    backward=_selective_backward,
+    setup_context=_selective_context,
+)

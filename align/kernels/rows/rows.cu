@@ -8,9 +8,7 @@ __device__ void row_statistics(PTR(const T) x, int64_t stride, int64_t cols, flo
                                PTR(float) log_sum_sq) {
     int64_t row = blockIdx.x;
     float k = (float)(scale * LOG2E);
-    Sums s = no_sums();
-    for_each<T>(x + row * stride, 0, cols, [&](float v, int64_t) { add<MOMENTS>(s, v, k); });
-    s = merge_block(s, k);
+    Sums s = row_sums<T, MOMENTS>(x + row * stride, cols, k);
     double lse = log_sum_exp(s, scale), log_sum = log2_wide(s.sum);
     for (int64_t m = threadIdx.x; m < per_row; m += THREADS) {
         int64_t y = targets[row * per_row + m];
@@ -31,7 +29,7 @@ template <class T>
 __device__ void logit_gradient(PTR(float) z, int64_t stride, int64_t cols, PTR(const int64_t) targets, int64_t per_row,
                                PTR(const double) logsumexp, PTR(const float) a, PTR(const float) b, PTR(const float) c,
                                PTR(const float) g, float cap, float slope, int64_t quadratic) {
-    const int PER_THREAD = 8;
+    const int PER_THREAD = 4;
     int64_t row = blockIdx.x;
     float high = (float)logsumexp[row], low = isinf(high) ? 0.0f : (float)(logsumexp[row] - high);
     float ra = a[row], rb = quadratic ? b[row] : 0.0f, rc = quadratic ? c[row] : 0.0f, d[PER_THREAD];
@@ -60,20 +58,18 @@ template <class T>
 __device__ void softmax(PTR(const T) x, int64_t stride, int64_t cols, PTR(float) out, int64_t log_space) {
     int64_t row = blockIdx.x;
     float k = (float)LOG2E;
-    Sums s = no_sums();
     auto from = x + row * stride;
     auto to = out + row * cols;
-    for_each<T>(from, 0, cols, [&](float v, int64_t) { add<false>(s, v, k); });
-    s = merge_block(s, k);
+    Sums s = row_sums<T, false>(from, cols, k);
     double lse = log_sum_exp(s, 1.0f);
     float high = (float)lse, low = isinf(high) ? 0.0f : (float)(lse - high), inverse = 1.0f / s.sum;
     if (log_space)
-        for_each<T>(from, 0, cols, [&](float v, int64_t i) { to[i] = v - high - low; });
+        for_each<T>(from, cols, [&](float v, int64_t i) { to[i] = v - high - low; });
     else
-        for_each<T>(from, 0, cols, [&](float v, int64_t i) { to[i] = exp2f((v - s.m) * k) * inverse; });
+        for_each<T>(from, cols, [&](float v, int64_t i) { to[i] = exp2f((v - s.m) * k) * inverse; });
 }
 
-#define ROW_KERNELS(T)                                                                                              \
+#define KERNELS(T)                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                           \
         row_statistics_##T(PTR(const T) x, int64_t stride, int64_t cols, float scale, PTR(const int64_t) targets,   \
                            int64_t per_row, PTR(float) logprob, PTR(double) logsumexp, PTR(float) entropy,          \
@@ -93,7 +89,3 @@ __device__ void softmax(PTR(const T) x, int64_t stride, int64_t cols, PTR(float)
         softmax_##T(PTR(const T) x, int64_t stride, int64_t cols, PTR(float) out, int64_t log_space) {                  \
         softmax<T>(x, stride, cols, out, log_space);                                                                \
     }
-
-ROW_KERNELS(f32)
-ROW_KERNELS(bf16)
-ROW_KERNELS(f16)

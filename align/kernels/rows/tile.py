@@ -40,9 +40,8 @@ def statistics(z: Float[Tensor, "C V"], targets: Int[Tensor, "C M"], scale: floa
     )
     if z.is_cuda:
         results = (stats.logprob, stats.logsumexp, stats.entropy, stats.log_sum_sq)
-        kernel = f"row_statistics_{cuda.SUFFIXES[z.dtype]}"
         given = (z, z.stride(0), cols, float(scale), targets, targets.shape[1])
-        cuda.launch("rows", kernel, rows, *given, *results, int(moments))
+        cuda.launch("rows", "row_statistics", z.dtype, rows, *given, *results, int(moments))
         return stats
     args = native.RowStatisticsArgs(
         x=z.data_ptr(),
@@ -113,7 +112,7 @@ def logit_gradient(
     if z.is_cuda:
         coefficients = [held[2] if t is None else t for t in held[1:]]  # b and c are not read without moments
         given = (z, z.stride(0), cols, held[0], targets.shape[1], *coefficients, float(cap), float(slope))
-        cuda.launch("rows", f"logit_gradient_{cuda.SUFFIXES[dtype]}", rows, *given, int(quadratic is not None))
+        cuda.launch("rows", "logit_gradient", dtype, rows, *given, int(quadratic is not None))
         return z.view(dtype)[:, :cols]
     scratch = torch.empty(targets.shape, dtype=torch.float64)
     args = native.LogitGradientArgs(

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from align.kernels import cuda
-from align.kernels.sampling import reference
+from align.kernels.sampling.op import sample_op
 
 
 @dataclass(frozen=True)
@@ -50,18 +49,9 @@ def sample(
 
     Source: ours; splitmix64 of Steele, Lea and Flood (2014).
     """
-    floats = [_per_row(value, logits, torch.float32) for value in (temperature, top_p, min_p)]
-    heat, nucleus, least = floats
+    heat, nucleus, least = (_per_row(value, logits, torch.float32) for value in (temperature, top_p, min_p))
     count, seeds, positions = (_per_row(value, logits, torch.int64) for value in (top_k, seed, position))
-    if not cuda.usable(logits):
-        return Sample(*reference.sample(logits, heat, count, nucleus, least, seeds, positions))
-    rows, cols = logits.shape
-    token, rank = (torch.empty(rows, dtype=torch.int64, device=logits.device) for _ in range(2))
-    raw, processed, entropy = (torch.empty(rows, device=logits.device) for _ in range(3))
-    kernel = f"sample_{cuda.SUFFIXES[logits.dtype]}"
-    given = (logits, logits.stride(0), cols, heat, count, nucleus, least, seeds, positions)
-    cuda.launch("sampling", kernel, rows, *given, token, raw, processed, entropy, rank)
-    return Sample(token, raw, processed, entropy, rank)
+    return Sample(*sample_op(logits.detach(), heat, count, nucleus, least, seeds, positions))
 
 
 def _per_row(value: float | Tensor, logits: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,8 +2,21 @@
 #include "cuda_on_host.h"
 
 #include "contrast/contrast.cu"
+KERNELS(f32)
+KERNELS(bf16)
+KERNELS(f16)
+#undef KERNELS
+
 #include "rows/rows.cu"
+KERNELS(f32)
+KERNELS(bf16)
+KERNELS(f16)
+#undef KERNELS
+
 #include "sampling/sampling.cu"
+KERNELS(f32)
+KERNELS(bf16)
+KERNELS(f16)
 
 template <class T> static Checked<T> view(void *p, int64_t size) { return {(T *)p, 0, size}; }
 
