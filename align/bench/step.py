@@ -207,10 +207,11 @@ class Theirs(Side):
             processing_class=PreTrainedTokenizerFast.from_pretrained(folder),
             peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(TARGETS)),
         )
-        super().__init__(self.trainer.model, batches, dtype)
+        model: Any = self.trainer.model
+        super().__init__(model, batches, dtype)
         self.model.train()
         if checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         self.cached = [list(self._with_reference(batch)) if cached else None for batch in batches]
         self.trainer.precompute_ref_logps = cached
 

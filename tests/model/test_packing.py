@@ -133,6 +133,14 @@ def test_adapters_get_the_same_gradients_with_and_without_checkpointing(policy, 
         assert torch.equal(plain[name], checkpointed[name])
 
 
+def test_autocast_gives_the_gradients_of_its_precision(policy, ragged):
+    exact = adapter_gradients(policy, policy.collate(ragged))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = adapter_gradients(policy, policy.collate(ragged))
+    for name, want in exact.items():
+        assert 0 < (half[name] - want).norm() <= 0.1 * want.norm(), name
+
+
 def test_the_reference_is_the_same(policy, ragged):
     scorer = TokenScorer(policy)
     with policy.reference():
