@@ -11,7 +11,6 @@ from trl.trainer.utils import selective_log_softmax
 
 from align.bench.measure import Task, alternate, machine, peak_bytes, read_bandwidth
 from align.kernels import linear_logprobs, selective_logprobs, softmax
-from align.kernels.head import workspace
 from align.kernels.rows.op import softmax_into
 
 ROUNDS = 5
@@ -142,7 +141,6 @@ def _case(
     clock = "cpu_median_ms" if device.type == "cpu" else "median_ms"
     print(name)
     for implementation, figures in results.items():
-        workspace.release()
         figures["peak_bytes"] = peak_bytes(tasks[implementation], device)
         figures["max_error"] = errors[implementation]
         figures["times_ours"] = figures[clock] / results["ours"][clock]
