@@ -98,7 +98,7 @@ class AlignTrainer(Trainer):
         """Forward and backward of all of a step's micro-batches; returns the step's loss."""
         self.step_began = time.monotonic()
         model.train()
-        batches = self._cut(inputs)
+        batches = self._micro_batches(inputs)
         baseline = self._baseline() if self.loss.needs_baseline else None
         total = torch.zeros((), device=self.args.device)
         for examples in batches[:-1]:
@@ -124,13 +124,9 @@ class AlignTrainer(Trainer):
         self.accelerator.backward(loss)
         return loss.detach()
 
-    def _cut(self, examples: list[Example]) -> list[list[Example]]:
-        """Micro-batches, as many on every process."""
+    def _micro_batches(self, lists: list[Example]) -> list[list[Example]]:
         return agreed_micro_batches(
-            examples,
-            tokens_per_batch=self.tokens_per_batch,
-            accelerator=self.accelerator,
-            packed=self.policy.packing,
+            lists, tokens_per_batch=self.tokens_per_batch, accelerator=self.accelerator, packed=self.policy.packing
         )
 
     def _baseline(self) -> Tensor:
@@ -144,7 +140,7 @@ class AlignTrainer(Trainer):
             self._mismatched(rows, place) for place in range(self.args.process_index, len(rows), self.args.world_size)
         ]
         total = torch.zeros((), device=self.args.device)
-        for examples in self._cut(own):
+        for examples in self._micro_batches(own):
             total += self._log_ratio(examples or [self._mismatched(rows, 0)]) * bool(examples)
         return (self.accelerator.reduce(total, reduction="sum") / len(rows)).clamp(min=0)
 

@@ -35,21 +35,6 @@ def shared_data() -> Path:
     return SHARED
 
 
-@pytest.fixture
-def ragged() -> list[dict]:
-    """Tokenised lists of one to eight completions, some of equal length."""
-    generator = torch.Generator().manual_seed(3)
-
-    def ids(length: int) -> list[int]:
-        return torch.randint(3, 40, (length,), generator=generator).tolist()
-
-    shapes = ((4, (5, 9)), (1, (3, 3, 1)), (7, (2, 6, 2, 2)), (3, (1, 4, 6, 2, 3, 4, 4, 1)), (2, (5,)))
-    return [
-        {"prompt_ids": [1, *ids(p - 1)], "completion_ids": [ids(n) for n in sizes], "grades": [float(n) for n in sizes]}
-        for p, sizes in shapes
-    ]
-
-
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory) -> Path:
     """A two-layer Llama with random weights, and a tokenizer of words w3 ... w39."""
@@ -117,3 +102,18 @@ def make_recipe(tiny_policy, rows_file, tmp_path):
         return parse_recipe(tree, origin="test")
 
     return make
+
+
+@pytest.fixture
+def ragged() -> list[dict]:
+    """Tokenised lists of one to eight completions, some of equal length."""
+    generator = torch.Generator().manual_seed(3)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(3, 40, (length,), generator=generator).tolist()
+
+    shapes = ((4, (5, 9)), (1, (3, 3, 1)), (7, (2, 6, 2, 2)), (3, (1, 4, 6, 2, 3, 4, 4, 1)), (2, (5,)))
+    return [
+        {"prompt_ids": [1, *ids(p - 1)], "completion_ids": [ids(n) for n in sizes], "grades": [float(n) for n in sizes]}
+        for p, sizes in shapes
+    ]

@@ -1,15 +1,18 @@
 """Our kernels against plain torch, TRL and, where installed, Liger and cut-cross-entropy on the same inputs."""
 
 import importlib.util
+import os
+import time
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 
 import torch
 from torch import Tensor
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.utils import selective_log_softmax
 
-from align.bench.measure import Task, alternate, machine, peak_bytes, read_bandwidth
+from align.bench.measure import Task, alternate, machine, peak_bytes
 from align.kernels import linear_logprobs, selective_logprobs, softmax
 from align.kernels.rows.op import softmax_into
 
@@ -21,13 +24,13 @@ def run() -> dict[str, object]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    bandwidth = read_bandwidth(device)
-    print(f"{machine(device)}\nread bandwidth {bandwidth / 1e9:.1f} GB/s")
-    cases = [*_selective_cases(device, bandwidth), *_softmax_cases(device, bandwidth), *_head_cases(device)]
-    return {"machine": machine(device), "read_bytes_per_second": bandwidth, "cases": cases}
+    print(machine(device))
+    cases = [*_selective_cases(device), *_softmax_cases(device), *_head_cases(device)]
+    about = {"date": time.strftime("%Y-%m-%d"), "trl": version("trl"), "rounds": ROUNDS, "load": os.getloadavg()[0]}
+    return {"machine": machine(device), **about, "cases": cases}
 
 
-def _selective_cases(device: torch.device, bandwidth: float) -> list[dict[str, object]]:
+def _selective_cases(device: torch.device) -> list[dict[str, object]]:
     """log p of one target per row of existing logits; read once, nothing written."""
     cases = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -41,9 +44,8 @@ def _selective_cases(device: torch.device, bandwidth: float) -> list[dict[str, o
         }
         errors = {n: _error(f(logits[:8], targets[:8]), truth) for n, f in methods.items()}
         tasks: dict[str, Task] = {n: partial(f, logits, targets) for n, f in methods.items()}
-        moved = logits.numel() * logits.element_size()
         name = f"selective_logprobs {list(logits.shape)} {dtype}"
-        cases.append(_case(name, tasks, device, errors, moved, bandwidth))
+        cases.append(_case(name, tasks, device, errors, read=logits))
     return cases
 
 
@@ -56,7 +58,7 @@ def _selective_truth(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.log_softmax(logits.double(), -1).gather(1, targets[:, None])[:, 0]
 
 
-def _softmax_cases(device: torch.device, bandwidth: float) -> list[dict[str, object]]:
+def _softmax_cases(device: torch.device) -> list[dict[str, object]]:
     """softmax(out=) in float32: ours, the same code in three passes, torch; counted as two reads and a write."""
     cases = []
     for shape in ((1024, 32000), (256, 151936), (1, 2**25)):
@@ -73,7 +75,7 @@ def _softmax_cases(device: torch.device, bandwidth: float) -> list[dict[str, obj
         for name, task in tasks.items():
             task()
             errors[name] = _error(out[:4], truth)
-        cases.append(_case(f"softmax {list(shape)} float32", tasks, device, errors, 3 * 4 * x.numel(), bandwidth))
+        cases.append(_case(f"softmax {list(shape)} float32", tasks, device, errors, read=x, passes=3))
     return cases
 
 
@@ -132,21 +134,29 @@ def _case(
     tasks: dict[str, Task],
     device: torch.device,
     errors: dict[str, float],
-    moved: int = 0,
-    bandwidth: float = 0.0,
+    read: Tensor | None = None,
+    passes: int = 1,
     flops: int = 0,
 ) -> dict[str, object]:
-    """Time, memory and error of every implementation, and how many times slower than ours each is."""
+    """Time, memory and error of every implementation, and how many times slower than ours each is.
+
+    With `read`, a kernel must move `passes` times this tensor; a plain sum over it, timed in the same rounds, says how
+    fast memory is read.
+    """
+    if read is not None:
+        tasks = tasks | {"read": read.view(torch.float32).sum}
     results = alternate(tasks, ROUNDS, device)
     clock = "cpu_median_ms" if device.type == "cpu" else "median_ms"
     print(name)
     for implementation, figures in results.items():
         figures["peak_bytes"] = peak_bytes(tasks[implementation], device)
-        figures["max_error"] = errors[implementation]
+        if implementation in errors:
+            figures["max_error"] = errors[implementation]
         figures["times_ours"] = figures[clock] / results["ours"][clock]
-        if moved:
-            figures["gb_per_s"] = moved / figures[clock] / 1e6
-            figures["of_read_bandwidth"] = moved / (figures[clock] / 1e3) / bandwidth
+        if read is not None:
+            moved = 1 if implementation == "read" else passes
+            figures["gb_per_s"] = moved * read.numel() * read.element_size() / figures[clock] / 1e6
+            figures["of_read_bandwidth"] = moved * results["read"][clock] / figures[clock]
         if flops:
             figures["tflop_per_s"] = flops / figures[clock] / 1e9
         print("  " + implementation.ljust(12) + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))

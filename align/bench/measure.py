@@ -1,4 +1,4 @@
-"""Timing in alternation, peak memory, and the machine's own speed."""
+"""Timing in alternation, peak memory, and what the machine is."""
 
 import ctypes
 import platform
@@ -72,19 +72,19 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def read_bandwidth(device: torch.device) -> float:
-    """Bytes per second at which a sum reads half a gigabyte, by the clock that tasks are compared on."""
-    x = torch.ones(2**27, device=device)
-    figures = alternate({"sum": x.sum}, 8, device)["sum"]
-    return 4 * x.numel() / (figures.get("cpu_median_ms", figures["min_ms"]) / 1e3)
-
-
 def machine(device: torch.device) -> dict[str, object]:
     """What the figures were measured on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+        "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "instruction_set": native.instruction_set(),
     }
+
+
+def _cpu() -> str:
+    """The processor's name as Linux gives it, else its architecture."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

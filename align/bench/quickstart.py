@@ -36,7 +36,7 @@ def run() -> dict[str, Any]:
                 summary = train(load_recipe(path, [*overrides, f"train.seed={seed}", f"output={output}"])).summary
                 kept = {key: summary[key] for key in ("seed", "eval_before", "eval_after", "train_seconds")}
                 results[name].append(kept | {"wall_seconds": time.monotonic() - began})
-    Console().print(_table(results))
+    Console(width=150).print(_table(results))
     return {"machine": machine(torch.device("cpu")), "date": time.strftime("%Y-%m-%d"), "runs": results}
 
 

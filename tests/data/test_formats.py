@@ -96,7 +96,9 @@ def test_own_grades_and_rewards_are_both_kept():
 
 
 def test_null_columns_count_as_absent():
-    row = read(prompt=None, messages=None, instruction="p", responses=None, chosen="a", rejected="b", images=None)
+    row = read(
+        prompt=None, messages=None, instruction="p", responses=None, chosen="a", rejected="b", images=None, tools=[]
+    )
     assert (row.prompt, row.completions) == ("p", ("a", "b"))
 
 
@@ -136,6 +138,7 @@ def test_implicit_text_prompt_never_cuts_a_word_or_special_token():
         ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: other\n\nAssistant: b"),
         ("\n\nHuman: a\n\nAssistant: b", "no dialogue"),
         ("cat", "dog"),
+        (" cat", " dog"),
         (
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
             [{"role": "user", "content": "other"}, {"role": "assistant", "content": "b"}],

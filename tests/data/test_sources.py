@@ -45,8 +45,8 @@ def test_byte_order_mark_is_no_error(tmp_path):
 
 
 def test_limit_reads_no_further(tmp_path):
-    (tmp_path / "a.jsonl").write_text(LINES + "{broken")
-    assert prompts(tmp_path / "a.jsonl", limit=2) == ["p0", "p1"]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES.encode())[:-4])  # broken at its end
+    assert prompts(tmp_path / "a.jsonl.gz", limit=2) == ["p0", "p1"]
 
 
 def test_parquet_null_columns_count_as_absent(tmp_path):

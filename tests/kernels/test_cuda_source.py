@@ -1,4 +1,4 @@
-"""The CUDA sources without a GPU: run on the host by a simulator, and compiled for three architectures."""
+"""The CUDA kernels called directly: by a simulator on the host, on a GPU, and compiled for three architectures."""
 
 import ctypes
 import shutil
@@ -20,22 +20,45 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def simulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
-    """simulate(kernel, dtype, order, rows, *arguments) runs a kernel's own source with threads in a random order."""
+@pytest.fixture(scope="session")
+def simulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to compile the simulator with")
     library = tmp_path_factory.mktemp("simulator") / "simulator.so"
     options = ["-std=c++17", "-O1", "-fPIC", "-shared", f"-I{cuda.SOURCES}", f"-I{HERE / 'simulator'}"]
     subprocess.run([compiler, *options, "-o", library, HERE / "simulator/simulator.cpp"], check=True)
-    loaded = ctypes.CDLL(str(library))
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(params=["simulator", pytest.param("cuda", marks=pytest.mark.gpu)])
+def execute(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """execute(kernel, dtype, order, rows, *arguments): on the host with threads in a random order, or on a GPU."""
+    if request.param == "cuda":
+        if not (torch.cuda.is_available() and cuda.installed()):
+            pytest.skip("no CUDA device, or no cuda-core")
+        return _on_gpu
+    loaded = request.getfixturevalue("simulator")
 
     def run(kernel: str, dtype: torch.dtype, order: int, rows: int, *arguments: object) -> None:
         function = loaded[f"sim_{kernel}_{cuda.SUFFIXES[dtype]}"]
         function(ctypes.c_uint(order), ctypes.c_int64(rows), *(_as_c(a) for a in arguments))
 
     return run
+
+
+def _on_gpu(kernel: str, dtype: torch.dtype, order: int, rows: int, *arguments: object) -> None:
+    program = {"sample": "sampling", "contrast_logits": "contrast"}.get(kernel, "rows")
+    there = [_copy(a) if isinstance(a, Tensor) else a for a in arguments]
+    cuda.launch(program, kernel, dtype, rows, *there)
+    for here, result in zip(arguments, there, strict=True):
+        if isinstance(here, Tensor):
+            here.copy_(result)  # type: ignore[arg-type]
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """On the GPU with the same strides, in memory of its own."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda").copy_(tensor)
 
 
 def _as_c(value: object) -> object:
@@ -56,13 +79,13 @@ def rows(width: int, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_row_statistics(simulate: Callable[..., None], width: int, dtype: torch.dtype) -> None:
+def test_row_statistics(execute: Callable[..., None], width: int, dtype: torch.dtype) -> None:
     x = rows(width, dtype)
     targets = torch.tensor([[0, -1], [width - 1, width - 1], [width // 2, 0], [width - 1, 0], [0, 0]])
     logprob, lse = torch.full((5, 2), torch.nan), torch.full((5,), torch.nan, dtype=torch.float64)
     entropy, squares = torch.full((5,), torch.nan), torch.full((5,), torch.nan)
     given = (x, x.stride(0), width, 0.7, targets, 2, logprob, lse, entropy, squares, 1)
-    simulate("row_statistics", dtype, width, 5, *given)
+    execute("row_statistics", dtype, width, 5, *given)
     truth = _torch_statistics(x.double(), targets, 0.7, True)
     for value, expected in ((logprob, truth.logprob), (lse, truth.logsumexp)):
         torch.testing.assert_close(value.double(), expected, rtol=2e-7, atol=2e-5, equal_nan=True)
@@ -74,14 +97,14 @@ def test_row_statistics(simulate: Callable[..., None], width: int, dtype: torch.
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [*WIDTHS, 2048])
 @pytest.mark.parametrize("quadratic", [False, True])
-def test_logit_gradient(simulate: Callable[..., None], width: int, dtype: torch.dtype, quadratic: bool) -> None:
+def test_logit_gradient(execute: Callable[..., None], width: int, dtype: torch.dtype, quadratic: bool) -> None:
     z = torch.randn(3, width + 3) * 4
     truth_z = z[:, :width].double()
     lse = truth_z.logsumexp(1)
     a, b, c, g = torch.randn(3), torch.randn(3), torch.randn(3), torch.randn(3, 2)
     targets = torch.tensor([[0, -1], [width - 1, width - 1], [-1, width // 2]])
     given = (z, z.stride(0), width, targets, 2, lse, a, b, c, g, 0.02, 1.5, int(quadratic))
-    simulate("logit_gradient", dtype, width, 3, *given)
+    execute("logit_gradient", dtype, width, 3, *given)
     bc = (b.double(), c.double()) if quadratic else None
     truth = _torch_gradient(truth_z, targets, lse, a.double(), g.double(), bc, 0.02, 1.5)
     got = z.view(dtype)[:, :width].double()
@@ -90,21 +113,21 @@ def test_logit_gradient(simulate: Callable[..., None], width: int, dtype: torch.
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_softmax(simulate: Callable[..., None], width: int, dtype: torch.dtype) -> None:
+def test_softmax(execute: Callable[..., None], width: int, dtype: torch.dtype) -> None:
     x = rows(width, dtype)
     for log_space, plain in ((0, torch.softmax), (1, torch.log_softmax)):
         out = torch.full((5, width), torch.nan)
-        simulate("softmax", dtype, width, 5, x, x.stride(0), width, out, log_space)
+        execute("softmax", dtype, width, 5, x, x.stride(0), width, out, log_space)
         torch.testing.assert_close(out.double(), plain(x.double(), -1), rtol=2e-6, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_contrast(simulate: Callable[..., None], width: int, dtype: torch.dtype) -> None:
+def test_contrast(execute: Callable[..., None], width: int, dtype: torch.dtype) -> None:
     z = rows(width, dtype)[:4]
     pair, alpha = torch.tensor([3, -1, 0, 2]), torch.tensor([0.5, 0.5, 0.0, 2.0])
     out = torch.full((4, width), torch.nan)
-    simulate("contrast_logits", dtype, 0, 4, z, z.stride(0), width, pair, alpha, -2.5, out)
+    execute("contrast_logits", dtype, 0, 4, z, z.stride(0), width, pair, alpha, -2.5, out)
     torch.testing.assert_close(out, contrast_logits(z, pair, alpha, -2.5), rtol=1e-6, atol=1e-5)
 
 
@@ -115,7 +138,7 @@ SETTINGS = [(1.0, 0, 1.0, 0.0), (0.7, 0, 0.8, 0.0), (1.3, 7, 1.0, 0.0), (1.0, 40
 @pytest.mark.parametrize(("temperature", "top_k", "top_p", "min_p"), SETTINGS)
 @pytest.mark.parametrize("width", [1, 37, 1000, 4099])
 def test_sample(
-    simulate: Callable[..., None],
+    execute: Callable[..., None],
     width: int,
     dtype: torch.dtype,
     temperature: float,
@@ -130,7 +153,7 @@ def test_sample(
     token, rank = torch.full((6,), -9), torch.full((6,), -9)
     raw, processed, entropy = (torch.full((6,), torch.nan) for _ in range(3))
     given = (x, x.stride(0), width, heat, count, nucleus, least, seed, position)
-    simulate("sample", dtype, width, 6, *given, token, raw, processed, entropy, rank)
+    execute("sample", dtype, width, 6, *given, token, raw, processed, entropy, rank)
     z = sampling.keep(x, heat, count, nucleus, least)
     cdf = torch.softmax(z, 1).cumsum(1)
     u = sampling.uniform(seed, position) * (temperature > 0)
@@ -145,33 +168,49 @@ def test_sample(
     assert torch.equal(rank, 1 + (x > x.gather(1, at)).sum(1))
 
 
-def test_no_thread_order_changes_a_bit(simulate: Callable[..., None]) -> None:
+def test_no_thread_order_changes_a_bit(execute: Callable[..., None]) -> None:
     x = torch.randn(2, 1003)
     results = []
     for order in range(4):
         lse, token = torch.empty(2, dtype=torch.float64), torch.empty(2, dtype=torch.int64)
         floats = [torch.empty(2) for _ in range(5)]
         none = torch.empty(2, 0, dtype=torch.int64)
-        simulate("row_statistics", x.dtype, order, 2, x, 1003, 1003, 1.0, none, 0, floats[0], lse, *floats[1:3], 1)
+        execute("row_statistics", x.dtype, order, 2, x, 1003, 1003, 1.0, none, 0, floats[0], lse, *floats[1:3], 1)
         number, one = torch.arange(2), torch.ones(2)
         tail = (token, *floats[:2], floats[3], torch.empty(2, dtype=torch.int64))
         given = (one, number + 9, one * 0.9, one * 0, number, number, *tail)
-        simulate("sample", x.dtype, order, 2, x, 1003, 1003, *given)
+        execute("sample", x.dtype, order, 2, x, 1003, 1003, *given)
         results.append(torch.cat([lse, token.double(), *(f.double() for f in floats[:4])]))
     assert all(torch.equal(r.nan_to_num(7), results[0].nan_to_num(7)) for r in results)
 
 
+ARCHITECTURES = ["sm_80", "sm_90a", "sm_100a"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_100a"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("program", sorted(cuda.PROGRAMS))
 def test_compiles_without_spills(program: str, architecture: str, tmp_path: Path) -> None:
     compiler = shutil.which("nvcc")
     if compiler is None:
         pytest.skip("no nvcc on this machine")
     text = tmp_path / "program.cu"
-    text.write_text(cuda.source(program))
-    options = ["-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-o", str(tmp_path / "cubin")]
-    done = subprocess.run([compiler, *options, str(text)], capture_output=True, text=True)
+    text.write_text(cuda.source(program, tuple(cuda.SUFFIXES.values())))
+    options = ["-std=c++17", "-ftz=true", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-o", tmp_path / "cubin"]
+    done = subprocess.run([compiler, *options, text], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    usage = [line for line in done.stderr.splitlines() if "bytes spill stores" in line]
-    assert len(usage) >= 3 and all(" 0 bytes spill stores, 0 bytes spill loads" in line for line in usage), usage
+    usage = [line.strip() for line in done.stderr.splitlines() if "bytes spill stores" in line]
+    assert len(usage) == 3 * text.read_text().count('extern "C"')
+    assert set(usage) == {"0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("program", sorted(cuda.PROGRAMS))
+def test_nvrtc_compiles_once(program: str, architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = pytest.importorskip("cuda.core", reason="no cuda-core to compile with")
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path))
+    code = cuda.compile_cubin(program, "bf16", architecture)
+    assert code.startswith(b"\x7fELF") and b"_bf16" in code and b"_f16" not in code.replace(b"_bf16", b"")
+    monkeypatch.setattr(core, "Program", None)  # not called again
+    assert cuda.compile_cubin(program, "bf16", architecture) == code

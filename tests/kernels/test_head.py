@@ -50,7 +50,7 @@ def gradients(values: list[Tensor], wrt: list[Tensor]) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("columns", [1, 3])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("mode", ["direction", "recompute", "store"])
-def test_float64_equals_the_formula(mode: str, softcap: float | None, columns: int) -> None:
+def test_float64_equals_the_formula(device: str, mode: str, softcap: float | None, columns: int) -> None:
     inputs = make(torch.float64, columns)
     trained = ["hidden"] if mode == "direction" else ["hidden", "weight", "bias", "lora_a", "lora_b"]
     wrt = [inputs[name].requires_grad_() for name in trained]
@@ -118,7 +118,7 @@ def test_rows_without_a_target_never_matter(isa: str, mode: str) -> None:
     assert hidden.grad is not None and hidden.grad[2].eq(0).all() and hidden.grad.isfinite().all()
 
 
-def test_nothing_to_score() -> None:
+def test_nothing_to_score(device: str) -> None:
     inputs = make(torch.float32)
     hidden = inputs["hidden"].requires_grad_()
     for rows, targets in ((hidden[:0], torch.empty(0, dtype=torch.int64)), (hidden, torch.full((N,), -1))):
@@ -141,14 +141,14 @@ def test_a_forbidden_token_and_huge_logits(isa: str) -> None:
     assert grad.isfinite().all()
 
 
-def test_chunks_do_not_change_the_numbers() -> None:
+def test_chunks_do_not_change_the_numbers(device: str) -> None:
     inputs = make(torch.float32)
     whole, pieces = (outputs_of(inputs, None, outputs=ALL, chunk_rows=rows) for rows in (N, 1))
     torch.testing.assert_close(whole, pieces, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["direction", "recompute", "store"])
-def test_gradcheck(mode: str) -> None:
+def test_gradcheck(device: str, mode: str) -> None:
     inputs = make(torch.float64, 2)
     trained = ["hidden"] if mode == "direction" else ["hidden", "weight", "bias", "lora_a", "lora_b"]
     for name in trained:
@@ -161,7 +161,7 @@ def test_gradcheck(mode: str) -> None:
     assert torch.autograd.gradcheck(values, [inputs[name] for name in trained], fast_mode=True)
 
 
-def test_auto_knows_who_needs_gradients() -> None:
+def test_auto_knows_who_needs_gradients(device: str) -> None:
     inputs = make(torch.float32)
     hidden, weight, targets = inputs["hidden"], inputs["weight"], inputs["targets"][:, 0]
     assert not linear_logprobs(hidden, weight, targets).logprob.requires_grad
@@ -192,7 +192,7 @@ def test_frozen_head_gets_no_weight_gradient(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("mode", ["none", "direction", "recompute", "store"])
-def test_registration(mode: str) -> None:
+def test_registration(device: str, mode: str) -> None:
     inputs = make(torch.float32)
     if mode != "none":
         inputs["hidden"].requires_grad_()
@@ -202,7 +202,7 @@ def test_registration(mode: str) -> None:
 
 
 @pytest.mark.parametrize("trainable", [False, True])
-def test_compiles_to_one_graph(trainable: bool) -> None:
+def test_compiles_to_one_graph(device: str, trainable: bool) -> None:
     inputs = make(torch.float32)
     hidden, weight = inputs["hidden"].requires_grad_(), inputs["weight"].requires_grad_(trainable)
     wrt = [hidden, weight] if trainable else [hidden]

@@ -11,6 +11,7 @@ from torch import Tensor
 from align.kernels import log_softmax, logsumexp, native, selective_logprobs, softmax
 from align.kernels.rows import reference
 from align.kernels.rows.op import selective_logprobs_op, softmax_op
+from align.kernels.rows.tile import statistics
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # One element, below and above a vector and a block of each instruction set, not multiples of 8, several segments.
@@ -168,7 +169,7 @@ def test_selective_gradients(isa: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours.double(), truth, rtol=2 * torch.finfo(dtype).eps + 1e-4, atol=1e-6)
 
 
-def test_registration() -> None:
+def test_registration(device: str) -> None:
     x = rows(37, torch.bfloat16)[:3].requires_grad_()
     targets = torch.tensor([[3], [-1], [30]])
     torch.library.opcheck(selective_logprobs_op, (x, targets, 0.5))
@@ -176,7 +177,7 @@ def test_registration() -> None:
         torch.library.opcheck(softmax_op, (x, method, 3))
 
 
-def test_compiles_to_one_graph() -> None:
+def test_compiles_to_one_graph(device: str) -> None:
     x = torch.randn(4, 50, requires_grad=True)
     targets = torch.tensor([1, 2, -1, 3])
 
@@ -191,3 +192,19 @@ def test_compiles_to_one_graph() -> None:
 def test_sparse_needs_k() -> None:
     with pytest.raises(ValueError, match="needs k between 1 and 5"):
         softmax(torch.randn(2, 5), method="sparse")
+
+
+def test_portable_c_runs_where_it_beats_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse softmax and moments; everything else is faster in torch without vector instructions."""
+    called: list[str] = []
+    monkeypatch.setattr(native, "instruction_set", lambda: "scalar")
+    monkeypatch.setattr(native, "call", lambda name, *_: called.append(name))
+    x, targets = torch.randn(2, 50), torch.tensor([[1], [2]])
+    for function in (softmax, log_softmax, logsumexp):
+        function(x)
+    softmax(x, method="stablemax")
+    statistics(x, targets, 1.0, moments=False)
+    assert called == []
+    softmax(x, method="sparse", k=3)
+    statistics(x, targets, 1.0, moments=True)
+    assert called == ["align_softmax", "align_row_statistics"]

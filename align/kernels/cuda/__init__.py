@@ -1,7 +1,8 @@
 """The CUDA C++ kernels: compiled by NVRTC at first use, kept on disk, launched through cuda.core.
 
 No nvcc and no build are needed, only the `cuda` extra. A cubin is kept per source, dtype, architecture and compiler
-version in $ALIGN_CACHE (by default ~/.cache/align), seconds of work each. Without cuda.core, or on an AMD device, torch does the work.
+version in $ALIGN_CACHE (by default ~/.cache/align), seconds of work each. Without cuda.core, or on an AMD device, torch
+does the work.
 """
 
 import ctypes

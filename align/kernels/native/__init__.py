@@ -46,10 +46,18 @@ def forced(name: str | None) -> Iterator[None]:
         _forced = before
 
 
-def usable(x: Tensor) -> bool:
-    """Whether the C kernels read this tensor: on the CPU, of a known dtype, rows contiguous."""
-    known = x.device.type == "cpu" and x.dtype in DTYPES
-    return known and (x.stride(-1) == 1 or x.shape[-1] == 1) and instruction_set() != "torch"
+def usable(x: Tensor, scalar_wins: bool = False) -> bool:
+    """Whether to give the C kernels this tensor: on the CPU, of a known dtype, rows contiguous.
+
+    Args:
+        x: the tensor.
+        scalar_wins: portable C beats torch's vectors here; elsewhere it runs only where forced.
+    """
+    known = x.device.type == "cpu" and x.dtype in DTYPES and (x.stride(-1) == 1 or x.shape[-1] == 1)
+    if not known:
+        return False
+    level = instruction_set()
+    return level != "torch" and (level != "scalar" or scalar_wins or _forced == "scalar")
 
 
 def call(name: str, args: ctypes.Structure, rows: int, elements: int) -> None:

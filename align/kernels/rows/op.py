@@ -18,7 +18,7 @@ BACKWARD_BYTES = 2**26
 
 def softmax_into(x: Float[Tensor, "R V"], method: str, k: int, out: Float[Tensor, "R V"]) -> None:
     """Write one of the methods for every row; past the caches when the result is larger than most CPUs' caches."""
-    fits = native.usable(x) and out.dtype == torch.float32 and out.is_contiguous()
+    fits = native.usable(x, scalar_wins=method == "sparse") and out.dtype == torch.float32 and out.is_contiguous()
     rows, cols = x.shape
     if cuda.usable(x) and out.dtype == torch.float32 and out.is_contiguous() and method in ("softmax", "log_softmax"):
         given = (x, x.stride(0), cols, out, int(method == "log_softmax"))

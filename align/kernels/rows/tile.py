@@ -29,7 +29,7 @@ def statistics(z: Float[Tensor, "C V"], targets: Int[Tensor, "C M"], scale: floa
         scale: positive factor of the logits.
         moments: also entropy and log sum p^2.
     """
-    if scale <= 0 or not (native.usable(z) or cuda.usable(z)):
+    if scale <= 0 or not (native.usable(z, scalar_wins=moments) or cuda.usable(z)):
         return _torch_statistics(z, targets, scale, moments)
     rows, cols = z.shape
     targets = targets.contiguous()
