@@ -14,7 +14,6 @@ from trl.trainer.utils import selective_log_softmax
 
 from align.bench.measure import Task, alternate, machine, peak_bytes
 from align.kernels import linear_logprobs, selective_logprobs, softmax
-from align.kernels.head import workspace
 from align.kernels.rows.op import softmax_into
 
 ROUNDS = 5
@@ -150,7 +149,6 @@ def _case(
     clock = "cpu_median_ms" if device.type == "cpu" else "median_ms"
     print(name)
     for implementation, figures in results.items():
-        workspace.release()
         figures["peak_bytes"] = peak_bytes(tasks[implementation], device)
         if implementation in errors:
             figures["max_error"] = errors[implementation]

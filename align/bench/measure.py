@@ -1,5 +1,6 @@
 """Timing in alternation, peak memory, and what the machine is."""
 
+import ctypes
 import platform
 import statistics
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 from align.kernels import native
+from align.kernels.head import workspace
 
 Task = Callable[[], object]
 
@@ -57,6 +59,8 @@ def peak_bytes(task: Task, device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         task()
         return torch.cuda.max_memory_allocated(device) - before
+    workspace.release()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # so that what earlier tasks left free is not this one's for nothing
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at the present size
     before = _status("VmRSS")
     task()

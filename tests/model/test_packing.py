@@ -133,6 +133,17 @@ def test_adapters_get_the_same_gradients_with_and_without_checkpointing(policy, 
         assert torch.equal(plain[name], checkpointed[name])
 
 
+def test_autocast_gives_the_gradients_of_its_precision(policy, ragged):
+    padded = collate(ragged, pad_id=policy.pad_id)
+    exact, whole = adapter_gradients(policy, padded), policy.collate(ragged)
+    with torch.autocast("cpu", torch.bfloat16):
+        errors = [
+            sum((gradient - exact[name]).norm() for name, gradient in adapter_gradients(policy, batch).items())
+            for batch in (whole, padded)
+        ]
+    assert 0 < errors[0] <= 1.5 * errors[1] < 0.2 * sum(gradient.norm() for gradient in exact.values())
+
+
 def test_the_reference_is_the_same(policy, ragged):
     scorer = TokenScorer(policy)
     with policy.reference():

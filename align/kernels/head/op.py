@@ -40,7 +40,8 @@ def _forward(
             if mode == "store":
                 saved[index] = tile
             elif mode == "direction":
-                saved[index] = chunked.direction(head, tile, stats.logsumexp, chunked.anchor_targets(chosen))
+                along = chunked.direction(head, tile, stats.logsumexp, chunked.anchor_targets(chosen))
+                saved[index] = along.to(saved.dtype)  # autocast makes the product another dtype than its factors
     return logprob, logsumexp, entropy, log_sum_sq, saved
 
 
