@@ -91,7 +91,8 @@ def _terms(recipe: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _options(section: dict[str, Any]) -> str:
-    options = ", ".join(f"{key} {value}" for key, value in section.items() if key != "name" and value is not None)
+    values = {key: _options(v) if isinstance(v, dict) else v for key, v in section.items() if key != "name"}
+    options = ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
     name = section.get("name", "")
     return f"{name} ({options})" if options else name
 

@@ -87,6 +87,7 @@ def save_run(folder: Path, base: Path) -> torch.Tensor:
         "policy": {"model": str(base), "adapter": {"name": "lora", "rank": 4}},
         "data": {"sources": [{"path": "lists.jsonl"}]},
         "objective": [{"name": "lambda", "weight": 1.0}],
+        "score": {"name": "log_ratio", "beta": 0.1, "divergence": {"name": "reverse_kl"}},
         "train": {"learning_rate": 1e-3, "lists_per_step": 8, "seed": 17},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -126,7 +127,15 @@ def test_a_runs_merge_has_its_chat_template_and_a_card_of_what_it_is(tmp_path):
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(out)), trained, atol=1e-5, rtol=1e-5)
     assert AutoTokenizer.from_pretrained(out).chat_template == TEMPLATE
     card = (out / "README.md").read_text()
-    for fact in (f"{tmp_path}/base", "lora (rank 4)", "lambda", "lists.jsonl", "| seed | 17 |", "torch 2.13.0"):
+    for fact in (
+        f"{tmp_path}/base",
+        "lora (rank 4)",
+        "lambda (weight 1.0)",
+        "divergence reverse_kl)",
+        "lists.jsonl",
+        "| seed | 17 |",
+        "torch 2.13.0",
+    ):
         assert fact in card
     assert "| NDCG by implicit reward | 0.2500 | 0.7500 |" in card
     assert yaml.safe_load(card.split("---")[1])["library_name"] == "transformers"
