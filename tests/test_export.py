@@ -128,7 +128,7 @@ def test_a_runs_merge_has_its_chat_template_and_a_card_of_what_it_is(tmp_path):
     assert AutoTokenizer.from_pretrained(out).chat_template == TEMPLATE
     card = (out / "README.md").read_text()
     for fact in (
-        f"{tmp_path}/base",
+        f"merged into its base model `{tmp_path}/base`",
         "lora (rank 4)",
         "lambda (weight 1.0)",
         "divergence reverse_kl)",
