@@ -136,3 +136,15 @@ def test_raw_rewards_neither_overflow_nor_go_below_zero():
 def test_a_list_without_completions_is_nothing_to_order():
     metrics = ranking_metrics(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool))
     assert all(values.isnan().all() for values in metrics.values())
+
+
+def test_differences_of_rounding_size_are_ties():
+    """Before the first step all log-ratios are zero but for rounding, which must not rank anything."""
+    grades, real = torch.tensor([[2.0, 1.0, 0.0]]), torch.ones(1, 3, dtype=torch.bool)
+    noise = torch.tensor([[3e-7, -2e-7, 1e-7]])
+    for name, value in ranking_metrics(noise, grades, real).items():
+        if name != "margin":
+            assert torch.equal(value, ranking_metrics(torch.zeros(1, 3), grades, real)[name]), name
+    assert not torch.equal(
+        ranking_metrics(noise * 1e4, grades, real)["kendall_tau"], ranking_metrics(noise, grades, real)["kendall_tau"]
+    )

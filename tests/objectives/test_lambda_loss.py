@@ -71,3 +71,11 @@ def test_pair_weights_of_the_others_are_one_on_ordered_pairs():
 def test_pair_weights_refuse_an_unknown_name():
     with pytest.raises(UserError, match="no objective `lamda`"):
         pair_weights("lamda", torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool))
+
+
+def test_rounding_does_not_rank():
+    grades, real = torch.tensor([[2.0, 1.0, 0.0]]), torch.ones(1, 3, dtype=torch.bool)
+    noise = torch.tensor([[3e-7, -2e-7, 1e-7]])
+    tied = pair_weights("lambda", torch.zeros(1, 3), grades, real)
+    assert torch.equal(pair_weights("lambda", noise, grades, real), tied)
+    assert not torch.equal(pair_weights("lambda", noise * 1e4, grades, real), tied)

@@ -42,6 +42,8 @@ def test_the_run_directory_holds_what_the_contract_names(make_recipe):
     assert [line["step"] for line in metrics(result.path)] == list(range(1, result.summary["steps"] + 1))
     assert result.summary["data"]["read"] == 30
     assert len(result.summary["samples"]) == 2
+    kept = sorted(path.name for path in (result.path / "checkpoints").glob("checkpoint-*"))
+    assert kept == ["checkpoint-6", "checkpoint-8"], "a checkpoint every 2 of 8 steps, the last two kept"
 
 
 def test_before_training_all_implicit_rewards_are_zero(make_recipe):
@@ -198,3 +200,24 @@ def test_kto_trains_on_labelled_single_completions(make_recipe, tmp_path):
         runs.append(train(make_recipe(name, data=data, objective={"name": "kto"}, train=train_section)))
     assert_same_adapter(runs[0].path, runs[1].path, rtol=1e-4, atol=1e-6)
     assert metrics(runs[0].path)[-1]["loss"] < metrics(runs[0].path)[0]["loss"]
+
+
+def test_ktos_baseline_reads_each_prompt_with_the_next_rows_completion(make_recipe, tmp_path, monkeypatch):
+    from align.trainer import AlignTrainer
+
+    rows = tmp_path / "labelled.jsonl"
+    lines = [{"prompt": f"w{10 + i}", "completion": f" w{20 + i}", "label": bool(i % 2)} for i in range(6)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read: list[tuple[int, int]] = []
+    original = AlignTrainer._log_ratio
+
+    def log_ratio(self, examples):
+        read.extend((e["prompt_ids"][-1], e["completion_ids"][0][0]) for e in examples)
+        return original(self, examples)
+
+    monkeypatch.setattr(AlignTrainer, "_log_ratio", log_ratio)
+    data = {"sources": [str(rows)], "eval_fraction": 0.0}
+    train(make_recipe(data=data, objective={"name": "kto"}, train={"steps": 1, "lists_per_step": 6}))
+    prompts, completions = ({value % 10 for value in side} for side in zip(*read, strict=True))
+    assert prompts == completions == set(range(6)), "every prompt and every completion once"
+    assert all(prompt % 10 != completion % 10 for prompt, completion in read), "none with its own"
