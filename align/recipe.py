@@ -126,8 +126,11 @@ class TrainSection(Strict):
     """Run a list as one row, its prompt once, where the model allows; off: every completion in a padded row."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast of the forward pass; bfloat16 with float32 weights is mixed precision."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: less memory, about a third more time; auto: of as few layers as
+    `activation_memory_gb` asks for."""
+    activation_memory_gb: PositiveFloat | None = None
+    """Memory for what the layers keep for the backward pass; by default most of what is free on the device."""
     dropout: bool = False
     """Keep the model's own dropout while training. An adapter's dropout is honoured either way."""
     logging_steps: PositiveInt = 1

@@ -23,6 +23,7 @@ from align.evaluate.samples import Measured, side_by_side
 from align.evaluate.sampling import sample_completions
 from align.loss import ListLoss, build_loss, likelihood_loss
 from align.model.adapters import Eva
+from align.model.checkpointing import checkpoint_layers, layers_to_checkpoint
 from align.model.checks import check_reference_identity
 from align.model.load import load_tokenizer
 from align.model.policy import Policy, load_policy
@@ -105,6 +106,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         keep_best=recipe.train.keep_best,
         args=arguments,
     )
+    _set_checkpointing(recipe, trainer)
 
     sampled_rows = prepared.heldout_rows[: recipe.sampling.prompts]
     prompts = [_for_scorer(row, policy) for row in sampled_rows]
@@ -125,6 +127,20 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         texts = [prompt_text(row, policy.tokenizer) for row in sampled_rows]
         write_json(run.summary, _summarise(recipe, run, trainer, prepared, before, after, texts))
     trainer.accelerator.wait_for_everyone()
+
+
+def _set_checkpointing(recipe: Recipe, trainer: AlignTrainer) -> None:
+    """Which layers compute again in the backward pass, the same on every process."""
+    train, count = recipe.train, None
+    if train.gradient_checkpointing == "auto":
+        budget = train.activation_memory_gb * 1e9 if train.activation_memory_gb else None
+        batch = trainer.policy.collate([trainer.lists[0]])
+        with trainer.accelerator.autocast():
+            count = layers_to_checkpoint(trainer.scorer, batch, tokens=train.tokens_per_batch, budget=budget)
+        counts = trainer.accelerator.gather(torch.tensor([count], device=trainer.args.device))
+        count = int(counts.max())
+    if train.gradient_checkpointing and count != 0:
+        checkpoint_layers(trainer.scorer.model, count)
 
 
 def loss_of(recipe: Recipe) -> ListLoss:
@@ -309,8 +325,6 @@ def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:
         max_grad_norm=train.max_grad_norm,
         bf16=train.precision == "bfloat16",
         fp16=train.precision == "float16",
-        gradient_checkpointing=train.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=1,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if train.eval_steps else "no",

@@ -25,6 +25,7 @@ from align.data.steps import packed_size
 from align.loss import build_loss
 from align.metrics import list_metrics
 from align.model.adapters import Lora
+from align.model.checkpointing import checkpoint_layers
 from align.model.forward import TokenScorer
 from align.model.policy import Policy, load_policy
 from align.objectives.pairwise import Logistic
@@ -153,7 +154,7 @@ class Ours(Side):
         super().__init__(self.policy.model, batches, dtype)
         self.batches = [self._with_reference(examples) for examples in batches]
         if checkpointing:
-            self.scorer.gradient_checkpointing_enable()
+            checkpoint_layers(self.policy.model)
 
     def _with_reference(self, examples: list[Example]) -> list[Example]:
         with self.policy.reference(), self.autocast():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from align.data.collate import Example
 from align.errors import UserError
 from align.model.forward import TokenScorer, score_tokens
 from align.types import ListBatch
@@ -65,6 +66,14 @@ def check_reference_identity(policy: "Policy", batch: ListBatch) -> None:
             f"before the first step policy and reference differ by {difference:.2g} nats on a token, with adapter "
             f"{policy.adapter}: the implicit rewards would not start at zero"
         )
+
+
+def probe_lists(base: PreTrainedModel) -> list[Example]:
+    """Two small lists for comparing a model with itself."""
+    vocabulary = base.config.get_text_config().vocab_size
+    ids = [(7 * i + 1) % vocabulary for i in range(24)]
+    shapes = ((ids[:3], [ids[3:5], ids[5:10], ids[10:12]]), (ids[12:14], [ids[14:18], ids[18:24]]))
+    return [{"prompt_ids": prompt, "completion_ids": own, "grades": [0.0] * len(own)} for prompt, own in shapes]
 
 
 def _padded(ids: Tensor, *, first: int) -> ListBatch:

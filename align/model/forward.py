@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 from transformers import PreTrainedModel
 
+from align.fused import asked_rows
 from align.kernels import linear_logprobs
 from align.packing import Tree
 from align.types import ListBatch, TokenStats
@@ -48,15 +49,6 @@ class TokenScorer(nn.Module):
         model = self._policy.stand_in or self.model
         return score_tokens(model, batch, outputs)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        """Recompute activations in the backward pass; the Trainer calls this."""
-        kwargs = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        base_model(self.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep activations for the backward pass again."""
-        base_model(self.model).gradient_checkpointing_disable()
-
 
 def score_tokens(
     model: nn.Module, batch: ListBatch, outputs: tuple[str, ...] = ("logprob",), tree: Tree | None = None
@@ -67,9 +59,11 @@ def score_tokens(
         tree: of a packed batch; by default made from it.
     """
     base = base_model(model)
-    hidden = base.get_decoder()(input_ids=batch.input_ids, use_cache=False, **_packed(batch, tree)).last_hidden_state
     mask = batch.completion_mask
-    rows = hidden.flatten(0, 1)[batch.predict_at[mask]]
+    places = batch.predict_at[mask]
+    with asked_rows(places.unique()):
+        output = base.get_decoder()(input_ids=batch.input_ids, use_cache=False, **_packed(batch, tree))
+    rows = output.last_hidden_state.flatten(0, 1)[places]
     head = head_of(base)
     # Entropy and the like are looked at, not trained on, so a frozen head needs no second pass for their gradients.
     frozen = head["lora"] is None and not head["weight"].requires_grad

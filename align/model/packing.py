@@ -7,11 +7,10 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from align.data.collate import collate
-from align.model.checks import tolerance
+from align.model.checks import probe_lists, tolerance
 from align.model.forward import score_tokens
 from align.model.load import first_line
 from align.packing import ATTENTION, Tree, packed_collate
-from align.types import ListBatch
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,8 @@ def _problem(base: PreTrainedModel, attention: str) -> str:
     """Switch to tree attention; if results change, switch back and say how."""
     training = base.training
     base.eval()
-    padded, packed = _batches(base)
+    lists = probe_lists(base)
+    padded, packed = collate(lists, pad_id=0).to(base.device), packed_collate(lists).to(base.device)
     expected = score_tokens(base, padded).logprobs
     try:
         base.set_attn_implementation(ATTENTION[attention])
@@ -63,12 +63,3 @@ def _unread(base: PreTrainedModel, tree: Tree) -> str:
     if sum(window is not None for window in tree.told) != windows:
         return "its layers do not tell attention their window"
     return ""
-
-
-def _batches(base: PreTrainedModel) -> tuple[ListBatch, ListBatch]:
-    """Two small lists, padded and packed."""
-    vocabulary = base.config.get_text_config().vocab_size
-    ids = [(7 * i + 1) % vocabulary for i in range(24)]
-    shapes = ((ids[:3], [ids[3:5], ids[5:10], ids[10:12]]), (ids[12:14], [ids[14:18], ids[18:24]]))
-    lists = [{"prompt_ids": prompt, "completion_ids": own, "grades": [0.0] * len(own)} for prompt, own in shapes]
-    return collate(lists, pad_id=0).to(base.device), packed_collate(lists).to(base.device)

@@ -26,6 +26,7 @@ from align.model.attach import (
 )
 from align.model.checkpoint import export_adapter, export_model, load_state, save_state
 from align.model.checks import check_forward
+from align.model.fusing import enable_fusing
 from align.model.identity import Identity, base_identity, reference_identity
 from align.model.load import load_model, load_tokenizer, model_folder
 from align.model.packing import enable_packing
@@ -215,6 +216,7 @@ def load_policy(
     what = "start_adapter" if start_adapter is not None else adapter.name
     if not any(p.requires_grad for p in trained.parameters()):
         raise UserError(f"policy.adapter: nothing of {model} would train with {what}; check its targets")
+    enable_fusing(trained, name=model)
     frozen = deepcopy(base).requires_grad_(False).eval() if what == "full" and keep_reference else None
     identity = {**base_identity(model, folder), "quantization": quantization}
     return Policy(trained, tokenizer, adapter=what, base=identity, frozen=frozen, dropout=own_dropout, packing=packing)

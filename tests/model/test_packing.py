@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from align.data.collate import collate
 from align.model.adapters import Lora
+from align.model.checkpointing import checkpoint_layers
 from align.model.forward import TokenScorer, score_tokens
 from align.model.packing import enable_packing
 from align.model.policy import load_policy
@@ -124,7 +125,7 @@ def adapter_gradients(policy, batch):
 def test_adapters_get_the_same_gradients_with_and_without_checkpointing(policy, ragged):
     wanted = adapter_gradients(policy, collate(ragged, pad_id=policy.pad_id))
     plain = adapter_gradients(policy, policy.collate(ragged))
-    TokenScorer(policy).gradient_checkpointing_enable()
+    checkpoint_layers(policy.model)
     assert policy.model.is_gradient_checkpointing
     checkpointed = adapter_gradients(policy, policy.collate(ragged))
     assert len(wanted) == 28 and plain.keys() == wanted.keys()

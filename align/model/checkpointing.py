@@ -1,0 +1,82 @@
+"""Which layers compute their activations again in the backward pass instead of keeping them."""
+
+import logging
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from align.model.forward import TokenScorer, base_model
+from align.types import ListBatch
+
+log = logging.getLogger(__name__)
+
+FREE_SHARE = 0.8
+"""Of the memory that is free, what activations may take: the head, the optimizer and the allocator need some too."""
+
+
+def checkpoint_layers(model: nn.Module, count: int | None = None) -> None:
+    """Keep only their inputs of the first `count` layers, by default of all but the last; of the others keep all.
+
+    The last layer never computes again: what it keeps is needed at once, and it depends on which rows were asked for.
+    """
+    base = base_model(model)
+    layers = _layers(base)
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for place, layer in enumerate(layers):
+        layer.gradient_checkpointing = place < min(len(layers) - 1, len(layers) if count is None else count)
+
+
+def layers_to_checkpoint(scorer: TokenScorer, batch: ListBatch, *, tokens: int, budget: float | None = None) -> int:
+    """The fewest layers that must compute again for a micro-batch to fit.
+
+    One forward pass over a small batch shows what a token costs: everything that autograd keeps, parameters aside.
+
+    Args:
+        tokens: of the largest micro-batch.
+        budget: bytes for activations; by default most of what is free on the device.
+    """
+    base = base_model(scorer.model)
+    layers = len(_layers(base))
+    budget = FREE_SHARE * _free_bytes(base.device) if budget is None else budget
+    kept = _kept_bytes(scorer, batch) * tokens / batch.input_ids.numel() / layers
+    inputs = tokens * base.config.get_text_config().hidden_size * 4  # float32 at most
+    needs = [(layers - n) * kept + n * inputs + (kept if n else 0.0) for n in range(layers)]
+    count = next((n for n, bytes_ in enumerate(needs) if bytes_ <= budget), layers - 1)
+    log.info(
+        "activations of %d tokens: %.2f GB of %.2f GB, with %d of %d layers computed again in the backward pass",
+        tokens,
+        needs[count] / 1e9,
+        budget / 1e9,
+        count,
+        layers,
+    )
+    return count
+
+
+def _layers(base: nn.Module) -> list[GradientCheckpointingLayer]:
+    return [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _kept_bytes(scorer: TokenScorer, batch: ListBatch) -> int:
+    """Bytes of all storages that a forward pass keeps for its backward pass, without the parameters'."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in scorer.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        stats = scorer(batch)  # held until all is counted, so that no storage takes another's place
+    del stats
+    return sum(kept.values())
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
