@@ -15,6 +15,7 @@ setup(
                 "align/kernels/native/vector.h",
                 "align/kernels/rows/rows.h",
                 "align/kernels/head/gemm.h",
+                "align/kernels/head/amx.h",
             ],
             extra_compile_args=["-O3", "-fno-math-errno", "-std=gnu11"],
             libraries=["m", "pthread"],

@@ -95,13 +95,17 @@ def test_logprobs_within_2e5_of_float64_on_a_large_vocabulary(isa: str, dtype: t
 
 
 @pytest.mark.parametrize(
-    ("rows", "width", "columns"), [(1, 1, 1), (3, 5, 31), (14, 64, 32), (15, 33, 65), (29, 100, 130)]
+    ("rows", "width", "columns"),
+    [(1, 1, 1), (3, 5, 31), (14, 64, 32), (15, 33, 65), (29, 100, 130), (64, 96, 96), (70, 130, 70)],
 )
-def test_bf16_product_of_any_shape(rows: int, width: int, columns: int) -> None:
+@pytest.mark.parametrize("level", ["avx512_bf16", "amx_bf16"])
+def test_bf16_product_of_any_shape(rows: int, width: int, columns: int, level: str) -> None:
     x, w = torch.randn(rows, width).bfloat16(), torch.randn(columns, width + 3).bfloat16()[:, :width]
     out = torch.full((rows, columns + 2), torch.nan)
-    if not native.linear_bf16(x, w, out[:, :columns]):
-        pytest.skip("no bf16 products on this CPU")
+    with native.forced(level):
+        if native.instruction_set() != level:
+            pytest.skip(f"this CPU has no {level}")
+        assert native.linear_bf16(x, w, out[:, :columns])
     torch.testing.assert_close(out[:, :columns].double(), x.double() @ w.double().T, rtol=1e-5, atol=1e-5)
     assert out[:, columns:].isnan().all()
 
@@ -144,7 +148,7 @@ def test_a_forbidden_token_and_huge_logits(isa: str) -> None:
 def test_chunks_do_not_change_the_numbers(device: str) -> None:
     inputs = make(torch.float32)
     whole, pieces = (outputs_of(inputs, None, outputs=ALL, chunk_rows=rows) for rows in (N, 1))
-    torch.testing.assert_close(whole, pieces, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(whole, pieces, rtol=5e-6, atol=5e-6)  # one row is another product than many
 
 
 @pytest.mark.parametrize("mode", ["direction", "recompute", "store"])

@@ -1,7 +1,7 @@
 """The CPU kernels in C: found beside this file once built, called through ctypes on torch's memory.
 
 Without them (no compiler at installation) every caller takes its torch path; `instruction_set()` says which is in use.
-ALIGN_KERNELS_ISA=torch|scalar|avx2|avx512|avx512_bf16 forces one, for tests and comparisons.
+ALIGN_KERNELS_ISA=torch|scalar|avx2|avx512|avx512_bf16|amx_bf16 forces one, for tests and comparisons.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16")
+LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ELEMENTS_PER_THREAD = 2**18
 _forced = os.environ.get("ALIGN_KERNELS_ISA")
@@ -69,11 +69,11 @@ def call(name: str, args: ctypes.Structure, rows: int, elements: int) -> None:
 def linear_bf16(x: Tensor, weight: Tensor, out: Tensor) -> bool:
     """out [C, V] = x [C, H] weight [V, H]' from bf16 with float32 sums; False, and nothing done, where it cannot."""
     fits = x.dtype == weight.dtype == torch.bfloat16 and usable(x) and usable(weight)
-    if library is None or not fits or instruction_set() != "avx512_bf16":
+    if library is None or not fits or instruction_set() not in ("avx512_bf16", "amx_bf16"):
         return False
     strides = (x.stride(0), weight.stride(0), out.stride(0))
     args = LinearBf16Args(*(t.data_ptr() for t in (x, weight, out)), *x.shape, weight.shape[0], *strides)
-    return bool(library.align_linear_bf16(ctypes.byref(args), LEVELS.index("avx512_bf16"), torch.get_num_threads()))
+    return bool(library.align_linear_bf16(ctypes.byref(args), LEVELS.index(instruction_set()), torch.get_num_threads()))
 
 
 def pointer(tensor: Tensor | None) -> int | None:

@@ -28,15 +28,16 @@
 #undef ISA_LEVEL
 
 #include "../head/gemm.h"
+#include "../head/amx.h"
 #endif
 
-/* The best instruction set here: 0 portable C, 1 AVX2, 2 AVX-512, 3 AVX-512 with bf16 products. */
+/* The best instruction set here: 0 portable C, 1 AVX2, 2 AVX-512, 3 AVX-512 with bf16 products, 4 AMX tiles too. */
 int align_isa(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
-        return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+        return !__builtin_cpu_supports("avx512bf16") ? 2 : amx_usable() ? 4 : 3;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return 1;
 #endif
     return 0;
@@ -98,6 +99,7 @@ void align_softmax(const softmax_args *args, int64_t rows, int isa, int threads)
 /* out[n, v] = sum_h x[n, h] w[v, h] in float32 from bf16; 0 where this machine or its memory cannot. */
 int align_linear_bf16(const linear_bf16_args *args, int isa, int threads) {
 #if defined(__x86_64__)
+    if (isa >= 4) return linear_amx(args, over_rows, threads);
     if (isa >= 3) return linear_bf16(args, over_rows, threads);
 #else
     (void)args, (void)isa, (void)threads;
