@@ -27,6 +27,7 @@ from align.model.checkpointing import checkpoint_layers, layers_to_checkpoint
 from align.model.checks import check_reference_identity
 from align.model.load import load_tokenizer
 from align.model.policy import Policy, load_policy
+from align.model.precision import hold_frozen
 from align.model.reference import attach_reference
 from align.objectives import PROPERTIES, check_grades, check_score
 from align.recipe import Recipe
@@ -90,6 +91,8 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         recipe, prepared, total_steps=len(plan), device=arguments.device, keep_reference=keep_reference
     )
     check_reference_identity(policy, policy.collate([prepared.train[0]]))
+    if recipe.train.precision == "bfloat16":
+        hold_frozen(policy.model, torch.bfloat16)
     lists, heldout = _with_reference(recipe, policy, loss, prepared)
     arguments.max_steps = len(plan)
     arguments.warmup_steps = math.ceil(recipe.train.warmup_ratio * len(plan))
@@ -113,7 +116,8 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
 
     def measure() -> Measured:
         metrics = trainer.evaluate_heldout()
-        completions = _sample(recipe, policy, heldout)
+        with trainer.accelerator.autocast():
+            completions = _sample(recipe, policy, heldout)
         rewards = scorer.score(prompts, completions) if scorer else []
         return Measured(metrics, completions, list(rewards))
 

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from align.data.collate import Example
-from align.data.steps import StepLists, agreed_micro_batches
+from align.data.steps import StepLists, agreed_micro_batches, list_parts, part_of_list
 from align.errors import UserError
 from align.evaluate.lists import evaluate_lists, reference_logprobs
 from align.loss import ListLoss
@@ -24,6 +24,7 @@ from align.model.forward import TokenScorer
 from align.model.policy import Policy
 from align.progress import progress
 from align.run_directory import COMPLETE, RunDirectory, complete_checkpoints
+from align.types import ListBatch, TokenStats
 
 OUTPUTS = ("logprob", "entropy")
 
@@ -103,21 +104,63 @@ class AlignTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for examples in batches[:-1]:
             with self.accelerator.no_sync(model):
-                total += self._backward(self._step_loss(model, examples, baseline))
-        return total + self._backward(self._step_loss(model, batches[-1], baseline) + self.policy.penalty())
+                total += self._run(model, examples, baseline)
+        return total + self._run(model, batches[-1], baseline, self.policy.penalty())
+
+    def _run(
+        self, model: nn.Module, examples: list[Example], baseline: Tensor | None, penalty: Tensor | float = 0.0
+    ) -> Tensor:
+        """Forward and backward of one micro-batch; its share of the step's loss."""
+        if len(examples) == 1 and self.args.world_size == 1:  # sharded models need as many passes on every process
+            parts = list_parts(examples[0], self.tokens_per_batch)
+            if len(parts) > 1:
+                return self._run_in_parts(model, examples[0], parts, baseline, penalty)
+        return self._backward(self._step_loss(model, examples, baseline) + penalty)
+
+    def _run_in_parts(
+        self,
+        model: nn.Module,
+        example: Example,
+        parts: list[list[int]],
+        baseline: Tensor | None,
+        penalty: Tensor | float,
+    ) -> Tensor:
+        """A list larger than a forward pass may be: its loss is taken over all of it, its backward pass by parts.
+
+        A first pass without activations gives every token's log-probability and so the loss and its gradient there; a
+        second one carries that gradient through the model, one part at a time.
+        """
+        whole = self.policy.collate([example])
+        batches = [self.policy.collate([part_of_list(example, places)]) for places in parts]
+        with torch.no_grad(), self.compute_loss_context_manager():
+            found = [model(batch, self.outputs) for batch in batches]
+        stats = _joined(whole, parts, found)
+        stats.logprobs.requires_grad_()
+        loss = self._loss_of(whole, stats, baseline)
+        (gradient,) = torch.autograd.grad(loss, stats.logprobs)
+        for batch, places in zip(batches, parts, strict=True):
+            with self.compute_loss_context_manager():
+                logprobs = model(batch).logprobs
+            self._backward((logprobs * gradient[places, : logprobs.shape[1]]).sum() + penalty)
+            penalty = 0.0
+        return loss.detach()
 
     def _step_loss(self, model: nn.Module, examples: list[Example], baseline: Tensor | None) -> Tensor:
         """The lists' share of the step's loss: their sum over the step's global number of lists."""
         batch = self.policy.collate(examples or [self.lists[0]])  # a process without a list still takes part
         with self.compute_loss_context_manager():
             stats = model(batch, self.outputs)
-        reference = reference_logprobs(self.scorer, self.policy, batch) if self.loss.needs_reference else None
+        return self._loss_of(batch, stats, baseline, counts=bool(examples))
+
+    def _loss_of(self, batch: ListBatch, stats: TokenStats, baseline: Tensor | None, *, counts: bool = True) -> Tensor:
+        with self.compute_loss_context_manager():
+            reference = reference_logprobs(self.scorer, self.policy, batch) if self.loss.needs_reference else None
         scores = self.loss.scores(stats, reference, batch)
         losses = self.loss(stats, reference, batch, baseline)
         values = {"loss": losses.detach(), **list_metrics(batch, stats, reference, scores.detach())}
-        self.sums.add(values, counts=bool(examples))
+        self.sums.add(values, counts=counts)
         # Gradients are averaged over processes, so each process's sum counts world_size times.
-        share = self.args.world_size / len(self.plan[self.state.global_step]) if examples else 0.0
+        share = self.args.world_size / len(self.plan[self.state.global_step]) if counts else 0.0
         return losses.sum() * share
 
     def _backward(self, loss: Tensor) -> Tensor:
@@ -153,7 +196,8 @@ class AlignTrainer(Trainer):
     def _log_ratio(self, examples: list[Example]) -> Tensor:
         """Sum over the examples of the log-ratio of policy and reference."""
         batch = self.policy.collate(examples)
-        ratio = self.scorer(batch).logprobs - reference_logprobs(self.scorer, self.policy, batch)
+        with self.compute_loss_context_manager():
+            ratio = self.scorer(batch).logprobs - reference_logprobs(self.scorer, self.policy, batch)
         return ratio.where(batch.completion_mask, 0.0).sum()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -243,6 +287,23 @@ class _AfterStep(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.policy.after_step(state.global_step + 1)
+
+
+def _joined(whole: ListBatch, parts: list[list[int]], found: list[TokenStats]) -> TokenStats:
+    """The statistics of a list's completions, from those of its parts."""
+
+    def join(name: str) -> Tensor | None:
+        if getattr(found[0], name) is None:
+            return None
+        joined = torch.zeros(whole.targets.shape, device=whole.targets.device)
+        for places, stats in zip(parts, found, strict=True):
+            values = getattr(stats, name)
+            joined[places, : values.shape[1]] = values
+        return joined
+
+    logprobs = join("logprobs")
+    assert logprobs is not None
+    return TokenStats(logprobs, entropy=join("entropy"), log_sum_sq_probs=join("log_sum_sq_probs"))
 
 
 def _only_item(items: list) -> Any:

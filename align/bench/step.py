@@ -28,6 +28,7 @@ from align.model.adapters import Lora
 from align.model.checkpointing import checkpoint_layers
 from align.model.forward import TokenScorer
 from align.model.policy import Policy, load_policy
+from align.model.precision import hold_frozen
 from align.objectives.pairwise import Logistic
 from align.objectives.scores import LogRatio
 
@@ -152,6 +153,8 @@ class Ours(Side):
         pairs = math.comb(len(batches[0][0]["grades"]), 2)  # our loss is their sum, TRL's their mean
         self.loss = build_loss(LogRatio(beta=BETA), [Logistic(weight=1 / pairs)])
         super().__init__(self.policy.model, batches, dtype)
+        if dtype != torch.float32:
+            hold_frozen(self.policy.model, dtype)
         self.batches = [self._with_reference(examples) for examples in batches]
         if checkpointing:
             checkpoint_layers(self.policy.model)
@@ -308,7 +311,8 @@ def _list(shape: str, prompt: int, completions: list[int], seed: int) -> Example
 def _save(folder: Path, shape: str) -> None:
     """A model of random weights and a tokenizer of a few words, in a folder."""
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**SHAPES[shape], bos_token_id=1, eos_token_id=2)).save_pretrained(folder)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], bos_token_id=1, eos_token_id=2))
+    model.bfloat16().float().save_pretrained(folder)  # weights that bfloat16 holds, as those of published models
     words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4}, unk_token="<unk>"))
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)

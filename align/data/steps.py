@@ -36,7 +36,7 @@ def _one_epoch(weights: torch.Tensor, generator: torch.Generator) -> list[int]:
 
 
 class StepLists(Dataset[list[dict]]):
-    """Item s is one process's share of step s's lists."""
+    """Item s is one process's share of step s's lists: about as many tokens as every other's."""
 
     def __init__(self, lists: Sequence[dict], plan: Sequence[Sequence[int]], *, rank: int, world_size: int) -> None:
         self.lists = lists
@@ -48,7 +48,19 @@ class StepLists(Dataset[list[dict]]):
         return len(self.plan)
 
     def __getitem__(self, step: int) -> list[dict]:
-        return [self.lists[row] for row in self.plan[step][self.rank :: self.world_size]]
+        lists = [self.lists[row] for row in self.plan[step]]
+        return lists if self.world_size == 1 else balanced_shares(lists, self.world_size)[self.rank]
+
+
+def balanced_shares(lists: Sequence[dict], count: int) -> list[list[dict]]:
+    """Lists dealt out by size, the largest first, each to the share that has the fewest tokens so far."""
+    shares: list[list[dict]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for example in sorted(lists, key=packed_size, reverse=True):
+        least = loads.index(min(loads))
+        shares[least].append(example)
+        loads[least] += packed_size(example)
+    return shares
 
 
 def width(example: dict) -> int:
@@ -65,7 +77,7 @@ def micro_batches(examples: Sequence[dict], *, tokens_per_batch: int, packed: bo
     """Cut lists into batches of at most `tokens_per_batch` tokens, counted as the model reads them.
 
     Padded rows: padding included, lists of like length together. Packed: the largest list first, each into the first
-    batch that has room for it. A list that is larger alone is a batch alone: lists are never split.
+    batch that has room for it. A list that is larger alone is a batch alone.
     """
     if packed:
         return _first_fit(examples, tokens_per_batch)
@@ -94,6 +106,30 @@ def _first_fit(examples: Sequence[dict], tokens_per_batch: int) -> list[list[dic
             batches[place].append(example)
             room[place] -= size
     return batches
+
+
+def list_parts(example: dict, tokens_per_batch: int) -> list[list[int]]:
+    """The completions of a list in parts that fit a forward pass together with the prompt; whole if it fits."""
+    room = tokens_per_batch - len(example["prompt_ids"])
+    sizes = list(map(len, example["completion_ids"]))
+    if sum(sizes) <= room:
+        return [list(range(len(sizes)))]
+    parts: list[list[int]] = []
+    for place in sorted(range(len(sizes)), key=lambda k: -sizes[k]):
+        part = next((p for p in parts if sum(sizes[k] for k in p) + sizes[place] <= room), None)
+        if part is None:
+            parts.append([place])
+        else:
+            part.append(place)
+    return parts
+
+
+def part_of_list(example: dict, places: Sequence[int]) -> dict:
+    """A list of some of another's completions."""
+    return {
+        name: [value[k] for k in places] if name in ("completion_ids", "grades", "reference_logprobs") else value
+        for name, value in example.items()
+    }
 
 
 def agreed_micro_batches(

@@ -51,8 +51,10 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, narrow, *tensors = ctx.saved_tensors
-        wanted = Gradients(*ctx.needs_input_grad[:5])
-        found = gradients(grad.flatten(0, -2), x.flatten(0, -2), narrow, Projection(*tensors, ctx.scale), wanted)
+        wanted: Any = Gradients(*ctx.needs_input_grad[:5])
+        found = gradients(
+            grad.flatten(0, -2), x.flatten(0, -2), narrow, Projection._make([*tensors, ctx.scale]), wanted
+        )
         dx = None if found.x is None else found.x.view_as(x)
         return dx, *found[1:], None
 

@@ -62,10 +62,10 @@ class _GatedMlp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, inner_gate, inner_up, narrow_gate, narrow_up, narrow_down, *tensors = ctx.saved_tensors
         width = FIELDS - 1
-        parts = [Projection(*tensors[i * width : (i + 1) * width], ctx.scales[i]) for i in range(3)]
+        parts = [Projection._make([*tensors[i * width : (i + 1) * width], ctx.scales[i]]) for i in range(3)]
         needs = ctx.needs_input_grad
         # Fields in the order of the arguments; a projection's scale has no gradient.
-        wanted = [Gradients(needs[0], *needs[2 + i * FIELDS : 2 + i * FIELDS + width]) for i in range(3)]
+        wanted: list[Any] = [Gradients(needs[0], *needs[2 + i * FIELDS : 2 + i * FIELDS + width]) for i in range(3)]
         rows = x.flatten(0, -2)
 
         active = ctx.activation.forward(inner_gate)

@@ -62,9 +62,8 @@ def _methods(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
             methods[module] = _mlp_forward(activation)
     layers: Any = getattr(base_model(model).get_decoder(), "layers", None)
     for path in ROWWISE if layers else ():
-        module = _submodule(layers[-1], path)
-        if module is not None:
-            methods[module] = on_asked_rows(methods.get(module, type(module).forward))
+        if (rowwise := _submodule(layers[-1], path)) is not None:
+            methods[rowwise] = on_asked_rows(methods.get(rowwise, type(rowwise).forward))
     return methods
 
 

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.data.steps import StepLists, cut_further, micro_batches, plan_steps, width
+from align.data.steps import (
+    StepLists,
+    balanced_shares,
+    cut_further,
+    list_parts,
+    micro_batches,
+    packed_size,
+    part_of_list,
+    plan_steps,
+    width,
+)
 
 
 def plan(weights, **options):
@@ -37,11 +47,32 @@ def test_the_order_follows_from_the_seed_and_differs_between_epochs():
 
 
 def test_processes_share_a_step_without_overlap():
-    lists = [{"id": i} for i in range(10)]
+    lists = [{"id": i, "prompt_ids": [0] * (1 + i**2), "completion_ids": [[0], [0] * i]} for i in range(10)]
     shares = [StepLists(lists, plan([1.0] * 10), rank=rank, world_size=3) for rank in range(3)]
     for step, rows in enumerate(plan([1.0] * 10)):
         taken = [example["id"] for share in shares for example in share[step]]
         assert sorted(taken) == sorted(rows)
+
+
+def test_shares_are_balanced_by_tokens():
+    lists = [{"prompt_ids": [0] * n, "completion_ids": [[0]]} for n in (1, 50, 2, 48, 3, 49, 1, 1)]
+    loads = [sum(map(packed_size, share)) for share in balanced_shares(lists, 3)]
+    assert sum(loads) == sum(map(packed_size, lists))
+    assert max(loads) - min(loads) <= 3
+
+
+def test_a_list_over_the_budget_is_cut_by_completions():
+    example = {"prompt_ids": [0] * 4, "completion_ids": [[0] * n for n in (3, 9, 5, 2)], "grades": [0.0, 1.0, 2.0, 3.0]}
+    assert list_parts(example, 23) == [[0, 1, 2, 3]]
+    parts = list_parts(example, 14)
+    assert sorted(place for part in parts for place in part) == [0, 1, 2, 3]
+    assert all(packed_size(part_of_list(example, part)) <= 14 for part in parts) and len(parts) == 2
+    assert list_parts(example, 1) == [[1], [2], [0], [3]]
+    assert part_of_list(example, [2, 0]) == {
+        "prompt_ids": [0] * 4,
+        "completion_ids": [[0] * 5, [0] * 3],
+        "grades": [2.0, 0.0],
+    }
 
 
 examples = st.lists(
