@@ -5,7 +5,9 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -65,6 +67,17 @@ def peak_bytes(task: Task, device: torch.device) -> int:
     before = _status("VmRSS")
     task()
     return _status("VmHWM") - before
+
+
+def allocated_bytes(task: Task, device: torch.device) -> int:
+    """Most memory that torch's allocator held during a task beyond what it held before, to the byte."""
+    if device.type == "cuda":
+        return peak_bytes(task, device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        task()
+    events: Any = profile.profiler
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events.kineto_results.events() if e.name() == "[memory]")
+    return max(accumulate(change for _, change in changes), default=0)
 
 
 def _status(field: str) -> int:

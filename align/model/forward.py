@@ -58,13 +58,9 @@ def score_tokens(
     Args:
         tree: of a packed batch; by default made from it.
     """
-    base = base_model(model)
     mask = batch.completion_mask
-    places = batch.predict_at[mask]
-    with asked_rows(places.unique()):
-        output = base.get_decoder()(input_ids=batch.input_ids, use_cache=False, **_packed(batch, tree))
-    rows = output.last_hidden_state.flatten(0, 1)[places]
-    head = head_of(base)
+    rows = last_hidden(model, batch, tree)
+    head = head_of(base_model(model))
     # Entropy and the like are looked at, not trained on, so a frozen head needs no second pass for their gradients.
     frozen = head["lora"] is None and not head["weight"].requires_grad
     grad: Literal["direction", "auto"] = "direction" if frozen and rows.requires_grad else "auto"
@@ -74,6 +70,15 @@ def score_tokens(
         entropy=_scatter(stats.entropy, mask) if stats.entropy is not None else None,
         log_sum_sq_probs=_scatter(stats.log_sum_sq_probs, mask) if stats.log_sum_sq_probs is not None else None,
     )
+
+
+def last_hidden(model: nn.Module, batch: ListBatch, tree: Tree | None = None) -> Float[Tensor, "M H"]:
+    """The decoder's output where each target is predicted, in the order of the completion mask's True cells."""
+    places = batch.predict_at[batch.completion_mask]
+    with asked_rows(places.unique()):
+        decoder = base_model(model).get_decoder()
+        output = decoder(input_ids=batch.input_ids, use_cache=False, **_packed(batch, tree))
+    return output.last_hidden_state.flatten(0, 1)[places]
 
 
 def _packed(batch: ListBatch, tree: Tree | None) -> dict[str, Any]:
