@@ -10,7 +10,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from align.data.collate import collate
-from align.fused import ACTIVATIONS, Activation, Projection, gated_mlp, lora_linear, on_asked_rows
+from align.fused import ACTIVATIONS, Activation, Projection, gated_mlp, lora_linear, on_asked_rows, rms_norm
 from align.model.checks import probe_lists, tolerance
 from align.model.forward import base_model, score_tokens
 from align.model.load import first_line
@@ -60,6 +60,8 @@ def _methods(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
             methods[module] = _lora_forward
         elif _is_gated(module) and (activation := _activation(module.act_fn)):
             methods[module] = _mlp_forward(activation)
+        elif type(module).__name__.endswith("RMSNorm") and (norm := _norm(module)):
+            methods[module] = norm
     layers: Any = getattr(base_model(model).get_decoder(), "layers", None)
     for path in ROWWISE if layers else ():
         if (rowwise := _submodule(layers[-1], path)) is not None:
@@ -87,6 +89,28 @@ def _activation(function: Any) -> Activation | None:
     """The one of ours that gives the same values."""
     x = torch.linspace(-6, 6, 97)
     return next((a for a in ACTIVATIONS.values() if torch.equal(function(x), a.forward(x))), None)
+
+
+def _norm(module: Any) -> Callable[..., Tensor] | None:
+    """The module's values as a fused norm, its weight as it is or, as Gemma's, less one."""
+    eps, weight = getattr(module, "variance_epsilon", getattr(module, "eps", None)), getattr(module, "weight", None)
+    if eps is None or weight is None or weight.requires_grad:
+        return None
+    x = torch.linspace(-2, 3, 2 * len(weight), device=weight.device).view(2, -1).square()
+    expected = module(x)
+    for offset in (0.0, 1.0):
+        if torch.allclose(rms_norm(x, offset + weight, eps), expected, rtol=1e-5, atol=1e-6):
+            return _norm_forward(offset, eps)
+    return None
+
+
+def _norm_forward(offset: float, eps: float) -> Callable[..., Tensor]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32 or self.weight.requires_grad:  # half precision is normalised in float32
+            return type(self).forward(self, x)
+        return rms_norm(x, offset + self.weight if offset else self.weight, eps)
+
+    return forward
 
 
 def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from align.fused import ACTIVATIONS, Projection, asked_rows, gated_mlp, lora_linear, on_asked_rows
+from align.fused import ACTIVATIONS, Projection, asked_rows, gated_mlp, lora_linear, on_asked_rows, rms_norm
 
 PLAIN = {
     "silu": lambda x: x * torch.sigmoid(x),
@@ -70,6 +70,13 @@ def test_a_gated_block_and_its_gradients(activation, lora):
     ours = gated_mlp(x, gate, up, down, ACTIVATIONS[activation])
     expected = plain_mlp(x, gate, up, down, PLAIN[activation])
     assert_same(ours, expected, [x, *trained(gate, up, down)])
+
+
+def test_a_norm_and_its_gradient():
+    x = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, dtype=torch.float64)
+    expected = weight * x / (x.pow(2).mean(-1, keepdim=True) + 0.1).sqrt()
+    assert_same(rms_norm(x, weight, 0.1), expected, [x])
 
 
 def kept_bytes(function, own):

@@ -78,7 +78,7 @@ def test_values_and_gradients_stay(name, ragged):
 
 def layers_run(model, function):
     """Names of the linear modules whose own forward runs."""
-    names = []
+    names: list[str] = []
     hooks = [
         module.register_forward_hook(lambda *_, name=name: names.append(name))
         for name, module in model.named_modules()
@@ -96,6 +96,21 @@ def test_the_layers_do_run_fused(ragged):
     assert len(layers_run(model, lambda: score_tokens(model, batch))) == 14 * 3  # base, A and B of every projection
     assert enable_fusing(model, name="llama")
     assert layers_run(model, lambda: score_tokens(model, batch)) == []
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_norms_run_fused_where_their_weight_is_frozen(name, ragged, monkeypatch):
+    model, batch = with_adapter(CONFIGS[name]), collate(ragged, pad_id=0)
+    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
+    assert enable_fusing(model, name=name)
+    values = score_tokens(model, batch).logprobs
+    plain = []
+    own = type(norms[0]).forward
+    monkeypatch.setattr(type(norms[0]), "forward", lambda self, x: plain.append(self) or own(self, x))
+    assert torch.equal(score_tokens(model, batch).logprobs, values) and not plain
+    norms[0].weight.requires_grad_()
+    score_tokens(model, batch)
+    assert plain == norms[:1]
 
 
 def test_the_last_layer_computes_the_rows_that_predict(model_folder, ragged):
