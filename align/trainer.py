@@ -81,7 +81,8 @@ class AlignTrainer(Trainer):
     def train_from(self, checkpoint: Path | None, *, logging_steps: int) -> None:
         """Train to the end of the plan, with a progress bar; from a checkpoint if there is one."""
         start = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-        self.run.rewind_metrics(start)
+        if self.is_world_process_zero():
+            self.run.rewind_metrics(start)
         self.logging_steps = logging_steps
         self.seconds_before, self.began = self.run.seconds(), time.monotonic()
         show = self.is_world_process_zero()
