@@ -1,6 +1,5 @@
 """`align report`: what runs measured, as one self-contained HTML page."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +17,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
 
     Args:
         runs: run directories, finished or not.
-        output: the page's file; None writes report.html into the run directory or, of several, into the folder that
-            holds them all.
+        output: the page's file; None writes report.html into the run directory or, of several, beside the first.
 
     Returns:
         The file that was written.
@@ -32,7 +30,8 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
         raise UserError(f"{', '.join(map(str, folders))}: a run is named twice; name each once")
     if len(folders) > COLOURS:
         raise UserError(f"{len(folders)} runs: more than {COLOURS} curves cannot be told apart; name fewer")
-    target = Path(output) if output else _default_output(folders)
+    beside = folders[0] if len(folders) == 1 else folders[0].resolve().parent
+    target = Path(output) if output else beside / PAGE
     page = render([read_run(folder) for folder in folders])
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -40,9 +39,3 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); give --output another file") from None
     return target
-
-
-def _default_output(folders: Sequence[Path]) -> Path:
-    if len(folders) == 1:
-        return folders[0] / PAGE
-    return Path(os.path.commonpath([folder.resolve().parent for folder in folders])) / PAGE

@@ -1,7 +1,8 @@
 """Curves over the optimizer steps: which there are, and their geometry.
 
-A line's points are the logged values themselves; an SVG transform carries them into the picture. So the file holds each
-number once, the page's script reads them from there, and the pictures need no script.
+A line's points are the logged values themselves, in the power of ten of the axis's size, since browsers do not draw
+what they must stretch by 1e8; an SVG transform carries them into the picture. So the file holds each number once, the
+page's script reads them from there, and the pictures need no script.
 """
 
 import math
@@ -15,7 +16,7 @@ from align.report.reading import Line, Run
 COLOURS = 8
 """Line colours that style.css has."""
 WIDTH, HEIGHT = 360, 200
-LEFT, RIGHT, TOP, BOTTOM = 48, 8, 10, 24
+LEFT, RIGHT, TOP, BOTTOM = 50, 14, 10, 24
 """Margins that hold the tick labels."""
 
 Points = list[tuple[float, float]]
@@ -58,7 +59,7 @@ MAIN = (
     ),
     Plot(
         "Change of the best completion",
-        "nats against the reference",
+        "nats",
         {"best_logprob_change": "best"},
         "Its log-probability less the reference's; below 0 it has lost probability.",
     ),
@@ -98,12 +99,18 @@ class Series:
     """One metric of one run."""
 
     metric: str
+    run: str
     label: str
     colour: int
     dashed: bool
     raw: Points
     smooth: Points
     held_out: Points
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others."""
+        return f"{self.run}, {self.label}" if self.run else self.label
 
 
 @dataclass(frozen=True)
@@ -133,18 +140,24 @@ class Chart:
     """Logged values that are infinite or not a number; they cannot be drawn."""
 
     @property
+    def power(self) -> int:
+        """Points are values over ten to this."""
+        return math.floor(math.log10(self.y.high - self.y.low))
+
+    @property
     def transform(self) -> str:
-        """From (step, value) to the picture."""
-        across, along = self.x, self.y
+        """From (step, point) to the picture."""
+        across = self.x
         a = (WIDTH - LEFT - RIGHT) / (across.high - across.low)
-        d = -(HEIGHT - TOP - BOTTOM) / (along.high - along.low)
-        return f"matrix({a:.9g} 0 0 {d:.9g} {LEFT - a * across.low:.9g} {TOP - d * along.high:.9g})"
+        unit = 10.0**self.power
+        d = -(HEIGHT - TOP - BOTTOM) / (self.y.high - self.y.low) * unit
+        return f"matrix({a:.9g} 0 0 {d:.9g} {LEFT - a * across.low:.9g} {TOP - d * self.y.high / unit:.9g})"
 
     @property
     def description(self) -> str:
         """What one who does not see the picture should know."""
         lines = [
-            f"{s.label}: {s.raw[0][1]:.4g} at step {s.raw[0][0]:g}, {s.raw[-1][1]:.4g} at step {s.raw[-1][0]:g}, "
+            f"{s.name}: {s.raw[0][1]:.4g} at step {s.raw[0][0]:g}, {s.raw[-1][1]:.4g} at step {s.raw[-1][0]:g}, "
             f"lowest {min(v for _, v in s.raw):.4g}, highest {max(v for _, v in s.raw):.4g}"
             for s in self.series
         ]
@@ -196,12 +209,10 @@ def _chart(plot: Plot, runs: Sequence[Run]) -> Chart | None:
 def _series(run: Run, plot: Plot, metric: str, *, number: int, among: int, place: int) -> Series:
     """One run's colours are its metrics'; of several runs each has a colour, and metrics differ by dashes."""
     raw = _points(run.steps, metric)
-    label = plot.metrics[metric]
-    if among > 1:
-        label = f"{run.name}, {label}" if len(plot.metrics) > 1 else run.name
     return Series(
         metric=metric,
-        label=label,
+        run=run.name if among > 1 else "",
+        label=plot.metrics[metric],
         colour=number if among > 1 else place,
         dashed=among > 1 and place > 0,
         raw=raw,
@@ -229,7 +240,7 @@ def _smoothed(points: Points) -> Points:
 def _step_axis(first: float, last: float) -> Axis:
     if first == last:
         first, last = first - 1, last + 1
-    size = max(1.0, _round_size((last - first) / 5))
+    size = max(1, round(_round_size((last - first) / 5)))
     inside = range(math.ceil(first / size), math.floor(last / size) + 1)
     scale = (WIDTH - LEFT - RIGHT) / (last - first)
     return Axis(first, last, [Tick(LEFT + (i * size - first) * scale, f"{i * size:g}") for i in inside])
@@ -247,21 +258,20 @@ def _value_axis(low: float, high: float) -> Axis:
 
 
 def _round_size(size: float) -> float:
-    """The next of 1, 2, 5, 10 times a power of ten."""
+    """The next of 1, 2, 2.5, 5, 10 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(size))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= size * 0.999)
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= size * 0.999)
 
 
 def _number_format(size: float, largest: float) -> Callable[[float], str]:
-    """As few digits as tell the ticks apart."""
+    """As few digits as tell ticks of this distance apart."""
+    digits = 1 + (f"{size:.1e}"[2] != "0")  # of the distance itself
+    decimals = max(0, digits - 1 - math.floor(math.log10(size)))
 
     def text(value: float) -> str:
-        if value == 0:
-            return "0"
-        if 1e-3 <= largest < 1e5:
-            return f"{value:.{max(0, -math.floor(math.log10(size)))}f}".replace("-", "−")
-        digits = max(0, math.floor(math.log10(abs(value))) - math.floor(math.log10(size)))
-        mantissa, exponent = f"{value:.{digits}e}".split("e")
-        return f"{mantissa}e{int(exponent)}".replace("-", "−")
+        if value == 0 or (decimals <= 4 and largest < 1e5):
+            return f"{value:.{decimals if value else 0}f}".replace("-", "−")
+        power = math.floor(math.log10(abs(value)) + 1e-9)
+        return f"{value / 10.0**power:.{digits + power - math.floor(math.log10(size))}g}e{power}".replace("-", "−")
 
     return text

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from align.report.reading import Run
 from align.summary import ROWS
 
+SMALL = 0.005
+"""A change of less than this, in a share or against the larger of two figures, is called none."""
 LOWER_IS_BETTER = {"loss", "best_fell_share"}
 CARDS = (
     "sample_reward",
@@ -21,16 +23,17 @@ NAMES = {
     "pair_accuracy": "Pairs right, by implicit reward",
     "likelihood_pair_accuracy": "Pairs right, by likelihood",
     "margin": "Margin, best over worst",
-    "best_logprob_change": "Best completion's log-prob",
+    "best_logprob_change": "Log-prob of the best, nats",
     "best_fell_share": "Lists whose best fell",
     "loss": "Loss",
 }
 PERCENT = {"pair_accuracy", "likelihood_pair_accuracy", "best_fell_share"}
+BOUNDED = PERCENT | {"ndcg", "kendall_tau", "top1_agreement", "likelihood_ndcg"}
 SENTENCES = {
     "sample_reward": "What the policy writes earns {after} on average from the reward model, {before} before.",
     "pair_accuracy": "The implicit reward puts {after} of the graded pairs in the right order; chance gets 50 %.",
     "likelihood_pair_accuracy": "Probability per token puts {after} of the pairs in the right order, {before} before.",
-    "margin": "The best completion's implicit reward is {after} above the worst one's, {before} before.",
+    "margin": "The best completion's implicit reward less the worst one's is {after}, {before} before.",
     "best_logprob_change": "The best completion's log-probability changed by {after} nats on average.",
     "best_fell_share": "In {after} of the lists the best completion is less probable than before.",
     "loss": "The loss on the held-out lists went from {before} to {after}.",
@@ -47,7 +50,7 @@ class Figure:
     after: str
     change: str
     verdict: str
-    """better, worse, same; empty where neither direction is good by itself."""
+    """better, worse, unchanged; empty where neither direction is good by itself."""
 
     @property
     def sentence(self) -> str:
@@ -88,14 +91,14 @@ def _figure(run: Run, key: str, label: str, pattern: str) -> Figure | None:
         pattern = "{:.1%}"
     change = _shown("{:+" + pattern[pattern.index(".") :], after - before)
     texts = _shown(pattern, before), _shown(pattern, after)
-    return Figure(key, label, *texts, change, _verdict(key, before, after, same=texts[0] == texts[1]))
+    return Figure(key, label, *texts, change, _verdict(key, before, after))
 
 
-def _verdict(key: str, before: float, after: float, *, same: bool) -> str:
+def _verdict(key: str, before: float, after: float) -> str:
     if key not in {row for row, *_ in ROWS}:
         return ""
-    if same:
-        return "same"
+    if abs(after - before) < SMALL * (1 if key in BOUNDED else max(abs(before), abs(after))) or after == before:
+        return "unchanged"
     return "better" if (after < before) == (key in LOWER_IS_BETTER) else "worse"
 
 

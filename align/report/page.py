@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,13 +44,15 @@ def render(runs: Sequence[Run]) -> str:
 def _described(run: Run) -> dict[str, Any]:
     """What the template shows of one run."""
     summary = run.summary or {}
+    heldout = summary.get("data", {}).get("heldout_lists", 0)
     return {
         "name": run.name,
         "path": str(run.path),
         "facts": _facts(run),
         "finished": run.summary is not None,
         "steps": len(run.steps),
-        "heldout": summary.get("data", {}).get("heldout_lists", 0),
+        "heldout": heldout,
+        "uncertainty": round(50 / math.sqrt(heldout)) if heldout else None,
         "cards": findings.cards(run),
         "table": findings.table(run),
         "other": findings.other_figures(run),
@@ -107,7 +110,7 @@ def _duration(seconds: float) -> str:
 
 
 def _signed(value: float, digits: int = 2) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # + 0.0: no minus before a zero
 
 
 def _yaml(value: Any) -> str:

@@ -31,7 +31,8 @@ function showTip(title, rows, box) {
 const charts = [...document.querySelectorAll(".chart svg")].map((svg) => {
   const series = [...svg.querySelectorAll(".series")].map((group) => {
     const raw = group.querySelector(".raw");
-    const points = (line) => new Map([...(line?.points ?? [])].map((point) => [point.x, point.y]));
+    const unit = 10 ** group.dataset.power;
+    const points = (line) => new Map([...(line?.points ?? [])].map((point) => [point.x, point.y * unit]));
     const heldOut = group.querySelector(".held-out")?.getAttribute("d") ?? "";
     return {
       label: group.dataset.label,
@@ -39,7 +40,7 @@ const charts = [...document.querySelectorAll(".chart svg")].map((svg) => {
       line: raw,
       raw: points(raw),
       smooth: points(group.querySelector(".smooth")),
-      heldOut: new Map([...heldOut.matchAll(/M(\S+) (\S+)h0/g)].map((match) => [Number(match[1]), Number(match[2])])),
+      heldOut: new Map([...heldOut.matchAll(/M(\S+) (\S+)h0/g)].map((match) => [+match[1], match[2] * unit])),
     };
   });
   const steps = [...new Set(series.flatMap((one) => [...one.raw.keys(), ...one.heldOut.keys()]))].sort((a, b) => a - b);
