@@ -17,6 +17,8 @@ from align.run_directory import differing_keys
 
 SAMPLES = 12
 """Sampled completions that the page shows."""
+LISTS = 20
+"""Lists whose tokens it shows: ten thousand tokens make a megabyte."""
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -57,7 +59,8 @@ def _described(run: Run) -> dict[str, Any]:
         "table": findings.table(run),
         "other": findings.other_figures(run),
         "window": charts.smoothing_window(len(run.steps)),
-        "tokens": token_view(run.token_lists) if run.token_lists else None,
+        "tokens": token_view(run.token_lists[:LISTS]) if run.token_lists else None,
+        "all_lists": len(run.token_lists or []),
         "samples": summary.get("samples", [])[:SAMPLES],
         "all_samples": len(summary.get("samples", [])),
         "recipe": run.recipe_text,

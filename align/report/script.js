@@ -47,14 +47,22 @@ const charts = [...document.querySelectorAll(".chart svg")].map((svg) => {
   return { svg, series, steps, rule: svg.querySelector(".rule"), at: steps.length - 1 };
 });
 
+let again = null; // shows what is shown, where it is now
+
 function clear() {
   tip.hidden = true;
   for (const chart of charts) chart.rule.style.visibility = "hidden";
   document.querySelector(".text .at")?.classList.remove("at");
 }
 
+// A finger leaves as soon as it is lifted; what it tapped stays until the next tap.
+function leave(event) {
+  if (event.pointerType === "mouse") clear();
+}
+
 // The step is marked in every chart, so that a spike in one can be looked for in the others.
 function showStep(chart, index) {
+  again = () => showStep(chart, index);
   chart.at = Math.max(0, Math.min(chart.steps.length - 1, index));
   const step = chart.steps[chart.at];
   for (const { rule, series, steps } of charts) {
@@ -77,13 +85,15 @@ function showStep(chart, index) {
 const KEYS = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
 for (const chart of charts) {
   chart.svg.tabIndex = 0;
-  chart.svg.addEventListener("pointermove", (event) => {
+  const point = (event) => {
     const inverse = chart.series[0].line.getScreenCTM().inverse();
     const step = inverse.a * event.clientX + inverse.e;
     const distance = (index) => Math.abs(chart.steps[index] - step);
     showStep(chart, chart.steps.reduce((best, _, index) => (distance(index) < distance(best) ? index : best), 0));
-  });
-  chart.svg.addEventListener("pointerleave", clear);
+  };
+  chart.svg.addEventListener("pointermove", point);
+  chart.svg.addEventListener("pointerdown", point);
+  chart.svg.addEventListener("pointerleave", leave);
   chart.svg.addEventListener("focus", () => chart.svg.matches(":focus-visible") && showStep(chart, chart.at));
   chart.svg.addEventListener("blur", clear);
   chart.svg.addEventListener("keydown", (event) => {
@@ -95,6 +105,7 @@ for (const chart of charts) {
 
 function showToken(token) {
   clear();
+  again = () => showToken(token);
   token.classList.add("at");
   const [reward, before, after, logprobBefore, logprobAfter] = token.dataset.v.split(" ");
   const change = (from, to) => `${shown(Number(from))} → ${shown(Number(to))}`;
@@ -107,8 +118,10 @@ for (const text of document.querySelectorAll(".text")) {
   const tokens = [...text.children];
   let at = 0;
   text.tabIndex = 0;
-  text.addEventListener("pointerover", (event) => event.target !== text && showToken(event.target));
-  text.addEventListener("pointerleave", clear);
+  const point = (event) => event.target !== text && showToken(event.target);
+  text.addEventListener("pointerover", point);
+  text.addEventListener("pointerdown", point);
+  text.addEventListener("pointerleave", leave);
   text.addEventListener("focus", () => text.matches(":focus-visible") && tokens.length && showToken(tokens[at]));
   text.addEventListener("blur", clear);
   text.addEventListener("keydown", (event) => {
@@ -120,4 +133,5 @@ for (const text of document.querySelectorAll(".text")) {
 }
 
 addEventListener("keydown", (event) => event.key === "Escape" && clear());
-addEventListener("scroll", clear, { passive: true });
+addEventListener("pointerdown", clear, { capture: true });
+addEventListener("scroll", () => (document.activeElement.matches("main :focus-visible") && !tip.hidden ? again() : clear()));

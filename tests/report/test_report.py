@@ -307,6 +307,16 @@ def test_a_list_says_how_its_completions_rank_and_whether_the_best_fell(run):
     assert ("fell" in head) == (changes[1] < 0) and number(head[-2]) == pytest.approx(changes[1], abs=0.06)
 
 
+def test_more_lists_and_samples_than_fit_are_counted(run):
+    write_tokens(run, *(token_list(str(i)) for i in range(23)))
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"samples": summary["samples"] * 40}))
+    sections = {section["id"]: section for section in (page := page_of(run)).all("section")}
+    for name, total in (("tokens", 23), ("samples", 40)):
+        shown = len(page.all("details", "list", inside=sections[name]))
+        assert 0 < shown < total and f"first {shown} of {total}" in sections[name]["text"]
+
+
 def test_what_comes_from_files_stays_text(tmp_path):
     run = write_run(tmp_path / 'r"><b onload=x>', objective={"name": HOSTILE}, extra=HOSTILE)
     write_tokens(run, token_list(HOSTILE, HOSTILE, words=(HOSTILE, "\n", "")))
