@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from align.report.reading import TokenCompletion, TokenList
 
-VISIBLE = {"\n": "↵\n", "\r": "␍", "\t": "⇥\t", "": "∅"}
-"""Characters that have no shape of their own, and a token without text."""
+VISIBLE = {"\n": "↵\n", "\r": "␍", "\t": "⇥\t", "": "▫"}
+"""Characters that have no shape of their own, and a token without text (the first part of a character, mostly)."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def token_view(lists: Sequence[TokenList]) -> TokenView:
         Mode("after", "implicit reward after", "A token's share of the implicit reward after training.", implicit),
     ]
     if rewards:
-        meaning = "How much likelier the token is in the better of T-REG's two contrasting contexts, in (−0.5, 0.5)."
+        meaning = "What the token regularizer pulls by: above 0 where the better of the contrasted contexts prefers the token."
         modes.insert(0, Mode("reward", "token reward", meaning, _scale(rewards)))
     return TokenView(modes, [_shown_list(one, modes) for one in lists])
 

@@ -286,7 +286,7 @@ def test_tokens_carry_their_values_and_colours(run, rewards):
             assert numbers == [e if e is None else pytest.approx(e, rel=1e-4) for e in expected]
     modes = [i["value"] for i in page.all("input")]
     assert modes == ["reward"] * rewards + ["before", "after"]
-    assert ("computed no token rewards" in page.one("div", "view")["text"]) != rewards
+    assert ("holds no token rewards" in page.one("div", "view")["text"]) != rewards
 
 
 def test_a_list_says_how_its_completions_rank_and_whether_the_best_fell(run):
@@ -311,7 +311,8 @@ def test_more_lists_and_samples_than_fit_are_counted(run):
     write_tokens(run, *(token_list(str(i)) for i in range(23)))
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"samples": summary["samples"] * 40}))
-    sections = {section["id"]: section for section in (page := page_of(run)).all("section")}
+    page = page_of(run)
+    sections = {section["id"]: section for section in page.all("section")}
     for name, total in (("tokens", 23), ("samples", 40)):
         shown = len(page.all("details", "list", inside=sections[name]))
         assert 0 < shown < total and f"first {shown} of {total}" in sections[name]["text"]
@@ -336,7 +337,7 @@ def test_what_comes_from_files_stays_text(tmp_path):
         assert any(HOSTILE in e["text"] or "alert(" in e["text"] for e in page.all(tag)), tag
     assert sum(text == HOSTILE for text in texts) > 10
     spans = [s["text"] for s in page.all("span", inside=page.all("div", "text")[0])]
-    assert spans[:3] == [HOSTILE, "↵\n", "∅"]
+    assert spans[:3] == [HOSTILE, "↵\n", "▫"]
 
 
 def test_the_page_loads_nothing(run):
@@ -363,7 +364,7 @@ def test_the_page_loads_nothing(run):
         ("summary.json", "This run is not finished"),
         ("metrics.jsonl", "No step has been logged yet"),
         ("environment.json", "holds no environment.json"),
-        ("token_view.jsonl", "holds no token_view.jsonl"),
+        ("token_view.jsonl", "no list token by token"),
     ],
 )
 def test_a_run_without_an_optional_file_says_so(run, missing, said):
@@ -371,6 +372,11 @@ def test_a_run_without_an_optional_file_says_so(run, missing, said):
     assert said not in page_of(run).one("main")["text"]
     (run / missing).unlink()
     assert said in page_of(run).one("main")["text"]
+
+
+def test_a_run_that_was_told_to_keep_no_lists_says_so_too(run):
+    write_tokens(run)
+    assert "no list token by token" in page_of(run).one("main")["text"]
 
 
 def test_a_run_of_one_step_and_one_without_held_out_lists(tmp_path):
