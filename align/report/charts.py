@@ -243,11 +243,11 @@ def _step_axis(first: float, last: float) -> Axis:
     size = max(1, round(_round_size((last - first) / 5)))
     inside = range(math.ceil(first / size), math.floor(last / size) + 1)
     scale = (WIDTH - LEFT - RIGHT) / (last - first)
-    return Axis(first, last, [Tick(LEFT + (i * size - first) * scale, f"{i * size:g}") for i in inside])
+    return Axis(first, last, [Tick(LEFT + (i * size - first) * scale, str(i * size)) for i in inside])
 
 
 def _value_axis(low: float, high: float) -> Axis:
-    if low == high:
+    if math.isclose(low, high, rel_tol=1e-6):
         low, high = low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1)
     size = _round_size((high - low) / 4)
     first, last = math.floor(low / size + 1e-9), math.ceil(high / size - 1e-9)

@@ -59,9 +59,9 @@ class Figure:
 
 def cards(run: Run) -> list[Figure]:
     """The figures that open the page."""
-    patterns = {key: pattern for key, _, pattern in ROWS}
-    figures = {key: _figure(run, key, NAMES[key], patterns[key]) for key in CARDS}
-    return [figure for figure in figures.values() if figure]
+    patterns = {key: pattern for key, _, pattern in ROWS} | dict.fromkeys(PERCENT, "{:.1%}")
+    figures = (_figure(run, key, NAMES[key], patterns[key]) for key in CARDS)
+    return [figure for figure in figures if figure]
 
 
 def table(run: Run) -> dict[str, Figure]:
@@ -87,8 +87,6 @@ def _figure(run: Run, key: str, label: str, pattern: str) -> Figure | None:
     before, after = (figures.get(key) for figures in _evaluated(run))
     if before is None or after is None:
         return None
-    if key in PERCENT and label in NAMES.values():
-        pattern = "{:.1%}"
     change = _shown("{:+" + pattern[pattern.index(".") :], after - before)
     texts = _shown(pattern, before), _shown(pattern, after)
     return Figure(key, label, *texts, change, _verdict(key, before, after))

@@ -52,7 +52,6 @@ def _described(run: Run) -> dict[str, Any]:
         "path": str(run.path),
         "facts": _facts(run),
         "finished": run.summary is not None,
-        "steps": len(run.steps),
         "heldout": heldout,
         "uncertainty": round(50 / math.sqrt(heldout)) if heldout else None,
         "cards": findings.cards(run),

@@ -66,7 +66,7 @@ def token_view(lists: Sequence[TokenList]) -> TokenView:
         Mode("after", "implicit reward after", "A token's share of the implicit reward after training.", implicit),
     ]
     if rewards:
-        meaning = "What the token regularizer pulls by: above 0 where the better of the contrasted contexts prefers the token."
+        meaning = "What the token regularizer pulls by: above 0 where the better of two contexts prefers the token."
         modes.insert(0, Mode("reward", "token reward", meaning, _scale(rewards)))
     return TokenView(modes, [_shown_list(one, modes) for one in lists])
 
