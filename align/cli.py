@@ -77,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     rows.add_argument("--json", metavar="OUT", help="write every figure to this file")
     rows.set_defaults(run=_evaluate_rows)
 
+    report = commands.add_parser(
+        "report", help="one self-contained HTML page of a run, or of several beside each other"
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, finished or not")
+    report.add_argument("--output", metavar="FILE", help="the page (default: report.html in the run directory)")
+    report.set_defaults(run=_report)
+
     doctor = commands.add_parser("doctor", help="what this machine can do, and what to install for the rest")
     doctor.add_argument("--install", choices=("rollout", "rollout-cpu"), help="install this extra")
     doctor.set_defaults(run=_doctor)
@@ -116,6 +123,12 @@ def _evaluate_rows(parsed: argparse.Namespace) -> None:
         tokens_per_batch=parsed.tokens_per_batch,
         json_path=parsed.json,
     )
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from align.report import write_report
+
+    print(f"report: {write_report(parsed.runs, parsed.output)}")
 
 
 def _doctor(parsed: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ from align.model.precision import hold_frozen
 from align.model.reference import attach_reference
 from align.objectives import PROPERTIES, check_grades, check_score
 from align.recipe import Recipe
+from align.report import write_report
 from align.run_directory import RunDirectory, start_log, write_json
 from align.summary import print_summary
 from align.trainer import AlignTrainer
@@ -64,6 +65,7 @@ def train(recipe: Recipe) -> RunResult:
     summary = json.loads(run.summary.read_text())
     if main:
         print_summary(str(run.path), summary, show=recipe.sampling.show)
+        print(f"report: {write_report([run.path])}")
     return RunResult(run.path, summary)
 
 

@@ -27,7 +27,9 @@ def fails(capsys, *arguments: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["inspect"], ["export"], ["evaluate", "rows"], ["doctor"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["inspect"], ["export"], ["evaluate", "rows"], ["report"], ["doctor"]]
+)
 def test_help_everywhere(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
@@ -38,7 +40,11 @@ def test_help_everywhere(command, capsys):
 def test_train_then_evaluate_then_export(recipe_file, make_recipe, rows_file, tmp_path, capsys):
     main(["train", str(recipe_file)])
     run = make_recipe().output
-    assert f"run directory: {run}" in capsys.readouterr().out.replace("\n", "")
+    out = capsys.readouterr().out
+    assert f"run directory: {run}" in out.replace("\n", "")
+    assert f"report: {run}/report.html" in out and Path(run, "report.html").exists()
+    main(["report", run, "--output", str(tmp_path / "page.html")])
+    assert (tmp_path / "page.html").read_text() == Path(run, "report.html").read_text()
     summary = json.loads((Path(run) / "summary.json").read_text())
     heldout = tmp_path / "figures.json"
     main(["evaluate", "rows", str(rows_file), "--model", run, "--grades", "raw", "--json", str(heldout)])
@@ -86,6 +92,10 @@ def test_a_mistake_is_one_sentence_before_training(recipe_file, capsys, override
 
 def test_export_of_nothing(capsys, tmp_path):
     assert str(tmp_path / "absent") in fails(capsys, "export", str(tmp_path / "absent"), str(tmp_path / "out"))
+
+
+def test_report_of_nothing(capsys, tmp_path):
+    assert str(tmp_path / "absent") in fails(capsys, "report", str(tmp_path / "absent"))
 
 
 def test_doctor_reports(capsys):

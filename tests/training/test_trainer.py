@@ -34,7 +34,8 @@ def assert_same_adapter(a: Path, b: Path, **tolerance) -> None:
 def test_the_run_directory_holds_what_the_contract_names(make_recipe):
     result = train(make_recipe())
     names = {path.name for path in result.path.iterdir()}
-    assert {"recipe.yaml", "environment.json", "metrics.jsonl", "events.log", "checkpoints", "adapter"} <= names
+    files = ("recipe.yaml", "environment.json", "metrics.jsonl", "events.log", "checkpoints", "adapter", "report.html")
+    assert names.issuperset(files)
     assert json.loads((result.path / "summary.json").read_text()) == result.summary
     contract = {"loss", "pair_accuracy", "ndcg", "kendall_tau", "top1_agreement", "margin", "best_logprob_change"}
     contract |= {"best_fell_share", "likelihood_ndcg", "likelihood_pair_accuracy"}

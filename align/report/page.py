@@ -1,0 +1,124 @@
+"""The page: what the other modules found, in one HTML file that needs nothing else."""
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from align.report import charts, findings
+from align.report.reading import Run
+from align.report.tokens import token_view
+from align.run_directory import differing_keys
+
+SAMPLES = 12
+"""Sampled completions that the page shows."""
+LISTS = 20
+"""Lists whose tokens it shows: ten thousand tokens make a megabyte."""
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page of these runs. Everything from a file is escaped by the template engine."""
+    loader = PackageLoader("align.report", ".")
+    templates = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    templates.filters |= {"signed": _signed, "yaml": _yaml}
+    script, _, _ = loader.get_source(templates, "script.js")
+    style, _, _ = loader.get_source(templates, "style.css")
+    return templates.get_template("page.html.jinja").render(
+        title=" · ".join(run.name for run in runs),
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        runs=[_described(run) for run in runs],
+        differences=_differences(runs),
+        main_charts=charts.main_charts(runs),
+        other_charts=charts.other_charts(runs),
+        size=charts,
+    )
+
+
+def _described(run: Run) -> dict[str, Any]:
+    """What the template shows of one run."""
+    summary = run.summary or {}
+    heldout = summary.get("data", {}).get("heldout_lists", 0)
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "facts": _facts(run),
+        "finished": run.summary is not None,
+        "heldout": heldout,
+        "uncertainty": round(50 / math.sqrt(heldout)) if heldout else None,
+        "cards": findings.cards(run),
+        "table": findings.table(run),
+        "other": findings.other_figures(run),
+        "window": charts.smoothing_window(len(run.steps)),
+        "tokens": token_view(run.token_lists[:LISTS]) if run.token_lists else None,
+        "all_lists": len(run.token_lists or []),
+        "samples": summary.get("samples", [])[:SAMPLES],
+        "all_samples": len(summary.get("samples", [])),
+        "recipe": run.recipe_text,
+        "environment": run.environment,
+        "data": summary.get("data"),
+    }
+
+
+def _facts(run: Run) -> dict[str, str]:
+    """What the run is, in a few words each; what the recipe does not say is left out."""
+    policy, train = run.recipe.get("policy") or {}, run.recipe.get("train") or {}
+    objective = run.recipe.get("objective") or []
+    terms = [objective] if isinstance(objective, dict) else objective
+    summary, environment = run.summary or {}, run.environment or {}
+    seconds = summary.get("train_seconds")
+    facts = {
+        "policy": policy.get("model"),
+        "objective": " + ".join(str(term["name"]) for term in terms) or run.recipe.get("task"),
+        "adapter": (policy.get("adapter") or {}).get("name"),
+        "beta": (run.recipe.get("score") or {}).get("beta"),
+        "learning rate": train.get("learning_rate"),
+        "lists per step": train.get("lists_per_step"),
+        "seed": train.get("seed"),
+        "steps": len(run.steps),
+        "training time": _duration(seconds) if seconds is not None else None,
+        "device": environment.get("device"),
+        "started": str(environment.get("started", ""))[:16].replace("T", " ") or None,
+    }
+    return {name: str(value) for name, value in facts.items() if value is not None}
+
+
+def _differences(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Dotted recipe keys in which the runs differ -> each run's value."""
+    first = runs[0].recipe
+    keys = set[str]().union(*(differing_keys(first, run.recipe) for run in runs[1:])) - {"output"}
+    return {key: [_in_line(_at(run.recipe, key)) for run in runs] for key in sorted(keys)}
+
+
+def _at(tree: Mapping[str, Any], key: str) -> Any:
+    value: Any = tree
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # + 0.0: no minus before a zero
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+
+def _in_line(value: Any) -> str:
+    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**6)
+    return text.removesuffix("...\n").strip()
