@@ -11,6 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from align.packing.flash import Segments, flash_tree_attention
+from align.packing.varlen import DTYPES, MAX_HEAD_WIDTH, Layout, layout, varlen_tree_attention
 
 ATTENTION = {"sdpa": "tree_sdpa", "eager": "tree_eager"}
 """transformers' attention implementation -> ours, which is the same on rows that are not packed."""
@@ -28,6 +29,13 @@ class Tree:
         self.told: list[int | None] = []
         """The sliding window of every attention call so far: what a model does with its layers."""
         self._masks: dict[tuple, Tensor] = {}
+        self._layout: Layout | None = None
+
+    def layout(self, device: torch.device) -> Layout:
+        """The row as variable-length calls, made for the first layer and kept for the others."""
+        if self._layout is None:
+            self._layout = layout(self.segments, device)
+        return self._layout
 
     def mask(self, sizes: tuple[int, ...], window: int | None, device: torch.device) -> Bool[Tensor, "T T"]:
         """Who sees whom in one list: itself and what precedes it in its own sequence, within a window."""
@@ -69,8 +77,11 @@ def tree_sdpa(
     tree.told.append(sliding_window)
     query, key, value = _autocast(query, key, value)
     whole = sliding_window is None or sliding_window >= tree.longest
-    if query.device.type == "cpu" and whole and not dropout and query.shape[-1] == value.shape[-1]:
-        return flash_tree_attention(query, key, value, tree.segments, scaling), None
+    if whole and not dropout and query.shape[-1] == value.shape[-1]:
+        if query.device.type == "cpu":
+            return flash_tree_attention(query, key, value, tree.segments, scaling), None
+        if query.dtype in DTYPES and query.shape[-1] <= MAX_HEAD_WIDTH:
+            return varlen_tree_attention(query, key, value, tree.layout(query.device), scaling), None
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
