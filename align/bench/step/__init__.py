@@ -5,6 +5,7 @@ Off CUDA, TRL's head scores every position, prompt and padding too; here it gets
 
 import tempfile
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ def run() -> dict[str, object]:
     cases.append(_pairs(shapes[0], CHAT, device))
     cases += [_lists(shapes[0], k, *lengths, device) for k in (4, 8) for lengths in FIXED.items()]
     versions = {"trl": trl.__version__, "transformers": transformers.__version__}
-    return {"machine": machine(device) | versions, "cases": cases}
+    return {"machine": machine(device) | versions, "date": str(date.today()), "cases": cases}
 
 
 def _on_completions(device: torch.device) -> bool:
