@@ -179,6 +179,8 @@ class SamplingSection(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     show: Annotated[int, Field(ge=0)] = 2
     """Completions printed before and after."""
+    token_lists: Annotated[int, Field(ge=0)] = 6
+    """Held-out lists written token by token, before and after, to token_view.jsonl; 0 for none."""
     reward: ScorerConfig | None = None
     """Scorer whose mean reward of the sampled completions goes into the table."""
 

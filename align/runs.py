@@ -21,6 +21,7 @@ from align.data.steps import micro_batches, plan_steps
 from align.errors import UserError
 from align.evaluate.samples import Measured, side_by_side
 from align.evaluate.sampling import sample_completions
+from align.evaluate.token_view import token_logprobs, token_references, write_token_view
 from align.loss import ListLoss, build_loss, likelihood_loss
 from align.model.adapters import Eva
 from align.model.checkpointing import checkpoint_layers, layers_to_checkpoint
@@ -115,23 +116,36 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
 
     sampled_rows = prepared.heldout_rows[: recipe.sampling.prompts]
     prompts = [_for_scorer(row, policy) for row in sampled_rows]
+    viewed = heldout.select(range(min(recipe.sampling.token_lists, len(heldout))))
+    view = (trainer.scorer, policy, viewed, trainer.accelerator)
 
     def measure() -> Measured:
         metrics = trainer.evaluate_heldout()
         with trainer.accelerator.autocast():
             completions = _sample(recipe, policy, heldout)
         rewards = scorer.score(prompts, completions) if scorer else []
-        return Measured(metrics, completions, list(rewards))
+        return Measured(metrics, completions, list(rewards), token_logprobs(*view))
 
     before = _measured_once(run.before, measure, save=trainer.is_world_process_zero())
     trainer.train_from(run.last_checkpoint(), logging_steps=recipe.train.logging_steps)
     if recipe.train.keep_best and run.best.exists():
         policy.load_state(run.best)
     after = measure()
+    reference = token_references(*view)
     if trainer.is_world_process_zero():
         _save_adapter(run, policy)
-        texts = [prompt_text(row, policy.tokenizer) for row in sampled_rows]
-        write_json(run.summary, _summarise(recipe, run, trainer, prepared, before, after, texts))
+        texts = [prompt_text(row, policy.tokenizer) for row in prepared.heldout_rows]
+        write_token_view(
+            run.token_view,
+            viewed,
+            texts[: len(viewed)],
+            policy.tokenizer,
+            beta=recipe.score.beta,
+            before=before.token_logprobs,
+            after=after.token_logprobs,
+            reference=reference,
+        )
+        write_json(run.summary, _summarise(recipe, run, trainer, prepared, before, after, texts[: len(sampled_rows)]))
     trainer.accelerator.wait_for_everyone()
 
 
