@@ -11,9 +11,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_v
 from transformers.training_args import OptimizerNames
 
 from align.errors import UserError
-from align.model.adapters import AdapterConfig, Lora
-from align.objectives import ObjectiveConfig, ScoreConfig, unknown_objective
-from align.objectives.scores import LogRatio
+from align.model.adapters import AdaLora, AdapterConfig, Lora
+from align.objectives import PROPERTIES, ObjectiveConfig, ScoreConfig, unknown_objective
+from align.objectives.scores import LengthDesensitised, LogRatio, ReverseKL
+from align.objectives.token_reg import Tgdpo, TokenReg, TokenWeights
 from align.types import Strict
 from rewards import ScorerConfig
 
@@ -65,6 +66,23 @@ class SourceSection(Strict):
     """Revision of a hub data set."""
 
 
+class ChesSection(Strict):
+    """Which lists are likely to lower the probability of their best completion, by CHES, and what happens to them."""
+
+    keep_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Keep this share of the training lists, those of the lowest length-normalised CHES; the paper keeps 0.05."""
+    threshold: float | None = None
+    """Or keep those whose score is at most this."""
+    other_weight: Fraction = 0.0
+    """What becomes of the others: 0 leaves them out, more is their share of the mixture against a kept list's 1."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "ChesSection":
+        if (self.keep_fraction is None) == (self.threshold is None):
+            raise ValueError("give `keep_fraction` or `threshold`, one of the two")
+        return self
+
+
 class DataSection(Strict):
     """What is trained on, and how it becomes tokens."""
 
@@ -90,6 +108,8 @@ class DataSection(Strict):
     """End every completion with the end-of-text token so that the policy learns to stop."""
     limit: PositiveInt | None = None
     """Read only this many rows of each source."""
+    ches: ChesSection | None = None
+    """Leave out, or take less often, lists that are likely to lower the probability of their best completion."""
     workers: PositiveInt = 1
     """Processes that tokenise."""
 
@@ -98,6 +118,37 @@ class DataSection(Strict):
     def _paths(cls, value: Any) -> Any:
         entries = value if isinstance(value, list | tuple) else [value]
         return tuple({"path": entry} if isinstance(entry, str) else entry for entry in entries)
+
+
+class ContrastSection(Strict):
+    """Token rewards from the reference's own opinion: a completion's tokens read under two opposite instructions."""
+
+    name: Literal["contrast"] = "contrast"
+    better: str | None = None
+    """Text with `{prompt}` (in a conversation it becomes the last user message), perhaps with `{response}`; by default
+    it says that the answer is helpful, correct, coherent and concise."""
+    worse: str | None = None
+    """The same for the opposite."""
+
+    @field_validator("better", "worse")
+    @classmethod
+    def _has_a_prompt(cls, value: str | None) -> str | None:
+        if value is not None and "{prompt}" not in value:
+            raise ValueError("a template needs a `{prompt}`, the place of the row's prompt")
+        return value
+
+
+class TrainedSection(Strict):
+    """Token rewards from a model that was trained on preferences: its log-ratio to the reference."""
+
+    name: Literal["log_ratio"] = "log_ratio"
+    model: str
+    """A run directory, an adapter's folder, a model's folder or a hub name; of the policy's tokenizer."""
+    squash: bool = True
+    """sigmoid(log-ratio) - 0.5, as for the contrast; off: the log-ratio itself, in nats."""
+
+
+TokenRewards = Annotated[ContrastSection | TrainedSection, Field(discriminator="name")]
 
 
 class TrainSection(Strict):
@@ -199,6 +250,12 @@ class Recipe(Strict):
     """The policy's implicit reward of a completion."""
     objective: tuple[ObjectiveConfig, ...] = ()
     """One objective, or several with weights; their sum is the loss of a list."""
+    regularizer: TokenReg | None = None
+    """T-REG: `{name: token_reg, alpha: 0.25}` adds a token-level term to the first objective."""
+    token_weights: TokenWeights | None = None
+    """How much single tokens count in the score: `{name: tgdpo}`, or the rows' own with `{name: column}`."""
+    token_rewards: TokenRewards = ContrastSection()
+    """Where the token rewards of `token_reg` and `tgdpo` come from."""
     wpo: Literal["clamped", "unclamped"] | None = None
     """Weight a list by how likely the policy finds its completions (WPO)."""
     dpop: Annotated[float, Field(ge=0)] | None = None
@@ -219,7 +276,29 @@ class Recipe(Strict):
             raise ValueError("objective: `task: sft` has its own loss; remove it or set `task: preference`")
         if self.train.keep_best and not self.train.eval_steps:
             raise ValueError("train.keep_best needs train.eval_steps, the interval at which candidates are measured")
+        if self.regularizer:
+            self._check_regularizer()
+        if self.data.ches and isinstance(self.policy.adapter, AdaLora) and not self.train.steps:
+            raise ValueError(
+                "policy.adapter: adalora must know the number of steps before `data.ches` chooses the lists; "
+                "set train.steps"
+            )
         return self
+
+    def _check_regularizer(self) -> None:
+        if not self.objective or PROPERTIES[self.objective[0].name].min_list_size < 2:
+            raise ValueError("regularizer: token_reg weighs pairs of completions; put `logistic` or `lambda` first")
+        score = self.objective[0].score or self.score
+        if isinstance(score, LengthDesensitised) or getattr(score, "divergence", ReverseKL()) != ReverseKL():
+            raise ValueError(
+                "regularizer: token_reg is defined for `log_ratio`, `log_ratio_mean`, `likelihood` and "
+                "`likelihood_mean` without a divergence; set `score` to one of them"
+            )
+
+    @property
+    def needs_token_rewards(self) -> bool:
+        """Whether some token-level member looks at token rewards."""
+        return self.regularizer is not None or isinstance(self.token_weights, Tgdpo)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -17,6 +17,7 @@ from transformers import TrainingArguments, set_seed
 
 from align.data import Prepared, Row, Source, prepare_data, prompt_text, read_chat_template, render
 from align.data.collate import collate
+from align.data.contrast import Templates
 from align.data.steps import micro_batches, plan_steps
 from align.errors import UserError
 from align.evaluate.samples import Measured, side_by_side
@@ -31,7 +32,7 @@ from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
 from align.model.reference import attach_reference
 from align.objectives import PROPERTIES, check_grades, check_score
-from align.recipe import Recipe
+from align.recipe import ContrastSection, Recipe
 from align.report import write_report
 from align.run_directory import RunDirectory, start_log, write_json
 from align.summary import print_summary
@@ -167,13 +168,23 @@ def loss_of(recipe: Recipe) -> ListLoss:
     """The loss of a list under the recipe."""
     if recipe.task == "sft":
         return likelihood_loss()
-    return build_loss(recipe.score, recipe.objective, wpo=recipe.wpo, dpop=recipe.dpop)
+    return build_loss(
+        recipe.score,
+        recipe.objective,
+        wpo=recipe.wpo,
+        dpop=recipe.dpop,
+        regularizer=recipe.regularizer,
+        token_weights=recipe.token_weights,
+    )
 
 
 def prepare(recipe: Recipe) -> Prepared:
     """The recipe's rows as token ids, and their audit."""
     data, policy = recipe.data, recipe.policy
-    fields = data.model_dump(exclude={"sources", "eval_sources", "select"})
+    fields = data.model_dump(exclude={"sources", "eval_sources", "select", "ches"})
+    contrast: Templates | None = None
+    if recipe.needs_token_rewards and isinstance(recipe.token_rewards, ContrastSection):
+        contrast = {"better": recipe.token_rewards.better, "worse": recipe.token_rewards.worse}
     return prepare_data(
         sources=[Source(**source.model_dump()) for source in data.sources],
         eval_sources=[Source(**source.model_dump()) for source in data.eval_sources],
@@ -187,6 +198,7 @@ def prepare(recipe: Recipe) -> Prepared:
         chat_template=read_chat_template(policy.chat_template),
         min_completions=min_completions(recipe),
         seed=recipe.train.seed,
+        contrast=contrast,
         **fields,
     )
 

@@ -43,6 +43,10 @@ class ListBatch:
     """False marks a place that no completion fills."""
     reference_logprobs: Float[Tensor, "N C"] | None = None
     """Cached log-probabilities of the targets under the reference, in nats; 0 beyond a completion's end."""
+    token_rewards: Float[Tensor, "N C"] | None = None
+    """What a token is worth (T-REG's rhat), where lists have it; 0 beyond a completion's end."""
+    token_weights: Float[Tensor, "N C"] | None = None
+    """How much a token's log-probability counts, where the rows say so; 0 beyond a completion's end."""
     position_ids: Int[Tensor, "R T"] | None = None
     """Each token's place in its own sequence, where a row holds several; None where a row is one."""
     segments: tuple[tuple[int, ...], ...] | None = None

@@ -14,6 +14,7 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from align.data.boundary import Overlong, Tokens, fit, special_tokens, split_tokens, started
+from align.data.contrast import CONTEXTS, Templates, contrast_contexts
 from align.data.schema import Row, is_messages, is_token_ids
 from align.data.texts import PLAIN_TEMPLATE, prompt_text, render
 from align.errors import UserError
@@ -77,6 +78,7 @@ def tokenize_rows(
     overlong: Overlong,
     append_eos: bool,
     workers: int,
+    contrast: Templates | None = None,
 ) -> Dataset:
     """The rows as token ids, with what was counted on the way; computed once and kept in datasets' cache.
 
@@ -89,9 +91,11 @@ def tokenize_rows(
         overlong: what happens to a completion beyond max_length.
         append_eos: whether each completion ends with an end token.
         workers: processes.
+        contrast: templates of the two contexts for token rewards, where those are wanted.
 
     Returns:
-        One entry per row, in order, with COLUMNS and COUNTS; `refused` says why a row cannot be used, else it is "".
+        One entry per row, in order, with COLUMNS, COUNTS and, with `contrast`, CONTEXTS; `refused` says why a row
+        cannot be used, else it is "".
 
     Raises:
         UserError: no chat template for a conversation, one that refuses it, no end token, or token ids beyond the
@@ -99,7 +103,7 @@ def tokenize_rows(
 
     Source: ours
     """
-    features = Features({**COLUMNS, **COUNTS})
+    features = Features({**COLUMNS, **COUNTS, **(CONTEXTS if contrast else {})})
     if not rows:
         return Dataset.from_dict({name: [] for name in features}, features=features)
     _check(rows, tokenizer, chat_template, append_eos)
@@ -109,6 +113,7 @@ def tokenize_rows(
         "max_prompt_length": max_prompt_length,
         "overlong": overlong,
         "append_eos": append_eos,
+        "contrast": contrast,
     }
     content = _content(rows)
     key = _fingerprint(content, tokenizer, options)
@@ -138,12 +143,14 @@ def tokenize_batch(
     max_prompt_length: int | None,
     overlong: Overlong,
     append_eos: bool,
+    contrast: Templates | None,
 ) -> dict[str, list[Any]]:
     """Columns of a batch of rows, from one call of the tokenizer; arguments as in `tokenize_rows`."""
     special = special_tokens(tokenizer)
     rows = [json.loads(texts) for texts in batch["texts"]]
     encoded = iter(_encode_texts(rows, batch, tokenizer, chat_template, special))
-    columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, *COUNTS) if name not in batch}
+    names = (*COLUMNS, *COUNTS, *(CONTEXTS if contrast else ()))
+    columns: dict[str, list[Any]] = {name: [] for name in names if name not in batch}
     columns["grades"] = []
     for (prompt, completions), grades in zip(rows, batch["grades"], strict=True):
         if is_token_ids(prompt):
@@ -161,6 +168,17 @@ def tokenize_batch(
             overlong=overlong,
             special=special,
         )
+        if contrast:
+            fitted |= contrast_contexts(
+                prompt,
+                fitted["prompt_ids"],
+                fitted["completion_ids"],
+                moved_tokens=split["moved_tokens"],
+                templates=contrast,
+                tokenizer=tokenizer,
+                chat_template=chat_template,
+                special=special,
+            )
         for name, value in {**split, **fitted}.items():
             columns[name].append(value)
     return columns
@@ -223,7 +241,7 @@ def _fingerprint(content: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBa
     """A digest of all that the token ids depend on, this module included."""
     code = [
         Path(module).read_text(encoding="utf-8")
-        for module in (__file__, render.__code__.co_filename, fit.__code__.co_filename)
+        for module in (__file__, *(f.__code__.co_filename for f in (render, fit, contrast_contexts)))
     ]
     versions = [transformers.__version__, tokenizers.__version__]
     digest = hashlib.sha256()

@@ -100,7 +100,8 @@ def _load_run(folder: Path, chat_template: str | None, device: str) -> tuple[Pol
     section = dict(recipe.policy) | {"chat_template": chat_template or recipe.policy.chat_template}
     policy = load_policy(**section, seed=recipe.train.seed, device=device, total_steps=1)
     policy.load_state(state)
-    return policy, loss_of(recipe), section["chat_template"]
+    ranks = recipe.model_copy(update={"regularizer": None, "token_weights": None})  # rows have no token rewards
+    return policy, loss_of(ranks), section["chat_template"]
 
 
 def _table(model: str, metrics: dict[str, float], prepared: Prepared) -> Table:
