@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
+from align.annotate import Annotated, annotate_lists, annotation_table, filter_by_ches, list_ches, warn_if_idle
 from align.data import Prepared, Row, Source, prepare_data, prompt_text, read_chat_template, render
 from align.data.collate import collate
 from align.data.contrast import Templates
 from align.data.steps import micro_batches, plan_steps
 from align.errors import UserError
+from align.evaluate.displacement import diagnose
 from align.evaluate.samples import Measured, side_by_side
 from align.evaluate.sampling import sample_completions
-from align.evaluate.token_view import token_logprobs, token_references, write_token_view
+from align.evaluate.token_view import TokenView
 from align.loss import ListLoss, build_loss, likelihood_loss
 from align.model.adapters import Eva
 from align.model.checkpointing import checkpoint_layers, layers_to_checkpoint
@@ -30,7 +34,6 @@ from align.model.checks import check_reference_identity
 from align.model.load import load_tokenizer
 from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
-from align.model.reference import attach_reference
 from align.objectives import PROPERTIES, check_grades, check_score
 from align.recipe import ContrastSection, Recipe
 from align.report import write_report
@@ -82,25 +85,25 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     check_objectives(recipe, prepared)
     if arguments.process_index == 0:
         Console(stderr=True).print(render(prepared.audit))
-    plan = plan_steps(
-        prepared.train["weight"][:],
-        lists_per_step=recipe.train.lists_per_step,
-        epochs=recipe.train.epochs,
-        steps=recipe.train.steps,
-        seed=recipe.train.seed,
-    )
     # KTO's baseline needs the reference of completions that no cache holds.
     keep_reference = loss.needs_baseline or not recipe.reference.cache
     policy = _load_policy(
-        recipe, prepared, total_steps=len(plan), device=arguments.device, keep_reference=keep_reference
+        recipe,
+        prepared,
+        total_steps=len(_plan(recipe, prepared.train)),
+        device=arguments.device,
+        keep_reference=keep_reference,
     )
     check_reference_identity(policy, policy.collate([prepared.train[0]]))
     if recipe.train.precision == "bfloat16":
         hold_frozen(policy.model, torch.bfloat16)
-    lists, heldout = _with_reference(recipe, policy, loss, prepared)
-    arguments.max_steps = len(plan)
-    arguments.warmup_steps = math.ceil(recipe.train.warmup_ratio * len(plan))
-    arguments.save_steps = recipe.train.save_steps or max(1, math.ceil(len(plan) / 10))
+    annotated = annotate_lists(
+        recipe, policy, prepared, reference=loss.needs_reference, ches=recipe.data.ches is not None
+    )
+    warn_if_idle(annotated.figures)
+    lists, heldout = filter_by_ches(recipe, prepared, annotated.train), annotated.heldout
+    plan = _plan(recipe, lists)
+    _fit_to_plan(arguments, recipe, steps=len(plan))
     trainer = AlignTrainer(
         policy=policy,
         loss=loss,
@@ -117,36 +120,28 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
 
     sampled_rows = prepared.heldout_rows[: recipe.sampling.prompts]
     prompts = [_for_scorer(row, policy) for row in sampled_rows]
-    viewed = heldout.select(range(min(recipe.sampling.token_lists, len(heldout))))
-    view = (trainer.scorer, policy, viewed, trainer.accelerator)
+    view = TokenView(trainer.scorer, policy, heldout, trainer.accelerator, count=recipe.sampling.token_lists)
 
     def measure() -> Measured:
-        metrics = trainer.evaluate_heldout()
+        moved: dict[int, float] = {}
+        metrics = trainer.evaluate_heldout(moved)
+        changes = [change for _, change in sorted(gather_object(list(moved.items())))]
         with trainer.accelerator.autocast():
             completions = _sample(recipe, policy, heldout)
         rewards = scorer.score(prompts, completions) if scorer else []
-        return Measured(metrics, completions, list(rewards), token_logprobs(*view))
+        return Measured(metrics, completions, list(rewards), view.logprobs(), changes)
 
     before = _measured_once(run.before, measure, save=trainer.is_world_process_zero())
     trainer.train_from(run.last_checkpoint(), logging_steps=recipe.train.logging_steps)
     if recipe.train.keep_best and run.best.exists():
         policy.load_state(run.best)
     after = measure()
-    reference = token_references(*view)
     if trainer.is_world_process_zero():
         _save_adapter(run, policy)
         texts = [prompt_text(row, policy.tokenizer) for row in prepared.heldout_rows]
-        write_token_view(
-            run.token_view,
-            viewed,
-            texts[: len(viewed)],
-            policy.tokenizer,
-            beta=recipe.score.beta,
-            before=before.token_logprobs,
-            after=after.token_logprobs,
-            reference=reference,
-        )
-        write_json(run.summary, _summarise(recipe, run, trainer, prepared, before, after, texts[: len(sampled_rows)]))
+        values = {"before": before.token_logprobs, "after": after.token_logprobs}
+        view.write(run.token_view, texts, beta=recipe.score.beta, **values)
+        write_json(run.summary, _summarise(recipe, run, trainer, prepared, annotated, before, after, texts))
     trainer.accelerator.wait_for_everyone()
 
 
@@ -162,6 +157,50 @@ def _set_checkpointing(recipe: Recipe, trainer: AlignTrainer) -> None:
         count = int(counts.max())
     if train.gradient_checkpointing and count != 0:
         checkpoint_layers(trainer.scorer.model, count)
+
+
+def _fit_to_plan(arguments: TrainingArguments, recipe: Recipe, *, steps: int) -> None:
+    arguments.max_steps = steps
+    arguments.warmup_steps = math.ceil(recipe.train.warmup_ratio * steps)
+    arguments.save_steps = recipe.train.save_steps or max(1, math.ceil(steps / 10))
+
+
+def annotate(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
+    """Compute all that frozen models say about the recipe's rows into the cache, CHES included, and print a summary.
+
+    Run it again after an interruption, and it goes on; `align train` finds what it has computed.
+
+    Returns:
+        What is printed, of the training lists.
+
+    Raises:
+        UserError: the recipe, its data or its model cannot work.
+    """
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    state = PartialState()
+    with state.main_process_first():
+        prepared = prepare(recipe)
+    check_objectives(recipe, prepared)
+    policy = _load_policy(recipe, prepared, total_steps=1, device=state.device, keep_reference=False)
+    if recipe.train.precision == "bfloat16":
+        hold_frozen(policy.model, torch.bfloat16)
+    annotated = annotate_lists(recipe, policy, prepared, reference=True, ches=True)
+    if state.is_main_process:
+        (console or Console()).print(annotation_table(annotated.figures, len(annotated.train)))
+        warn_if_idle(annotated.figures)
+    return annotated.figures
+
+
+def _plan(recipe: Recipe, lists: Dataset) -> list[list[int]]:
+    train = recipe.train
+    return plan_steps(
+        lists["weight"][:],
+        lists_per_step=train.lists_per_step,
+        epochs=train.epochs,
+        steps=train.steps,
+        seed=train.seed,
+    )
 
 
 def loss_of(recipe: Recipe) -> ListLoss:
@@ -248,24 +287,6 @@ def _load_policy(
     )
 
 
-def _with_reference(recipe: Recipe, policy: Policy, loss: ListLoss, prepared: Prepared) -> tuple[Dataset, Dataset]:
-    """Training and held-out lists, with the reference's log-probabilities where they are cached and needed."""
-    if not recipe.reference.cache:
-        return prepared.train, prepared.heldout
-
-    def attach(lists: Dataset) -> Dataset:
-        return attach_reference(
-            lists,
-            policy,
-            tokens_per_batch=recipe.train.tokens_per_batch,
-            cache_dir=recipe.reference.cache_dir,
-            precision=recipe.train.precision,
-        )
-
-    train_lists = attach(prepared.train) if loss.needs_reference else prepared.train
-    return train_lists, attach(prepared.heldout) if len(prepared.heldout) else prepared.heldout
-
-
 def _measured_once(path: Path, measure: Callable[[], Measured], *, save: bool) -> Measured:
     """What was measured before an interruption, since a resumed run no longer has the initial policy."""
     if path.exists():
@@ -315,23 +336,29 @@ def _summarise(
     run: RunDirectory,
     trainer: AlignTrainer,
     prepared: Prepared,
+    annotated: Annotated,
     before: Measured,
     after: Measured,
     prompts: Sequence[str],
 ) -> dict[str, Any]:
     seconds = run.seconds()
+    displacement = {}
+    if "ches_normalised" in annotated.heldout.column_names:
+        displacement["displacement"] = diagnose(after.changes, list_ches(annotated.heldout))
     return {
         "objective": [term.model_dump(mode="json") for term in recipe.objective] or recipe.task,
         "adapter": recipe.policy.adapter.model_dump(mode="json"),
         "seed": recipe.train.seed,
         "data": prepared.audit.to_dict(),
+        "annotation": annotated.figures,
         "steps": trainer.state.global_step,
         "train_seconds": seconds,
         "tokens_per_second": trainer.planned_tokens / seconds,
         "peak_memory_bytes": peak_memory_bytes(),
         "eval_before": before.all_metrics(),
         "eval_after": after.all_metrics(),
-        "samples": side_by_side(prompts, before, after),
+        "samples": side_by_side(prompts[: recipe.sampling.prompts], before, after),
+        **displacement,
     }
 
 

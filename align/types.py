@@ -78,6 +78,8 @@ class TokenStats:
     """Entropy of the next-token distribution, in nats, where asked for."""
     log_sum_sq_probs: Float[Tensor, "N C"] | None = None
     """log sum_v p_v^2, where asked for (WPO)."""
+    hidden_sum: Float[Tensor, "N H"] | None = None
+    """Sum of the final hidden states that predict a completion's tokens, float64, where asked for (CHES)."""
 
 
 def _move(value: object, device: torch.device | str) -> object:

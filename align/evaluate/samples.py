@@ -13,13 +13,14 @@ from align.run_directory import write_json
 
 @dataclass(frozen=True)
 class Measured:
-    """The policy at one moment: metrics on held-out lists, one sampled completion per prompt with its reward, and a few
-    lists token by token."""
+    """The policy at one moment: metrics on held-out lists, one sampled completion per prompt with its reward, a few
+    lists token by token, and how far every held-out list's best completion has moved in log-probability."""
 
     metrics: dict[str, float]
     completions: list[str]
     rewards: list[float]
     token_logprobs: TokenValues = field(default_factory=list)
+    changes: list[float] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))
