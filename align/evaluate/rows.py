@@ -82,7 +82,7 @@ def _load(model: str, chat_template: str | None) -> tuple[Policy, ListLoss, str 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = Path(model)
     if (folder / "recipe.yaml").exists():
-        return _load_run(folder, chat_template, device)
+        return load_run(folder, chat_template, device)
     by_likelihood = build_loss(LikelihoodMean(beta=1.0), [Logistic()])
     arguments: dict[str, Any] = {"device": device, "chat_template": chat_template}
     if (folder / "adapter_config.json").exists():
@@ -91,7 +91,12 @@ def _load(model: str, chat_template: str | None) -> tuple[Policy, ListLoss, str 
     return load_policy(model, adapter=Full(), keep_reference=False, **arguments), by_likelihood, chat_template
 
 
-def _load_run(folder: Path, chat_template: str | None, device: str) -> tuple[Policy, ListLoss, str | None]:
+def load_run(folder: Path, chat_template: str | None, device: str) -> tuple[Policy, ListLoss, str | None]:
+    """A run's policy as it was trained, its loss, and its chat template.
+
+    Raises:
+        UserError: there is no checkpoint yet.
+    """
     run = RunDirectory(folder)
     recipe = load_recipe(run.recipe)
     state = run.best if run.best.exists() else run.last_checkpoint()
