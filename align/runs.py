@@ -35,6 +35,7 @@ from align.model.load import load_tokenizer
 from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
 from align.objectives import PROPERTIES, check_grades, check_score
+from align.objectives.token_reg import Column
 from align.recipe import ContrastSection, Recipe
 from align.report import write_report
 from align.run_directory import RunDirectory, start_log, write_json
@@ -238,6 +239,7 @@ def prepare(recipe: Recipe) -> Prepared:
         min_completions=min_completions(recipe),
         seed=recipe.train.seed,
         contrast=contrast,
+        token_weights=isinstance(recipe.token_weights, Column),
         **fields,
     )
 

@@ -53,6 +53,7 @@ def prepare_data(
     min_completions: int = 2,
     seed: int = 0,
     contrast: Templates | None = None,
+    token_weights: bool = False,
 ) -> Prepared:
     """Read, grade, split, reduce and tokenise; count everything.
 
@@ -64,6 +65,7 @@ def prepare_data(
         min_completions: 2 to learn from preferences (lists without an order are then left out), else 1.
         seed: decides what is held out and which completions a reduced list keeps.
         contrast: templates of the two contexts for token rewards, where those are wanted.
+        token_weights: whether the rows' own weights of tokens are wanted.
 
     Returns:
         Both parts as token ids, the audit and the held-out rows; nothing may be held out.
@@ -85,6 +87,7 @@ def prepare_data(
         append_eos=append_eos,
         workers=workers,
         contrast=contrast,
+        token_weights=token_weights,
     )
     train_rows, owners = read("train", sources)
     heldout_rows, eval_owners = read("eval", eval_sources)

@@ -71,6 +71,7 @@ def reduce_row(row: Row, *, select: Selection, list_size: int | None, seed: int)
         completions=tuple(row.completions[k] for k in kept),
         grades=tuple(grades[k] for k in kept),
         rewards=row.rewards and tuple(row.rewards[k] for k in kept),
+        token_weights=row.token_weights and tuple(row.token_weights[k] for k in kept),
     )
 
 

@@ -30,6 +30,7 @@ COLUMNS = Features(
         "row": Value("int64"),
     }
 )
+TOKEN_WEIGHTS = Features({"token_weights": List(List(Value("float32")))})
 COUNTS = Features(
     {
         "position": Value("int64"),
@@ -79,6 +80,7 @@ def tokenize_rows(
     append_eos: bool,
     workers: int,
     contrast: Templates | None = None,
+    token_weights: bool = False,
 ) -> Dataset:
     """The rows as token ids, with what was counted on the way; computed once and kept in datasets' cache.
 
@@ -92,10 +94,11 @@ def tokenize_rows(
         append_eos: whether each completion ends with an end token.
         workers: processes.
         contrast: templates of the two contexts for token rewards, where those are wanted.
+        token_weights: whether the rows' own weights of tokens are wanted; then every row must have them.
 
     Returns:
-        One entry per row, in order, with COLUMNS, COUNTS and, with `contrast`, CONTEXTS; `refused` says why a row
-        cannot be used, else it is "".
+        One entry per row, in order, with COLUMNS, COUNTS and, where wanted, CONTEXTS and TOKEN_WEIGHTS; `refused` says
+        why a row cannot be used, else it is "".
 
     Raises:
         UserError: no chat template for a conversation, one that refuses it, no end token, or token ids beyond the
@@ -103,7 +106,8 @@ def tokenize_rows(
 
     Source: ours
     """
-    features = Features({**COLUMNS, **COUNTS, **(CONTEXTS if contrast else {})})
+    extra = {**(CONTEXTS if contrast else {}), **(TOKEN_WEIGHTS if token_weights else {})}
+    features = Features({**COLUMNS, **COUNTS, **extra})
     if not rows:
         return Dataset.from_dict({name: [] for name in features}, features=features)
     _check(rows, tokenizer, chat_template, append_eos)
@@ -116,6 +120,8 @@ def tokenize_rows(
         "contrast": contrast,
     }
     content = _content(rows)
+    if token_weights:
+        content["token_weights"] = [_weights_of(row) for row in rows]
     key = _fingerprint(content, tokenizer, options)
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "align"
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,8 +157,9 @@ def tokenize_batch(
     encoded = iter(_encode_texts(rows, batch, tokenizer, chat_template, special))
     names = (*COLUMNS, *COUNTS, *(CONTEXTS if contrast else ()))
     columns: dict[str, list[Any]] = {name: [] for name in names if name not in batch}
-    columns["grades"] = []
-    for (prompt, completions), grades in zip(rows, batch["grades"], strict=True):
+    columns |= {name: [] for name in ("grades", *TOKEN_WEIGHTS) if name in batch}
+    weights = batch.get("token_weights") or [None] * len(rows)
+    for (prompt, completions), grades, own in zip(rows, batch["grades"], weights, strict=True):
         if is_token_ids(prompt):
             split: dict[str, Any] = {"prompt_ids": prompt, "completion_ids": completions}
             split |= {"moved_tokens": 0, "bos_stripped": False, "eos_added": 0}
@@ -167,6 +174,7 @@ def tokenize_batch(
             max_prompt_length=max_prompt_length,
             overlong=overlong,
             special=special,
+            token_weights=own,
         )
         if contrast:
             fitted |= contrast_contexts(
@@ -194,6 +202,15 @@ def _content(rows: Sequence[Row]) -> dict[str, list[Any]]:
         "row": [row.number for row in rows],
         "position": list(range(len(rows))),
     }
+
+
+def _weights_of(row: Row) -> tuple[tuple[float, ...], ...]:
+    if row.token_weights is None:
+        raise UserError(
+            f"{row.place}, field token_weights: missing; `token_weights: {{name: column}}` needs one number per "
+            "completion token in every row, and rows of token ids (`prompt_ids`, `completion_ids`)"
+        )
+    return row.token_weights
 
 
 def _encode_texts(

@@ -6,6 +6,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from align.data import Source, prepare_data
+from align.data.boundary import special_tokens
+from align.data.contrast import contrast_contexts, default_template
 
 
 @pytest.fixture
@@ -38,9 +40,6 @@ def test_a_plain_prompt_keeps_its_tokens_within_the_template(prepared, tokenizer
 
 def test_the_start_token_stands_before_the_template_once(shared_data):
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260k")
-    from align.data.boundary import special_tokens
-    from align.data.contrast import contrast_contexts
-
     special = special_tokens(tokenizer)
     prompt = tokenizer("Once upon a time")["input_ids"]
     assert prompt[: len(special.prefix)] == list(special.prefix) != []
@@ -89,6 +88,10 @@ def test_in_a_conversation_the_last_user_message_changes(prepared, tokenizer):
 def test_a_refused_row_has_no_contexts_and_does_no_harm(prepared):
     sides = {"chosen": " w5", "rejected": " w6"}
     rows = [{"prompt": "w3 " * 50 + "w4", **sides}, {"prompt": "w3", **sides}]
-    found = prepared(rows, contrast={"better": None, "worse": None}, max_length=20)
+    found = prepared(rows, contrast={"better": "w30 {prompt}", "worse": "w31 {prompt}"}, max_length=20)
     assert len(found) == 1 and len(found[0]["better_ids"]) == 1
-    assert found[0]["better_ids"] != found[0]["worse_ids"]
+
+
+def test_the_default_templates_differ_by_kind_of_prompt_and_hold_it():
+    texts = [default_template(side, chat=chat) for side in ("better", "worse") for chat in (True, False)]
+    assert len(set(texts)) == 4 and all(text.count("{prompt}") == 1 for text in texts)
