@@ -39,8 +39,10 @@ class Annotated:
     """Of the training lists, for the summary."""
 
 
-def annotate_lists(recipe: Recipe, policy: Policy, prepared: Prepared, *, reference: bool, ches: bool) -> Annotated:
-    """The lists with the columns that the recipe needs, computed or read from the cache.
+def annotate_lists(
+    recipe: Recipe, policy: Policy, prepared: Prepared, *, reference: bool, ches: bool = False
+) -> Annotated:
+    """The lists with the columns that the recipe needs, computed or read from the cache; warns of an idle contrast.
 
     Columns: `reference_logprobs` and, where token-level members are asked for, `token_rewards`, both per completion
     token; `ches` and `ches_normalised` of the best completion against every worse one.
@@ -48,16 +50,19 @@ def annotate_lists(recipe: Recipe, policy: Policy, prepared: Prepared, *, refere
     Args:
         policy: at its start.
         reference: whether the training lists need the reference's log-probabilities.
-        ches: whether the training lists need CHES.
+        ches: whether the training lists get CHES even if the recipe does not filter by it.
 
     Raises:
         UserError: the model that token rewards come from does not exist or does not fit.
     """
     source = _trained_model(recipe, policy) if recipe.needs_token_rewards else None
     cached = recipe.reference.cache
+    ches = ches or recipe.data.ches is not None
     train = _annotate_part(recipe, policy, source, prepared.train, reference=cached and reference, ches=ches)
     heldout = _annotate_part(recipe, policy, source, prepared.heldout, reference=cached, ches=cached)
-    return Annotated(train, heldout, _figures(train))
+    figures = _figures(train)
+    _warn_if_idle(figures)
+    return Annotated(train, heldout, figures)
 
 
 def _annotate_part(
@@ -224,8 +229,7 @@ def annotation_table(figures: dict[str, Any], lists: int) -> Table:
     return table
 
 
-def warn_if_idle(figures: dict[str, Any]) -> None:
-    """Say so where the two contexts read the same to the model."""
+def _warn_if_idle(figures: dict[str, Any]) -> None:
     if figures.get("share_above_0.05", 1.0) < IDLE_SHARE:
         log.warning(
             "the contrast does nothing: mean |token reward| is %.4f, and %.1f %% of the tokens have one above %g. To "

@@ -17,7 +17,7 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
-from align.annotate import Annotated, annotate_lists, annotation_table, filter_by_ches, list_ches, warn_if_idle
+from align.annotate import Annotated, annotate_lists, annotation_table, filter_by_ches, list_ches
 from align.data import Prepared, Row, Source, prepare_data, prompt_text, read_chat_template, render
 from align.data.collate import collate
 from align.data.contrast import Templates
@@ -95,13 +95,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         device=arguments.device,
         keep_reference=keep_reference,
     )
-    check_reference_identity(policy, policy.collate([prepared.train[0]]))
-    if recipe.train.precision == "bfloat16":
-        hold_frozen(policy.model, torch.bfloat16)
-    annotated = annotate_lists(
-        recipe, policy, prepared, reference=loss.needs_reference, ches=recipe.data.ches is not None
-    )
-    warn_if_idle(annotated.figures)
+    annotated = annotate_lists(recipe, policy, prepared, reference=loss.needs_reference)
     lists, heldout = filter_by_ches(recipe, prepared, annotated.train), annotated.heldout
     plan = _plan(recipe, lists)
     _fit_to_plan(arguments, recipe, steps=len(plan))
@@ -119,8 +113,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     )
     _set_checkpointing(recipe, trainer)
 
-    sampled_rows = prepared.heldout_rows[: recipe.sampling.prompts]
-    prompts = [_for_scorer(row, policy) for row in sampled_rows]
+    prompts = [_for_scorer(row, policy) for row in prepared.heldout_rows[: recipe.sampling.prompts]]
     view = TokenView(trainer.scorer, policy, heldout, trainer.accelerator, count=recipe.sampling.token_lists)
 
     def measure() -> Measured:
@@ -140,8 +133,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     if trainer.is_world_process_zero():
         _save_adapter(run, policy)
         texts = [prompt_text(row, policy.tokenizer) for row in prepared.heldout_rows]
-        values = {"before": before.token_logprobs, "after": after.token_logprobs}
-        view.write(run.token_view, texts, beta=recipe.score.beta, **values)
+        view.write(run.token_view, texts, recipe.score.beta, before.token_logprobs, after.token_logprobs)
         write_json(run.summary, _summarise(recipe, run, trainer, prepared, annotated, before, after, texts))
     trainer.accelerator.wait_for_everyone()
 
@@ -184,12 +176,9 @@ def annotate(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         prepared = prepare(recipe)
     check_objectives(recipe, prepared)
     policy = _load_policy(recipe, prepared, total_steps=1, device=state.device, keep_reference=False)
-    if recipe.train.precision == "bfloat16":
-        hold_frozen(policy.model, torch.bfloat16)
     annotated = annotate_lists(recipe, policy, prepared, reference=True, ches=True)
     if state.is_main_process:
         (console or Console()).print(annotation_table(annotated.figures, len(annotated.train)))
-        warn_if_idle(annotated.figures)
     return annotated.figures
 
 
@@ -276,7 +265,7 @@ def _load_policy(
         examples = list(prepared.train.select(range(min(256, len(prepared.train)))))
         batches = micro_batches(examples, tokens_per_batch=recipe.train.tokens_per_batch)
         init_batches = [collate(batch, pad_id=pad_id) for batch in batches]
-    return load_policy(
+    policy = load_policy(
         **{name: value for name, value in recipe.policy if name != "chat_template"},
         chat_template=recipe.policy.chat_template,
         dropout=recipe.train.dropout,
@@ -287,6 +276,10 @@ def _load_policy(
         keep_reference=keep_reference,
         packing=recipe.train.packing,
     )
+    check_reference_identity(policy, policy.collate([prepared.train[0]]))
+    if recipe.train.precision == "bfloat16":
+        hold_frozen(policy.model, torch.bfloat16)
+    return policy
 
 
 def _measured_once(path: Path, measure: Callable[[], Measured], *, save: bool) -> Measured:
@@ -345,7 +338,7 @@ def _summarise(
 ) -> dict[str, Any]:
     seconds = run.seconds()
     displacement = {}
-    if "ches_normalised" in annotated.heldout.column_names:
+    if "ches_normalised" in annotated.heldout.column_names and any(annotated.heldout["ches_normalised"]):
         displacement["displacement"] = diagnose(after.changes, list_ches(annotated.heldout))
     return {
         "objective": [term.model_dump(mode="json") for term in recipe.objective] or recipe.task,

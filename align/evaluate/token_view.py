@@ -41,9 +41,7 @@ class TokenView:
         """Log-probabilities of the lists' completion tokens under the policy as it is, in nats."""
         return self._values(lambda batch: self.scorer(batch).logprobs)
 
-    def write(
-        self, path: Path, prompts: Sequence[str], *, beta: float, before: TokenValues, after: TokenValues
-    ) -> None:
+    def write(self, path: Path, prompts: Sequence[str], beta: float, before: TokenValues, after: TokenValues) -> None:
         """One JSON object per list: id, prompt, grades, and of each completion its tokens with their values.
 
         `tokens` joined are the completion; `logprob_*` are in nats; `implicit_*` is beta times the log-ratio to the
