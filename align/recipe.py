@@ -274,6 +274,8 @@ class Recipe(Strict):
             raise ValueError("objective: missing; for example `objective: {name: lambda}`")
         if self.task == "sft" and self.objective:
             raise ValueError("objective: `task: sft` has its own loss; remove it or set `task: preference`")
+        if self.task == "sft" and (self.regularizer or self.token_weights):
+            raise ValueError("task: sft takes no `regularizer` and no `token_weights`; remove them")
         if self.train.keep_best and not self.train.eval_steps:
             raise ValueError("train.keep_best needs train.eval_steps, the interval at which candidates are measured")
         if self.regularizer:

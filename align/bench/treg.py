@@ -3,6 +3,7 @@
 Run it in the project's root. The kills use public data and a model beside the checkout, and are left out without them.
 """
 
+import gzip
 import json
 import random
 import statistics
@@ -44,8 +45,9 @@ CASES = {
     "LiPO-lambda + T-REG": [],
 }
 """What is compared -> overrides of the recipe; the steps are the same."""
-SHORT = ["data.limit=192", "data.list_size=4", "sampling.prompts=48", "sampling.max_tokens=48"]
-"""Twelve steps on lists of four."""
+SHORT = ["data.limit=128", "data.list_size=4", "sampling.prompts=40", "sampling.max_tokens=40"]
+"""Eight steps on lists of four."""
+HELD_OUT = 40
 SEEDS = (0, 1, 2)
 FIGURES = ("sample_reward", "ndcg", "likelihood_ndcg", "margin", "best_logprob_change", "best_fell_share")
 ROUNDS = 9
@@ -104,10 +106,20 @@ def stories() -> dict[str, Any]:
     """Four objectives, three seeds, equal steps: before and after on the held-out lists and sampled completions."""
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in CASES}
     with tempfile.TemporaryDirectory() as folder:
+        heldout = Path(folder) / "heldout.jsonl"
+        rows = gzip.decompress(Path("data/story-lists/heldout.jsonl.gz").read_bytes()).splitlines()[:HELD_OUT]
+        heldout.write_bytes(b"\n".join(rows))
         for seed in SEEDS:
             for name, overrides in CASES.items():
                 output = f"output={folder}/{len(results[name])}-{list(CASES).index(name)}"
-                options = [*SHORT, *overrides, f"train.seed={seed}", output, f"reference.cache_dir={folder}/cache"]
+                options = [
+                    *SHORT,
+                    *overrides,
+                    f"train.seed={seed}",
+                    output,
+                    f"reference.cache_dir={folder}/cache",
+                    f"data.eval_sources=[{heldout}]",
+                ]
                 summary = train(load_recipe(RECIPE, options)).summary
                 kept = ("seed", "steps", "eval_before", "eval_after", "annotation", "displacement", "train_seconds")
                 results[name].append({key: summary[key] for key in kept})
