@@ -173,7 +173,7 @@ KINDS = {"nearly the same": True, "other story": False}
 def _constructed() -> Iterator[dict[str, Any]]:
     """A story against itself with two words exchanged, and against another story; every second row each."""
     generator = random.Random(0)
-    for number, row in enumerate(read_source("data/story-lists/train.jsonl.gz", limit=320).rows):
+    for number, row in enumerate(read_source("data/story-lists/train.jsonl.gz", limit=160).rows):
         chosen, other = (str(text) for text in row.completions[:2])
         near = number % 2 == 0
         words = chosen.split(" ")
@@ -221,7 +221,7 @@ def _fall(part: dict[str, Any]) -> dict[str, float]:
 def kills() -> dict[str, Any]:
     """`align annotate` on public data, killed at random moments: the cache in the end is that of an undisturbed run."""
     found: dict[str, Any] = {}
-    for name, limit in (("alpaca_eval2_listwise", 60), ("chat_pairs_demo/pairs.jsonl.gz", 150)):
+    for name, limit in (("alpaca_eval2_listwise", 40), ("chat_pairs_demo/pairs.jsonl.gz", 80)):
         if not (PUBLIC / name).exists():
             print(f"{PUBLIC / name} is not here: left out")
             continue
