@@ -50,9 +50,15 @@ SHORT = ["data.limit=128", "data.list_size=4", "sampling.prompts=40", "sampling.
 HELD_OUT = 40
 SEEDS = (0, 1, 2)
 FIGURES = ("sample_reward", "ndcg", "likelihood_ndcg", "margin", "best_logprob_change", "best_fell_share")
-ROUNDS = 9
+ROUNDS = 7
+LISTS = 4
+"""Lists of a timed step."""
+PAIRS = 64
+"""Constructed pairs, trained on four a step."""
 KILLS = 5
 PUBLIC = Path("../shared/data")
+PUBLIC_ROWS = (("alpaca_eval2_listwise", 24), ("chat_pairs_demo/pairs.jsonl.gz", 40))
+"""Data set and rows of it."""
 
 
 def run() -> dict[str, Any]:
@@ -66,7 +72,7 @@ def run() -> dict[str, Any]:
 def overhead() -> dict[str, Any]:
     """A training step with and without the regularizer, token rewards and reference cached; in turn, on equal lists."""
     with tempfile.TemporaryDirectory() as folder:
-        shared = [f"reference.cache_dir={folder}", "data.limit=32", "sampling.prompts=0"]
+        shared = [f"reference.cache_dir={folder}", f"data.limit={LISTS}", "sampling.prompts=0"]
         recipe = load_recipe(RECIPE, shared)
         policy = load_policy(recipe.policy.model, adapter=recipe.policy.adapter)
         prepared = prepare(recipe)
@@ -82,11 +88,11 @@ def overhead() -> dict[str, Any]:
 
 
 def _step(recipe: Recipe, lists: Dataset) -> Task:
-    """An optimizer step as AlignTrainer takes it, over the lists that one recipe step holds."""
+    """An optimizer step as AlignTrainer takes it."""
     policy = load_policy(recipe.policy.model, adapter=recipe.policy.adapter)
     scorer, loss = TokenScorer(policy).train(), loss_of(recipe)
     optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad], lr=1e-5)
-    examples = lists.select(range(recipe.train.lists_per_step)).to_list()
+    examples = lists.to_list()
 
     def step() -> None:
         for part in micro_batches(examples, tokens_per_batch=recipe.train.tokens_per_batch, packed=policy.packing):
@@ -173,7 +179,7 @@ KINDS = {"nearly the same": True, "other story": False}
 def _constructed() -> Iterator[dict[str, Any]]:
     """A story against itself with two words exchanged, and against another story; every second row each."""
     generator = random.Random(0)
-    for number, row in enumerate(read_source("data/story-lists/train.jsonl.gz", limit=160).rows):
+    for number, row in enumerate(read_source("data/story-lists/train.jsonl.gz", limit=PAIRS).rows):
         chosen, other = (str(text) for text in row.completions[:2])
         near = number % 2 == 0
         words = chosen.split(" ")
@@ -189,6 +195,7 @@ def _displacement(folder: Path, name: str, rows: list[dict[str, Any]], overrides
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = [*CASES["DPO"], f"data.sources=[{path}]", "sampling={prompts: 0, token_lists: 0}", "train.seed=0"]
+    options += ["train.lists_per_step=4"]
     options += ["data.limit=null", f"output={folder}/run-{name}", f"reference.cache_dir={folder}/cache"]
     recipe = load_recipe(RECIPE, [*options, *overrides])
     steps = train(recipe).summary["steps"]
@@ -221,7 +228,7 @@ def _fall(part: dict[str, Any]) -> dict[str, float]:
 def kills() -> dict[str, Any]:
     """`align annotate` on public data, killed at random moments: the cache in the end is that of an undisturbed run."""
     found: dict[str, Any] = {}
-    for name, limit in (("alpaca_eval2_listwise", 40), ("chat_pairs_demo/pairs.jsonl.gz", 80)):
+    for name, limit in PUBLIC_ROWS:
         if not (PUBLIC / name).exists():
             print(f"{PUBLIC / name} is not here: left out")
             continue
