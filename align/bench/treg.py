@@ -195,7 +195,7 @@ def _displacement(folder: Path, name: str, rows: list[dict[str, Any]], overrides
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = [*CASES["DPO"], f"data.sources=[{path}]", "sampling={prompts: 0, token_lists: 0}", "train.seed=0"]
-    options += ["train.lists_per_step=4"]
+    options += ["train.lists_per_step=4", "data.eval_sources=[]", "data.eval_fraction=0"]
     options += ["data.limit=null", f"output={folder}/run-{name}", f"reference.cache_dir={folder}/cache"]
     recipe = load_recipe(RECIPE, [*options, *overrides])
     steps = train(recipe).summary["steps"]
