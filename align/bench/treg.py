@@ -57,6 +57,11 @@ PAIRS = 64
 """Constructed pairs, trained on four a step."""
 KILLS = 5
 PUBLIC = Path("../shared/data")
+PART_PER_BATCH = (
+    "import sys; from align.model import reference; reference.SHARD_SECONDS = 0; from align.cli import main; "
+    "main(sys.argv[1:])"
+)
+"""The align command, which writes a part of the cache after every batch."""
 PUBLIC_ROWS = (("alpaca_eval2_listwise", 24), ("chat_pairs_demo/pairs.jsonl.gz", 40))
 """Data set and rows of it."""
 
@@ -236,36 +241,41 @@ def kills() -> dict[str, Any]:
             options = [f"data.sources=[{PUBLIC / name}]", "data.eval_sources=[]", f"data.limit={limit}"]
             options += [f"policy.model={PUBLIC}/models/stories260k", "data.max_length=384"]
             options += ["policy.chat_template=recipes/templates/plain.jinja", "token_rewards={name: contrast}"]
-            command = [sys.executable, "-m", "align.cli", "annotate", RECIPE, *options]
-            found[name] = _kill_and_compare([*command], Path(folder))
+            options += ["train.tokens_per_batch=4096"]
+            found[name] = _kill_and_compare(options, Path(folder))
             print(name, found[name])
     return found
 
 
-def _kill_and_compare(command: list[str], folder: Path) -> dict[str, Any]:
-    def start(cache: str) -> subprocess.Popen:
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen([*command, f"reference.cache_dir={folder / cache}"], **quiet)  # type: ignore[call-overload]
+def _kill_and_compare(options: list[str], folder: Path) -> dict[str, Any]:
+    """Kills with SIGKILL at five random stages of the work, counted in parts of the cache."""
 
-    began = time.monotonic()
+    def start(cache: str) -> subprocess.Popen:
+        arguments = ["annotate", RECIPE, *options, f"reference.cache_dir={folder / cache}"]
+        command = [sys.executable, "-c", PART_PER_BATCH, *arguments]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def parts() -> int:
+        return len(list((folder / "killed").rglob("*.safetensors")))
+
     if start("whole").wait():
         raise RuntimeError("align annotate failed")
-    seconds = time.monotonic() - began
-    moments, killed, parts = random.Random(0), 0, []
-    for _ in range(KILLS):
+    moments, stored = random.Random(0), []
+    total = len(list((folder / "whole").rglob("*.safetensors")))
+    for target in sorted(moments.sample(range(1, total), KILLS)):
         process = start("killed")
-        try:
-            process.wait(timeout=moments.uniform(0.2, 0.95) * seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            killed += 1
-        parts.append(len(_read(folder / "killed")))
+        while parts() < target and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
+        if process.wait() == 0:
+            raise RuntimeError("it ended before it was killed")
+        stored.append(len(_read(folder / "killed")))
     if start("killed").wait():
         raise RuntimeError("align annotate failed after a kill")
     whole, after = _read(folder / "whole"), _read(folder / "killed")
     same = whole.keys() == after.keys() and all(np.array_equal(whole[key], after[key]) for key in whole)
-    return {"values": len(whole), "seconds": seconds, "kills": killed, "stored_after_each": parts, "same": same}
+    return {"values": len(whole), "kills": len(stored), "values_after_each_kill": stored, "bit_for_bit_the_same": same}
 
 
 def _read(cache: Path) -> dict[tuple[str, bytes], np.ndarray]:
