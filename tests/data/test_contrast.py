@@ -83,6 +83,10 @@ def test_in_a_conversation_the_last_user_message_changes(prepared, tokenizer):
     (found,) = prepared([row], contrast=templates, chat_template=template)
     assert found["better_ids"] == [words(tokenizer, "w9 w3 w8 w4 w9 w30 w5 w6 w31 w8")]
     assert found["worse_ids"] == [words(tokenizer, f"w9 w3 w8 w4 w9 w32 {r} w5 w6 w8") for r in ("w10", "w11")]
+    sides = {side: [{"role": "assistant", "content": f" {row[side][0]['content']}"}] for side in ("chosen", "rejected")}
+    begun = row | sides | {"prompt": row["prompt"][:2]}
+    (found,) = prepared([begun], contrast=templates, chat_template=template)
+    assert found["better_ids"] == [words(tokenizer, "w9 w30 w3 w31 w8 w4")], "the assistant's beginning stays"
 
 
 def test_a_refused_row_has_no_contexts_and_does_no_harm(prepared):
