@@ -45,9 +45,9 @@ CASES = {
     "LiPO-lambda + T-REG": [],
 }
 """What is compared -> overrides of the recipe; the steps are the same."""
-SHORT = ["data.limit=128", "data.list_size=4", "sampling.prompts=40", "sampling.max_tokens=40"]
+SHORT = ["data.limit=256", "sampling.prompts=100", "sampling.max_tokens=64"]
 """Eight steps on lists of four."""
-HELD_OUT = 40
+HELD_OUT = 60
 SEEDS = (0, 1, 2)
 FIGURES = ("sample_reward", "ndcg", "likelihood_ndcg", "margin", "best_logprob_change", "best_fell_share")
 ROUNDS = 7
