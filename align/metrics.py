@@ -20,6 +20,10 @@ LOG_NAMES = {
 }
 """Names under which training logs a metric where TRL logs the same quantity."""
 
+FELL = 1e-3
+"""Nats by which a completion's log-probability must fall to count as fallen: float32 sums of a few hundred tokens are
+not more exact, and before the first step nothing has fallen."""
+
 
 class Sums:
     """Running sum and count of each metric, on the device until `means` is asked for."""
@@ -57,7 +61,7 @@ def list_metrics(
 
     `margin`, `pair_accuracy`, `ndcg`, `kendall_tau`, `top1_agreement` rank by the implicit reward,
     `likelihood_*` by mean token log-probability. `best_logprob_change` is the best completion's log-probability less
-    its reference's, in nats; `best_fell_share` counts the lists where that is negative. `kl` is the k3 estimate
+    its reference's, in nats; `best_fell_share` counts the lists where it fell by more than rounding (FELL). `kl` is the k3 estimate
     e^r - 1 - r, r = reference - policy, per completion token of the data.
     """
     mask = batch.completion_mask
@@ -84,7 +88,7 @@ def list_metrics(
         change = _mean_where(batch.to_lists(-ratio.sum(-1)), best)
         values |= {
             "best_logprob_change": change,
-            "best_fell_share": (change < 0).float(),
+            "best_fell_share": (change < -FELL).float(),
             "kl": (ratio.exp() - 1 - ratio)[mask],
         }
     return values

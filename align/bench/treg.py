@@ -46,7 +46,7 @@ CASES = {
 }
 """What is compared -> overrides of the recipe; the steps are the same."""
 SHORT = ["data.limit=256", "sampling.prompts=100", "sampling.max_tokens=64"]
-"""Eight steps on lists of four."""
+"""Sixteen steps on lists of eight."""
 HELD_OUT = 60
 SEEDS = (0, 1, 2)
 FIGURES = ("sample_reward", "ndcg", "likelihood_ndcg", "margin", "best_logprob_change", "best_fell_share")

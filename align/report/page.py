@@ -10,6 +10,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from align.evaluate.displacement import sentence
 from align.report import charts, findings
 from align.report.reading import Run
 from align.report.tokens import token_view
@@ -57,6 +58,7 @@ def _described(run: Run) -> dict[str, Any]:
         "cards": findings.cards(run),
         "table": findings.table(run),
         "other": findings.other_figures(run),
+        "displacement": _diagnosis(summary),
         "window": charts.smoothing_window(len(run.steps)),
         "tokens": token_view(run.token_lists[:LISTS]) if run.token_lists else None,
         "all_lists": len(run.token_lists or []),
@@ -66,6 +68,13 @@ def _described(run: Run) -> dict[str, Any]:
         "environment": run.environment,
         "data": summary.get("data"),
     }
+
+
+def _diagnosis(summary: dict[str, Any]) -> str | None:
+    if "displacement" not in summary:
+        return None
+    text = sentence(summary["displacement"])
+    return text[0].upper() + text[1:]
 
 
 def _facts(run: Run) -> dict[str, str]:

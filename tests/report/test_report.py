@@ -252,6 +252,14 @@ def test_the_words_at_the_top_sort_the_figures(run):
     assert "up to 10 points" in page.one("div", "run")["text"]  # 0.5 / sqrt(25)
 
 
+def test_the_diagnosis_of_displacement_is_told(run):
+    summary = json.loads((run / "summary.json").read_text())
+    summary["displacement"] = {"lists": 8, "fell_share": 0.375, "rank_correlation": 0.5}
+    (run / "summary.json").write_text(json.dumps(summary))
+    notes = " ".join(note["text"] for note in page_of(run).all("p", "note"))
+    assert "In 38% of 8 held-out lists the best completion lost probability" in " ".join(notes.split())
+
+
 @pytest.mark.parametrize("rewards", [True, False])
 def test_tokens_carry_their_values_and_colours(run, rewards):
     shown = [token_list("row/1", rewards=rewards), token_list("row/2", rewards=rewards)]

@@ -1,0 +1,19 @@
+"""Metrics of a batch by hand."""
+
+import pytest
+import torch
+
+from align.data.collate import collate
+from align.metrics import list_metrics
+from align.types import TokenStats
+
+
+@pytest.mark.parametrize(("change", "fell"), [(0.5, 0.0), (-2e-4, 0.0), (-4e-3, 1.0)])
+def test_a_completion_that_moved_by_rounding_has_not_fallen(change, fell):
+    """The best completion has two tokens; each moves by half of `change`."""
+    batch = collate([{"prompt_ids": [1], "completion_ids": [[3, 4], [5]], "grades": [1.0, 0.0]}], pad_id=0)
+    reference = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]])
+    logprobs = reference + torch.tensor([[change / 2, change / 2], [7.0, 0.0]])
+    values = list_metrics(batch, TokenStats(logprobs), reference, torch.zeros(1, 2))
+    assert values["best_fell_share"].tolist() == [fell]
+    assert values["best_logprob_change"].item() == pytest.approx(change, abs=1e-6)
