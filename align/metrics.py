@@ -61,8 +61,8 @@ def list_metrics(
 
     `margin`, `pair_accuracy`, `ndcg`, `kendall_tau`, `top1_agreement` rank by the implicit reward,
     `likelihood_*` by mean token log-probability. `best_logprob_change` is the best completion's log-probability less
-    its reference's, in nats; `best_fell_share` counts the lists where it fell by more than rounding (FELL). `kl` is the k3 estimate
-    e^r - 1 - r, r = reference - policy, per completion token of the data.
+    its reference's, in nats; `best_fell_share` counts the lists where it fell by more than rounding (FELL). `kl` is the
+    k3 estimate e^r - 1 - r, r = reference - policy, per completion token of the data.
     """
     mask = batch.completion_mask
     lengths = mask.sum(-1).clamp(min=1)

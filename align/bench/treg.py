@@ -45,9 +45,9 @@ CASES = {
     "LiPO-lambda + T-REG": [],
 }
 """What is compared -> overrides of the recipe; the steps are the same."""
-SHORT = ["data.limit=256", "sampling.prompts=100", "sampling.max_tokens=64"]
-"""Sixteen steps on lists of eight."""
-HELD_OUT = 60
+SHORT = ["sampling.prompts=100", "sampling.max_tokens=64"]
+"""One epoch of the shipped lists of eight: 25 steps."""
+HELD_OUT = 100
 SEEDS = (0, 1, 2)
 FIGURES = ("sample_reward", "ndcg", "likelihood_ndcg", "margin", "best_logprob_change", "best_fell_share")
 ROUNDS = 7
