@@ -1,41 +1,60 @@
-"""A scorer that reads one output of a transformers sequence classifier."""
+"""A scorer that reads one output, or a weighted sum of outputs, of a sequence classifier."""
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Unpack
 
 import torch
-from pydantic import Field, PositiveInt
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from rewards.types import Messages, ScorerError, Strict, Text
+from rewards.backbone import Backbone, batches_by_length
+from rewards.loading import (
+    ADAPTER_CONFIG,
+    context,
+    folder_of,
+    load_model,
+    load_tokenizer,
+    named_tensor,
+    with_adapters,
+)
+from rewards.texts import cut, joint_ids, text_key
+from rewards.types import Running, RunningOptions, ScorerError, Tally, Text
 
 logger = logging.getLogger(__name__)
 
+OTHER_HEADS = ("v_head.summary", "v_head", "value_head", "reward_head", "rm_head", "regression_layer")
+"""What reward models call their last linear layer where it is not transformers' `score`."""
 
-class SequenceClassifier(Strict):
-    """A reward model in the usual layout: AutoModelForSequenceClassification, weights in safetensors."""
+
+class SequenceClassifier(Running):
+    """A reward model in one of the usual layouts: a linear head on a decoder or encoder, weights in safetensors."""
 
     name: Literal["sequence_classifier"] = "sequence_classifier"
     model: str
-    """A local folder, or a hub name."""
+    """A local folder, or a hub name: a whole model, or a PEFT adapter with its head."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     label: Annotated[int, Field(ge=0)] | str | None = None
-    """Which output is the reward, by number or name; needed where the model has several."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the weights are held and the model is run in; only float32 gives the same reward in every batch."""
-    max_length: PositiveInt | None = None
-    """Tokens read at most, by default the model's context; a longer text loses its beginning, save the first token."""
-    tokens_per_batch: PositiveInt = 8192
-    """Tokens of one forward pass at most, padding included; changes speed and memory, not the rewards."""
-    device: str | None = None
-    """Torch device; by default a GPU where there is one."""
+    """Which output is the reward, by number or name; needed where the model has several, unless `weights` is given."""
+    weights: dict[str, float] | None = None
+    """Output name or number -> weight; the reward is then the weighted sum of these outputs."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "SequenceClassifier":
+        if self.weights is not None and (self.label is not None or not self.weights):
+            raise ValueError("`weights` names one output or more and takes the place of `label`; give one of the two")
+        return self
 
 
 class SequenceClassifierScorer:
-    """Rewards by one output of a sequence classifier; see `SequenceClassifier` for the arguments."""
+    """Rewards by a sequence classifier's outputs; see `SequenceClassifier` for the arguments."""
 
     def __init__(
         self,
@@ -43,24 +62,31 @@ class SequenceClassifierScorer:
         model: str,
         revision: str | None = None,
         label: int | str | None = None,
-        dtype: str = "float32",
-        max_length: int | None = None,
-        tokens_per_batch: int = 8192,
-        device: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        **running: Unpack[RunningOptions],
     ) -> None:
-        self.model = _load_model(model, revision, dtype, device or _default_device())
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, revision=revision)
+        folder = folder_of(model, revision)
+        self.model = _load(folder, running.get("dtype", "float32"), running.get("device"))
+        self.tokenizer = load_tokenizer(folder)
+        self.outputs = _outputs(self.model, label, weights, model)
         self.pad_id: int | None = self.model.config.get_text_config().pad_token_id
-        self.output = _output_index(self.model, label, model)
-        self.max_length = max_length or _context(self.model, self.tokenizer)
-        self.tokens_per_batch = tokens_per_batch
+        self.max_length = running.get("max_length") or context(self.model.config, self.tokenizer)
+        self.tokens_per_batch = running.get("tokens_per_batch", 8192)
+        self.exact = running.get("exact", False)
+        self.tally = Tally()
+        self.backbone: Backbone | None = None
+        if isinstance(getattr(self.model, "score", None), nn.Linear):
+            self.backbone = Backbone(
+                self.model.base_model, name=model, tokens_per_batch=self.tokens_per_batch, exact=self.exact
+            )
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
         """The classifier's output for each prompt with its completion, a logit (no sigmoid).
 
         Text is scored as prompt and completion joined without anything between; messages go through the chat
-        template, and a text beside messages counts as a user's prompt or an assistant's completion.
+        template, and a text beside messages counts as a user's prompt or an assistant's completion. What completions
+        of one prompt share at their beginning is computed once, where the model is a decoder.
 
         Args:
             prompts: The prompt of each completion.
@@ -71,42 +97,43 @@ class SequenceClassifierScorer:
             transformers reads it from a single unpadded text; [] for no completions.
 
         Raises:
-            ScorerError: Messages are given, but the tokenizer has no chat template; or a text has no tokens.
+            RowError: Messages are given, but the tokenizer has no chat template; or a text has no tokens.
 
         Source: ours
         """
-        rows = [self._tokenize(*pair) for pair in zip(prompts, completions, strict=True)]
-        cut = sum(len(row) > self.max_length for row in rows)
-        if cut:
-            logger.warning("%d of %d texts are cut to max_length=%d tokens", cut, len(rows), self.max_length)
-        rows = [_cut(row, self.max_length) for row in rows]
-        rewards = [0.0] * len(rows)
-        for batch in _batches([len(row) for row in rows], self.tokens_per_batch):
-            for index, reward in zip(batch, self._forward([rows[i] for i in batch]), strict=True):
-                rewards[index] = reward
-        return rewards
-
-    def _tokenize(self, prompt: Text, completion: Text) -> list[int]:
-        if isinstance(prompt, str) and isinstance(completion, str):
-            text = prompt + completion
-            bos = self.tokenizer.bos_token
-            framed = not (bos and text.startswith(bos))
+        rows = joint_ids(prompts, completions, self.tokenizer)
+        long = sum(len(row) > self.max_length for row in rows)
+        if long:
+            logger.warning("%d of %d texts are cut to max_length=%d tokens", long, len(rows), self.max_length)
+        rows = [cut(row, self.max_length) for row in rows]
+        self.tally.completions += len(rows)
+        self.tally.tokens += sum(map(len, rows))
+        self.tally.truncated += long
+        logits = torch.zeros(len(rows), len(self.model.config.id2label))
+        if self.backbone is not None:
+            self._decode(self.backbone, rows, [text_key(prompt) for prompt in prompts], logits)
         else:
-            text, framed = self._render([*_messages(prompt, "user"), *_messages(completion, "assistant")]), False
-        ids: list[int] = self.tokenizer(text, add_special_tokens=framed)["input_ids"]
-        if not ids:
-            raise ScorerError("a prompt and its completion are both empty; there is nothing to score")
-        return ids
+            self._encode(rows, logits)
+        if len(self.outputs) == 1 and set(self.outputs.values()) == {1.0}:
+            return logits[:, next(iter(self.outputs))].tolist()
+        chosen = logits[:, list(self.outputs)].double()
+        return (chosen @ torch.tensor(list(self.outputs.values())).double()).tolist()
 
-    def _render(self, messages: Messages) -> str:
-        if self.tokenizer.chat_template is None:
-            raise ScorerError(
-                f"{self.tokenizer.name_or_path}: the rows hold messages, but this tokenizer has no chat template; "
-                "give text rows or add a chat_template.jinja to the model's folder"
-            )
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+    def _decode(
+        self, backbone: Backbone, rows: list[list[int]], groups: list[str], logits: Float[Tensor, "N A"]
+    ) -> None:
+        head: Any = self.model.score
+        bias = None if head.bias is None else head.bias.float()
+        for members, hidden in backbone.states(rows, groups, [[_last(row, self.pad_id)] for row in rows]):
+            logits[members] = F.linear(hidden.float(), head.weight.float(), bias).cpu()
 
-    def _forward(self, rows: list[list[int]]) -> list[float]:
+    def _encode(self, rows: list[list[int]], logits: Float[Tensor, "N A"]) -> None:
+        lengths = [len(row) for row in rows]
+        whole = batches_by_length(lengths, self.tokens_per_batch)
+        for batch in [[i] for i in range(len(rows))] if self.exact else whole:
+            logits[batch] = self._forward([rows[i] for i in batch]).float().cpu()
+
+    def _forward(self, rows: list[list[int]]) -> Float[Tensor, "N A"]:
         # transformers finds a row's last token by the padding id; without one, no row may end in the id used instead.
         pad = self.pad_id if self.pad_id is not None else _free_id(rows)
         self.model.config.get_text_config().pad_token_id = pad
@@ -114,64 +141,79 @@ class SequenceClassifierScorer:
         input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
         attention_mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         device = self.model.device
-        logits = self.model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device)).logits
-        return logits[:, self.output].float().tolist()
+        return self.model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device)).logits
 
 
-def _load_model(model: str, revision: str | None, dtype: str, device: str) -> PreTrainedModel:
-    try:
-        loaded, report = AutoModelForSequenceClassification.from_pretrained(
-            model, revision=revision, dtype=dtype, device_map=device, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        raise ScorerError(f"{model}: cannot be loaded as a sequence classifier: {error}") from error
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"]))
-        raise ScorerError(f"{model}: holds no trained reward head (its weights lack {missing}); give a reward model")
-    return loaded
+def _load(folder: Path, dtype: str, device: str | None) -> PreTrainedModel:
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _load_adapted(folder, dtype, device)
+    other = _other_head(folder)
+    weight = named_tensor(folder, f"{other}.weight") if other else None
+    size = {} if weight is None else {"num_labels": len(weight)}
+    model, report = load_model(AutoModelForSequenceClassification, folder, dtype=dtype, device=device, **size)
+    missing = set(report["missing_keys"])
+    if missing == {"score.weight"} and weight is not None:
+        _set_head(model, weight, named_tensor(folder, f"{other}.bias"))
+        missing = set()
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise ScorerError(f"{folder}: holds no trained reward head (its weights lack {names}); give a reward model")
+    return model
 
 
-def _output_index(model: PreTrainedModel, label: int | str | None, name: str) -> int:
+def _load_adapted(folder: Path, dtype: str, device: str | None) -> PreTrainedModel:
+    """A base model with an adapter and a head saved beside it (PEFT's `modules_to_save`), merged."""
+    base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    head = named_tensor(folder, "base_model.model.score.weight")
+    if head is None:
+        raise ScorerError(f"{folder}: the adapter holds no reward head (base_model.model.score.weight); give another")
+    model, _ = load_model(
+        AutoModelForSequenceClassification, folder_of(base), dtype=dtype, device=device, num_labels=len(head)
+    )
+    merged: Any = with_adapters(model, {"reward": str(folder)}).merge_and_unload()
+    return merged
+
+
+def _other_head(folder: Path) -> str | None:
+    """The name of a head that transformers does not look for."""
+    if named_tensor(folder, "score.weight") is not None:
+        return None
+    return next((name for name in OTHER_HEADS if named_tensor(folder, f"{name}.weight") is not None), None)
+
+
+def _set_head(model: Any, weight: Tensor, bias: Tensor | None) -> None:
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    head.weight.data = weight
+    if bias is not None:
+        head.bias.data = bias
+    model.score = head.to(device=model.device, dtype=model.dtype).requires_grad_(False)
+
+
+def _outputs(
+    model: PreTrainedModel, label: int | str | None, weights: Mapping[str, float] | None, name: str
+) -> dict[int, float]:
+    """Output number -> weight."""
     names = {str(name): int(index) for index, name in (model.config.id2label or {}).items()}
+    if weights is not None:
+        return {_index(names, key, name): weight for key, weight in weights.items()}
     if label is None and len(names) == 1:
-        return 0
-    index = names.get(label) if isinstance(label, str) else label
+        return {0: 1.0}
+    return {_index(names, label, name): 1.0}
+
+
+def _index(names: Mapping[str, int], label: int | str | None, model: str) -> int:
+    index = names.get(label, int(label) if label.isdigit() else None) if isinstance(label, str) else label
     if index is None or index >= len(names):
-        raise ScorerError(f"{name}: no output {label!r}; set `label` to one of {', '.join(names)}, or its number")
+        known = ", ".join(names)
+        raise ScorerError(f"{model}: no output {label!r}; set `label` or `weights` to some of {known}, or to numbers")
     return index
 
 
-def _context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    # The tokenizer's figure is the usable one (RoBERTa's positions are two more than its tokens), but often not set.
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
-    return min(tokenizer.model_max_length, positions)
-
-
-def _messages(text: Text, role: str) -> Messages:
-    return [{"role": role, "content": text}] if isinstance(text, str) else text
-
-
-def _cut(row: list[int], length: int) -> list[int]:
-    """At most `length` tokens: the first, which often starts every text, and then the last ones."""
-    return row if len(row) <= length else [row[0], *row[len(row) - length + 1 :]]
-
-
-def _batches(lengths: list[int], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length whose rows times longest row stay within the budget; longest first."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens_per_batch:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+def _last(row: list[int], pad_id: int | None) -> int:
+    """Where transformers reads a single unpadded text: its last token that is not padding, else the first."""
+    return next((i for i in reversed(range(len(row))) if row[i] != pad_id), 0)
 
 
 def _free_id(rows: list[list[int]]) -> int:
     ends = {row[-1] for row in rows}
     return next(i for i in count() if i not in ends)
-
-
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,14 +1,16 @@
 """What a scorer is: the protocol, the words for its inputs, and the base of its configuration."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypedDict
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
 Messages = list[dict[str, str]]
 """A conversation: `{"role": ..., "content": ...}` each."""
 Text = str | Messages
 """A prompt or a completion, as plain text or as messages."""
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class Strict(BaseModel):
@@ -17,12 +19,54 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class Running(Strict):
+    """How a scorer's model is run; the base of every configuration that has one."""
+
+    dtype: Dtype = "float32"
+    """What the weights are held in and the model is run in; only float32 gives the same reward in every batch."""
+    max_length: PositiveInt | None = None
+    """Tokens read at most, by default the model's context; a longer text loses its beginning, save the first token."""
+    tokens_per_batch: PositiveInt = 8192
+    """Tokens of one forward pass at most, padding included; changes speed and memory, not the rewards."""
+    exact: bool = False
+    """One text per forward pass: a reward is then the same to the last bit in any batch and order, and slower."""
+    device: str | None = None
+    """Torch device; by default a GPU where there is one."""
+
+
+class RunningOptions(TypedDict, total=False):
+    """The fields of `Running` as keywords."""
+
+    dtype: Dtype
+    max_length: int | None
+    tokens_per_batch: int
+    exact: bool
+    device: str | None
+
+
 class ScorerError(ValueError):
     """A scorer cannot be made or used as asked; the message names what is wrong and how to mend it."""
 
 
+class RowError(ScorerError):
+    """One prompt and completion cannot be scored; others of the same call could be."""
+
+
+@dataclass
+class Tally:
+    """What a scorer has done so far."""
+
+    completions: int = 0
+    tokens: int = 0
+    """Tokens read by its model, a shared prompt counted for each of its completions; 0 where there is no model."""
+    truncated: int = 0
+    """Texts cut to the model's length."""
+
+
 class Scorer(Protocol):
-    """Gives completions a reward. Not to be subclassed: a class with this method is a scorer."""
+    """Gives completions a reward. Not to be subclassed: a class with these members is a scorer."""
+
+    tally: Tally
 
     def score(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
         """One reward per completion, larger is better, in the scorer's own unit.
@@ -33,5 +77,18 @@ class Scorer(Protocol):
 
         Returns:
             Rewards in the order of the completions; a reward depends on its own prompt and completion alone.
+
+        Raises:
+            RowError: A text cannot be scored.
         """
+        ...
+
+
+class ReferenceScorer(Protocol):
+    """A scorer that compares with a reference answer; its configuration has an `answer_column`."""
+
+    tally: Tally
+
+    def score(self, prompts: Sequence[Text], completions: Sequence[Text], answers: Sequence[Any]) -> list[float]:
+        """As Scorer.score, with the reference answer of each completion's prompt."""
         ...

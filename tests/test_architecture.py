@@ -13,7 +13,8 @@ MAY_IMPORT = {
     "align/data": LIBRARIES
     | {"align.types", "align.errors", "align.data", "rewards.grading", "datasets", "transformers", "tokenizers"}
     | {"pyarrow", "rich", "jinja2", "accelerate"},
-    "rewards": LIBRARIES | {"rewards", "align.kernels", "align.packing", "transformers", "safetensors"},
+    "rewards": LIBRARIES
+    | {"rewards", "align.kernels", "align.packing", "transformers", "safetensors", "peft", "huggingface_hub", "yaml"},
 }
 """Folder -> packages and modules that its files may import besides the standard library."""
 EVERYWHERE_REFUSED = {"trl", "pickle", "vllm"}

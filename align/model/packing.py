@@ -1,16 +1,16 @@
 """Which models can take packed rows."""
 
 import logging
-from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from align.data.collate import collate
 from align.model.checks import probe_lists, tolerance
 from align.model.forward import score_tokens
 from align.model.load import first_line
 from align.packing import ATTENTION, Tree, packed_collate
+from align.packing.attention import unread_layers
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def _problem(base: PreTrainedModel, attention: str) -> str:
         tree = Tree(packed.segments or ())
         found = torch.stack([score_tokens(base, padded).logprobs, score_tokens(base, packed, tree=tree).logprobs])
         difference = (found - expected).abs().max().item()
-        problem = _unread(base, tree)
+        problem = unread_layers(tree, base.config)
         if not difference <= tolerance(base.dtype):
             problem = f"packed they differ by {difference:.2g} nats on a token"
     except Exception as error:  # whatever a model's own code makes of arguments that it does not know
@@ -52,14 +52,3 @@ def _problem(base: PreTrainedModel, attention: str) -> str:
         base.set_attn_implementation(attention)
     base.train(training)
     return problem
-
-
-def _unread(base: PreTrainedModel, tree: Tree) -> str:
-    """Layers that do not attend through us, or whose window we are not told: a short text cannot show that."""
-    config: Any = base.config.get_text_config()
-    windows = sum(DynamicCache(config=config).is_sliding)
-    if len(tree.told) != config.num_hidden_layers:
-        return "not all of its layers use transformers' attention interface"
-    if sum(window is not None for window in tree.told) != windows:
-        return "its layers do not tell attention their window"
-    return ""

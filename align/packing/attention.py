@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
@@ -53,6 +53,19 @@ def _mask(sizes: tuple[int, ...], window: int | None, device: torch.device) -> B
     distance = position[:, None] - position
     sees = (distance >= 0) & ((branch == 0) | (branch == branch[:, None]))
     return sees if window is None else sees & (distance < window)
+
+
+def unread_layers(tree: Tree, config: PretrainedConfig) -> str:
+    """What a forward pass with `tree` has shown of layers that it did not reach; empty where it reached all.
+
+    Layers that do not attend through us, or whose window we are not told: a short text's results cannot show that.
+    """
+    text: Any = config.get_text_config()
+    if len(tree.told) != text.num_hidden_layers:
+        return "not all of its layers use transformers' attention interface"
+    if sum(window is not None for window in tree.told) != sum(DynamicCache(config=text).is_sliding):
+        return "its layers do not tell attention their window"
+    return ""
 
 
 def tree_sdpa(

@@ -1,0 +1,215 @@
+"""Hidden states of many token sequences from a decoder, each the same alone or in any batch."""
+
+import logging
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from align.packing import ATTENTION, Tree
+from align.packing.attention import unread_layers
+from rewards.texts import common_prefix
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""How far packed and separate hidden states may differ, relative to the largest; coarser for other dtypes."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Where one sequence lies in a batch: its first tokens may be shared with others."""
+
+    member: int
+    trunk: int
+    """Flat index of its first token."""
+    shared: int
+    """How many tokens are shared."""
+    own: int
+    """Flat index of the first token after those."""
+
+    def at(self, position: int) -> int:
+        """Flat index of the token at a position of the sequence."""
+        return self.trunk + position if position < self.shared else self.own + position - self.shared
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass reads."""
+
+    inputs: dict[str, Any]
+    branches: list[Branch]
+
+
+class Backbone:
+    """A decoder without its head, run over sequences that may share their beginnings."""
+
+    def __init__(self, decoder: PreTrainedModel, *, name: str, tokens_per_batch: int, exact: bool) -> None:
+        self.decoder = decoder
+        self.tokens_per_batch = tokens_per_batch
+        self.exact = exact
+        self.packs = not exact and _takes_packed_rows(decoder, name)
+
+    def states(
+        self, sequences: Sequence[list[int]], groups: Sequence[Hashable], places: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[list[int], Float[Tensor, "P H"]]]:
+        """Hidden states at chosen positions, batch by batch.
+
+        Args:
+            sequences: token ids, each with at least one token.
+            groups: sequences with the same key are run as one list: what they share at their beginning, once.
+            places: of each sequence, the positions wanted.
+
+        Yields:
+            Which sequences the batch held, and the states at their places one after another. Every sequence comes
+            once; the order follows from the sequences alone.
+        """
+        for batch in self._batches(sequences, groups):
+            hidden = self.decoder(**_moved(batch.inputs, self.decoder.device), use_cache=False).last_hidden_state
+            wanted = [branch.at(p) for branch in batch.branches for p in places[branch.member]]
+            yield [branch.member for branch in batch.branches], hidden.flatten(0, 1)[wanted]
+
+    def _batches(self, sequences: Sequence[list[int]], groups: Sequence[Hashable]) -> Iterator[Batch]:
+        lengths = [len(ids) for ids in sequences]
+        if self.exact:
+            yield from (_padded(sequences, [i]) for i in range(len(sequences)))
+        elif self.packs:
+            yield from _packed_batches(sequences, groups, self.tokens_per_batch)
+        else:
+            yield from (_padded(sequences, part) for part in batches_by_length(lengths, self.tokens_per_batch))
+
+
+def batches_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length whose rows times longest row stay within the budget; longest first."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens_per_batch:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _padded(sequences: Sequence[list[int]], members: list[int]) -> Batch:
+    """Right-padded rows; attention is causal, so nothing that counts can see the padding."""
+    width = max(len(sequences[i]) for i in members)
+    rows = [sequences[i] + [0] * (width - len(sequences[i])) for i in members]
+    branches = [Branch(i, r * width, width, 0) for r, i in enumerate(members)]
+    return Batch({"input_ids": torch.tensor(rows)}, branches)
+
+
+Bunch = tuple[int, list[int]]
+"""How many tokens some sequences share, and which they are, the longest first."""
+
+
+def _packed_batches(
+    sequences: Sequence[list[int]], groups: Sequence[Hashable], tokens_per_batch: int
+) -> Iterator[Batch]:
+    batch: list[Bunch] = []
+    used = 0
+    for bunch in _bunches(sequences, groups, tokens_per_batch):
+        size = _size(bunch, sequences)
+        if batch and used + size > tokens_per_batch:
+            yield _packed(sequences, batch)
+            batch, used = [], 0
+        batch.append(bunch)
+        used += size
+    if batch:
+        yield _packed(sequences, batch)
+
+
+def _bunches(sequences: Sequence[list[int]], groups: Sequence[Hashable], tokens_per_batch: int) -> Iterator[Bunch]:
+    """Groups by their shared beginning, cut where one would leave the budget."""
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    for own in members.values():
+        shortest = min(len(sequences[i]) for i in own)
+        shared = min(common_prefix([sequences[i] for i in own]), shortest - 1)
+        if not shared:  # also a lone sequence of one token
+            yield from ((0, [i]) for i in own)
+            continue
+        part: list[int] = []
+        for i in sorted(own, key=lambda i: -len(sequences[i])):
+            if part and _size((shared, [*part, i]), sequences) > tokens_per_batch:
+                yield shared, part
+                part = []
+            part.append(i)
+        yield shared, part
+
+
+def _size(bunch: Bunch, sequences: Sequence[list[int]]) -> int:
+    shared, own = bunch
+    return shared + sum(len(sequences[i]) - shared for i in own)
+
+
+def _packed(sequences: Sequence[list[int]], bunches: Sequence[Bunch]) -> Batch:
+    """One row in which every shared beginning stands once; positions restart at its end with every sequence."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    segments: list[tuple[int, ...]] = []
+    branches: list[Branch] = []
+    for shared, own in bunches:
+        trunk = len(tokens)
+        tokens += sequences[own[0]][:shared]
+        positions += range(shared)
+        segments.append((shared, *(len(sequences[i]) - shared for i in own)))
+        for i in own:
+            branches.append(Branch(i, trunk, shared, len(tokens)))
+            tokens += sequences[i][shared:]
+            positions += range(shared, len(sequences[i]))
+    inputs = {
+        "input_ids": torch.tensor([tokens]),
+        "position_ids": torch.tensor([positions]),
+        # A mask of four dimensions is passed on as it is, so no mask over the whole row is built; ours reads `tree`.
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),
+        "tree": Tree(tuple(segments)),
+    }
+    return Batch(inputs, branches)
+
+
+def _moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+@torch.no_grad()
+def _takes_packed_rows(decoder: PreTrainedModel, name: str) -> bool:
+    """Switch to attention that knows packed rows; if hidden states change, switch back and say why."""
+    attention = decoder.config.get_text_config()._attn_implementation
+    problem = f"there is no packed form of attention {attention}"
+    if attention in ATTENTION:
+        problem = _problem(decoder, attention)
+    if problem:
+        logger.warning("%s: completions of one prompt run as separate rows, since %s", name, problem)
+    return not problem
+
+
+def _problem(decoder: PreTrainedModel, attention: str) -> str:
+    vocabulary = decoder.config.get_text_config().vocab_size
+    ids = [(7 * i + 1) % vocabulary for i in range(24)]
+    sequences = [ids[:3] + ids[3:5], ids[:3] + ids[5:10], ids[10:12] + ids[12:16]]
+
+    def states(batch: Batch) -> Tensor:
+        hidden = decoder(**_moved(batch.inputs, decoder.device), use_cache=False).last_hidden_state.flatten(0, 1)
+        return hidden[[branch.at(p) for branch in batch.branches for p in range(len(sequences[branch.member]))]]
+
+    expected = torch.cat([states(_padded(sequences, [i])) for i in (1, 0, 2)])
+    batch = _packed(sequences, [(3, [1, 0]), (2, [2])])
+    try:
+        decoder.set_attn_implementation(ATTENTION[attention])
+        found = states(batch)
+        limit = TOLERANCE.get(expected.dtype, 0.05) * expected.abs().max().item()
+        difference = (found - expected).abs().max().item()
+        problem = unread_layers(batch.inputs["tree"], decoder.config)
+        if not difference <= limit:
+            problem = f"packed, its hidden states differ by {difference:.2g}"
+    except Exception as error:  # whatever a model's own code makes of arguments that it does not know
+        problem = f"its code does not take packed rows ({type(error).__name__})"
+    if problem:
+        decoder.set_attn_implementation(attention)
+    return problem

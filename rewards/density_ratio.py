@@ -1,0 +1,67 @@
+"""How much likelier a strong model finds a completion than a weak one does (CDR)."""
+
+from collections.abc import Sequence
+from typing import Literal, Unpack
+
+from rewards.language_model import LanguageModel
+from rewards.texts import as_messages
+from rewards.types import Running, RunningOptions, Tally, Text
+
+
+class DensityRatio(Running):
+    """log strong - log weak of a completion, both told an instruction; each model has its own tokenizer."""
+
+    name: Literal["density_ratio"] = "density_ratio"
+    strong: str
+    """The better model, such as one trained on preferences: a local folder, or a hub name."""
+    weak: str
+    """The other, such as the model it was trained from."""
+    instruction: str | None = None
+    """What is asked of a good answer, before every prompt: a system message, or a paragraph before plain text."""
+    per_token: bool = False
+    """Divide by the number of the completion's tokens under the strong model's tokenizer."""
+    append_eos: bool = True
+    """A plain-text completion includes the end token."""
+
+
+class DensityRatioScorer:
+    """Rewards by the log-ratio of two models; see `DensityRatio` for the arguments."""
+
+    def __init__(
+        self,
+        *,
+        strong: str,
+        weak: str,
+        instruction: str | None = None,
+        per_token: bool = False,
+        append_eos: bool = True,
+        **running: Unpack[RunningOptions],
+    ) -> None:
+        self.instruction, self.per_token, self.append_eos = instruction, per_token, append_eos
+        self.tally = Tally()
+        self.strong = LanguageModel(strong, tally=self.tally, **running)
+        self.weak = LanguageModel(weak, tally=self.tally, **running)
+
+    def score(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
+        """log strong(y | instruction, x) - log weak(y | instruction, x) in nats; see Scorer.score.
+
+        Source: CDR, arXiv:2411.02481
+        """
+        self.tally.completions += len(prompts)
+        asked = [self._instructed(prompt) for prompt in prompts]
+        strong = self.strong.logprobs(asked, completions, append_eos=self.append_eos)
+        weak = self.weak.logprobs(asked, completions, append_eos=self.append_eos)
+        return [
+            (own - other) / (max(size, 1) if self.per_token else 1)
+            for (own, size), (other, _) in zip(strong, weak, strict=True)
+        ]
+
+    def _instructed(self, prompt: Text) -> Text:
+        if self.instruction is None:
+            return prompt
+        if isinstance(prompt, str):
+            return f"{self.instruction}\n\n{prompt}"
+        first, *rest = as_messages(prompt, "user")
+        if first["role"] != "system":
+            return [{"role": "system", "content": self.instruction}, first, *rest]
+        return [{**first, "content": f"{self.instruction}\n\n{first['content']}"}, *rest]

@@ -1,0 +1,69 @@
+"""What a scorer's rewards depend on, as one short string: the key of cached rewards."""
+
+import hashlib
+import importlib.util
+import json
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from rewards.loading import default_device, folder_of
+from rewards.types import Running, Strict
+
+BACKEND = 1
+"""To be counted up when our own computation of rewards changes its results."""
+SPEED = {"tokens_per_batch", "texts_per_request", "requests_at_once", "timeout"}
+"""Fields that change how fast rewards come, not what they are."""
+MODELS = ("model", "adapter", "reference", "reference_adapter", "strong", "weak")
+"""Fields that name a model's folder or hub name."""
+
+
+def scorer_digest(config: Strict) -> str:
+    """sha256 over a configuration, the contents of the models it names and, where it has one, the library versions.
+
+    A local folder counts by its files, a hub name by its commit, a Python function by its module's source. A served
+    model counts by address and name alone.
+
+    Raises:
+        ScorerError: a model that it names is not there.
+    """
+    fields: dict[str, Any] = {name: value for name, value in config.model_dump().items() if name not in SPEED}
+    if isinstance(config, Running):
+        for name in MODELS:
+            if fields.get(name):
+                fields[name] = _folder_digest(folder_of(fields[name], fields.get("revision")))
+        fields["device"] = torch.device(config.device or default_device()).type
+        fields["versions"] = [torch.__version__, transformers.__version__, BACKEND]
+    if "function" in fields:
+        fields["source"] = _module_digest(fields["function"].split(":")[0])
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _folder_digest(folder: Path) -> str:
+    if folder.parent.name == "snapshots":  # of the hub's cache: the folder's name is the commit
+        return f"{folder.parent.parent.name} {folder.name}"
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
+            stat = file.stat()
+            digest.update(f"{file.name} {_file_digest(str(file.resolve()), stat.st_mtime_ns, stat.st_size)};".encode())
+    return digest.hexdigest()
+
+
+@lru_cache
+def _file_digest(path: str, mtime_ns: int, size: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _module_digest(module: str) -> str:
+    if "" not in sys.path:
+        sys.path.append("")
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return ""
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()

@@ -1,0 +1,133 @@
+"""A language model as judge: the probability of its verdict, never a sampled text."""
+
+import re
+from collections.abc import Sequence
+from itertools import permutations
+from math import exp
+from typing import Literal, Unpack
+
+from pydantic import model_validator
+
+from rewards.language_model import LanguageModel
+from rewards.texts import plain, text_key
+from rewards.types import Running, RunningOptions, Tally, Text
+
+QUESTIONS = {
+    "yes_no": "Question:\n{prompt}\n\nAnswer:\n{completion}\n\nIs this a good answer to the question? Reply Yes or No.",
+    "pairwise": (
+        "Question:\n{prompt}\n\nAnswer A:\n{first}\n\nAnswer B:\n{second}\n\nWhich answer is better? Reply A or B."
+    ),
+}
+VERDICTS = {"yes_no": ("Yes", "No"), "pairwise": ("A", "B")}
+
+
+class Judge(Running):
+    """A generative judge: asked about each completion, or about each two of a prompt's completions in both orders."""
+
+    name: Literal["judge"] = "judge"
+    model: str
+    """A local folder, or a hub name; a conversation goes through its chat template where it has one."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    mode: Literal["yes_no", "pairwise"] = "yes_no"
+    """What is asked. Pairwise rewards compare the completions of one prompt, so they depend on the list."""
+    question: str | None = None
+    """What the judge reads; {prompt} and {completion}, or {first} and {second}, stand for the texts."""
+    verdicts: tuple[str, str] | None = None
+    """The favourable verdict (or the first answer's name), then the other; by default Yes and No, or A and B."""
+    log_odds: bool = False
+    """Give the log-odds of the favourable verdict in place of its probability; not for pairwise."""
+
+    @property
+    def listwise(self) -> bool:
+        """Whether a reward depends on the other completions of its list."""
+        return self.mode == "pairwise"
+
+    @model_validator(mode="after")
+    def _question_names_the_texts(self) -> "Judge":
+        names = ("{prompt}", "{completion}") if self.mode == "yes_no" else ("{prompt}", "{first}", "{second}")
+        missing = [name for name in names if self.question is not None and name not in self.question]
+        if missing:
+            raise ValueError(f"question: does not hold {', '.join(missing)}; the judge would not see that text")
+        if self.mode == "pairwise" and self.log_odds:
+            raise ValueError("log_odds: pairwise rewards are mean probabilities of winning; remove it")
+        return self
+
+
+class JudgeScorer:
+    """Rewards by a judge's verdict; see `Judge` for the arguments."""
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        revision: str | None = None,
+        mode: str = "yes_no",
+        question: str | None = None,
+        verdicts: tuple[str, str] | None = None,
+        log_odds: bool = False,
+        **running: Unpack[RunningOptions],
+    ) -> None:
+        self.tally = Tally()
+        self.model = LanguageModel(model, revision=revision, tally=self.tally, **running)
+        self.chat = self.model.tokenizer.chat_template is not None
+        self.mode, self.log_odds = mode, log_odds
+        self.question = question or QUESTIONS[mode]
+        # Behind a generation prompt a verdict stands alone; behind "Verdict:" it follows a space.
+        self.verdicts = [word if self.chat else f" {word.strip()}" for word in verdicts or VERDICTS[mode]]
+
+    def score(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
+        """How the judge likes each completion; see Scorer.score.
+
+        yes_no: p(Yes) / (p(Yes) + p(No)), or its log-odds
+        pairwise: mean over the prompt's other completions j and both orders of P(this one is better than j); 1/2 for a
+            completion without others
+
+        A verdict's probability is that of all its tokens.
+
+        Source: ours; both orders as in MT-bench, arXiv:2306.05685
+        """
+        self.tally.completions += len(prompts)
+        if self.mode == "pairwise":
+            return self._pairwise(prompts, completions)
+        texts = [
+            self._asked({"prompt": plain(prompt), "completion": plain(own)})
+            for prompt, own in zip(prompts, completions, strict=True)
+        ]
+        odds = self._log_odds(texts)
+        return odds if self.log_odds else [_sigmoid(value) for value in odds]
+
+    def _pairwise(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
+        lists: dict[str, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            lists.setdefault(text_key(prompt), []).append(index)
+        pairs = [pair for members in lists.values() for pair in permutations(members, 2)]
+        texts = [
+            self._asked({"prompt": plain(prompts[a]), "first": plain(completions[a]), "second": plain(completions[b])})
+            for a, b in pairs
+        ]
+        won: list[list[float]] = [[] for _ in prompts]
+        for (a, b), value in zip(pairs, self._log_odds(texts), strict=True):
+            first = _sigmoid(value)
+            won[a].append(first)
+            won[b].append(1 - first)
+        return [sum(own) / len(own) if own else 0.5 for own in won]
+
+    def _asked(self, texts: dict[str, str]) -> str:
+        """What the judge reads up to its verdict."""
+        question = re.sub(r"\{(\w+)\}", lambda m: texts.get(m[1], m[0]), self.question)
+        if not self.chat:
+            return f"{question}\nVerdict:"
+        messages = [{"role": "user", "content": question}]
+        return str(self.model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def _log_odds(self, texts: Sequence[str]) -> list[float]:
+        """log p(first verdict) - log p(second verdict) behind each text, in nats."""
+        twice = [text for text in texts for _ in self.verdicts]
+        found = self.model.logprobs(twice, self.verdicts * len(texts), append_eos=False, templated=self.chat)
+        sums = [value for value, _ in found]
+        return [yes - no for yes, no in zip(sums[::2], sums[1::2], strict=True)]
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + exp(-x)) if x > -700 else 0.0

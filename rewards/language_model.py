@@ -1,0 +1,147 @@
+"""Log-probabilities of completions under a causal language model, with or without an adapter."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Unpack
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from align.kernels import linear_logprobs
+from rewards.backbone import Backbone
+from rewards.loading import context, folder_of, load_model, load_tokenizer, with_adapters
+from rewards.texts import common_prefix, cut, joint_ids, prompt_texts, text_key, token_ids
+from rewards.types import RunningOptions, ScorerError, Tally, Text
+
+TOLERANCE = {torch.float32: 1e-3}
+"""Nats by which our log-probabilities may differ from the model's own; coarser for other dtypes."""
+
+
+class LanguageModel:
+    """A model with its tokenizer, and adapters of which one may be on at a time."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        adapters: Mapping[str, str] | None = None,
+        tally: Tally,
+        **running: Unpack[RunningOptions],
+    ) -> None:
+        """Args:
+        model: a local folder, or a hub name.
+        adapters: name -> folder or hub name of a PEFT adapter.
+        tally: counts what is done.
+
+        Raises:
+            ScorerError: model or adapter cannot be loaded, or its head is not a plain linear layer.
+        """
+        folder = folder_of(model, revision)
+        self.model, report = load_model(
+            AutoModelForCausalLM, folder, dtype=running.get("dtype", "float32"), device=running.get("device")
+        )
+        if report["missing_keys"]:
+            raise ScorerError(f"{model}: incomplete, its weights lack {sorted(report['missing_keys'])[0]}")
+        self.tokenizer = load_tokenizer(folder)
+        self.backbone = Backbone(
+            self.model.get_decoder(),
+            name=model,
+            tokens_per_batch=running.get("tokens_per_batch", 8192),
+            exact=running.get("exact", False),
+        )
+        self.head = _head(self.model)
+        _check_head(self.model, self.head, model)
+        self.adapted = with_adapters(self.model, adapters) if adapters else None
+        if not isinstance(self.model.get_output_embeddings(), nn.Linear):
+            raise ScorerError(f"{model}: an adapter changes its LM head; merge it into the model first")
+        self.max_length = running.get("max_length") or context(self.model.config, self.tokenizer)
+        self.tally = tally
+
+    @torch.inference_mode()
+    def logprobs(
+        self,
+        prompts: Sequence[Text],
+        completions: Sequence[Text],
+        *,
+        append_eos: bool = True,
+        adapter: str | None = None,
+        templated: bool = False,
+    ) -> list[tuple[float, int]]:
+        """Summed log-probability of each completion given its prompt, and its number of tokens.
+
+        A completion's tokens are those of the joint text behind what it has in common with the prompt's own tokens.
+
+        Args:
+            append_eos: a plain text ends with the tokenizer's end token; a chat template ends messages in its own way.
+            adapter: which adapter is on; None for the plain model.
+            templated: prompts are texts that a chat template has made, with all special tokens in them.
+
+        Returns:
+            (nats, tokens) in order.
+
+        Raises:
+            RowError: messages without a chat template, or an empty text.
+        """
+        joint = joint_ids(prompts, completions, self.tokenizer, templated=templated)
+        before = prompt_texts(prompts, completions, self.tokenizer, templated=templated)
+        eos = self.tokenizer.eos_token_id
+        if append_eos and eos is not None:
+            plain = [not templated for _, templated in before]
+            joint = [[*ids, eos] if bare and ids[-1] != eos else ids for ids, bare in zip(joint, plain, strict=True)]
+        starts = [max(common_prefix([*both]), 1) for both in zip(joint, token_ids(before, self.tokenizer), strict=True)]
+        rows = [cut(ids, self.max_length) for ids in joint]
+        sizes = [min(len(ids) - start, len(row) - 1) for ids, start, row in zip(joint, starts, rows, strict=True)]
+        self.tally.tokens += sum(map(len, rows))
+        self.tally.truncated += sum(len(ids) > self.max_length for ids in joint)
+        with self._using(adapter):
+            return self._sums(rows, sizes, [text_key(prompt) for prompt in prompts])
+
+    def _sums(self, rows: list[list[int]], sizes: list[int], groups: list[str]) -> list[tuple[float, int]]:
+        """Of each row, the log-probability of its last `size` tokens."""
+        places = [range(len(row) - 1 - size, len(row) - 1) for row, size in zip(rows, sizes, strict=True)]
+        sums = [0.0] * len(rows)
+        for members, hidden in self.backbone.states(rows, groups, places):
+            targets = torch.tensor([t for i in members for t in rows[i][len(rows[i]) - sizes[i] :]], dtype=torch.long)
+            found = linear_logprobs(hidden, targets=targets.to(hidden.device), grad="none", **self.head).logprob
+            for i, part in zip(members, found.double().cpu().split([sizes[i] for i in members]), strict=True):
+                sums[i] = part.sum().item()
+        return list(zip(sums, sizes, strict=True))
+
+    @contextmanager
+    def _using(self, adapter: str | None) -> Iterator[None]:
+        if self.adapted is None:
+            yield
+        elif adapter is None:
+            with self.adapted.disable_adapter():
+                yield
+        else:
+            self.adapted.set_adapter(adapter)
+            yield
+
+
+def _head(model: PreTrainedModel) -> dict[str, Any]:
+    """The LM head as keywords of linear_logprobs."""
+    head: Any = model.get_output_embeddings()
+    config = model.config.get_text_config().to_dict()
+    return {
+        "weight": head.weight,
+        "bias": head.bias,
+        "logit_scale": config.get("logit_scale", 1.0) / config.get("logits_scaling", 1.0),
+        "softcap": config.get("final_logit_softcapping"),
+    }
+
+
+@torch.inference_mode()
+def _check_head(model: Any, head: dict[str, Any], name: str) -> None:
+    ids = torch.arange(1, 9, device=model.device) % model.config.get_text_config().vocab_size
+    expected = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float().log_softmax(-1)
+    hidden = model.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1]
+    found = linear_logprobs(hidden, targets=ids[1:], grad="none", **head).logprob
+    difference = (found - expected.gather(1, ids[1:, None])[:, 0]).abs().max().item()
+    if not difference <= TOLERANCE.get(hidden.dtype, 0.25):
+        raise ScorerError(
+            f"{name} ({model.config.model_type}): computes logits in a way that is not supported (its own "
+            f"log-probabilities and ours differ by {difference:.2g}); another architecture is needed"
+        )

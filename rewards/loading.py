@@ -1,0 +1,128 @@
+"""Models and tokenizers of scorers, from safetensors, with one clear sentence where that cannot work."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from peft import PeftModel
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rewards.types import ScorerError
+
+FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def folder_of(model: str, revision: str | None = None) -> Path:
+    """The local folder of a model or adapter; a hub name is downloaded into the hub's cache unless it is there.
+
+    Raises:
+        ScorerError: neither a folder nor a name that the hub knows.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        skip = ["*/*", "consolidated*"]  # other formats' copies of the weights
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(FILES), ignore_patterns=skip))
+    except HUB_ERRORS as error:
+        raise ScorerError(
+            f"{model}: cannot be loaded: not a folder here, and the hub gives no model of that name "
+            f"({first_line(error)})"
+        ) from error
+
+
+def load_model(
+    auto_class: Any, folder: Path, *, dtype: str, device: str | None, **config: Any
+) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    """A model for inference, and which of its weights the files lack or have too many.
+
+    Args:
+        auto_class: the transformers class that reads the folder, such as AutoModelForCausalLM.
+        config: further keywords of its `from_pretrained`.
+
+    Raises:
+        ScorerError: the folder holds no such model, or its weights are in pickle files only.
+    """
+    kind = auto_class.__name__.removeprefix("AutoModelFor") or "Encoder"
+    try:
+        model, report = auto_class.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            device_map={"": device or default_device()},
+            use_safetensors=True,
+            output_loading_info=True,
+            **config,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ScorerError(f"{folder}: cannot be loaded ({kind}): {first_line(error)}") from error
+    return model.eval(), report
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A folder's tokenizer.
+
+    Raises:
+        ScorerError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ScorerError(f"{folder}: its tokenizer cannot be loaded: {first_line(error)}") from error
+
+
+def with_adapters(model: PreTrainedModel, adapters: Mapping[str, str]) -> PeftModel:
+    """The model with adapters under the given names; adapter -> folder or hub name.
+
+    Raises:
+        ScorerError: a folder holds no PEFT adapter in safetensors, or it does not fit the model.
+    """
+    wrapped: Any = model
+    for name, place in adapters.items():
+        folder = folder_of(place)
+        for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+            if not (folder / file).is_file():
+                raise ScorerError(f"{place}: no adapter in PEFT's format and safetensors ({file} is missing)")
+        try:
+            if isinstance(wrapped, PeftModel):
+                wrapped.load_adapter(str(folder), adapter_name=name)
+            else:
+                wrapped = PeftModel.from_pretrained(wrapped, str(folder), adapter_name=name)
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise ScorerError(f"{place}: the adapter does not fit its base: {first_line(error)}") from error
+    return wrapped.eval()
+
+
+def named_tensor(folder: Path, name: str) -> Tensor | None:
+    """One tensor of a folder's safetensors files, None where no file has it."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            if name in tensors.keys():  # noqa: SIM118 - it is no dictionary
+                return tensors.get_tensor(name)
+    return None
+
+
+def context(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that a model can read.
+
+    The tokenizer's figure is the usable one (RoBERTa's positions are two more than its tokens), but often not set.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
+    return int(min(tokenizer.model_max_length, positions))
+
+
+def default_device() -> str:
+    """A GPU where there is one: the current one, so that each of several processes has its own."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,135 @@
+"""A reward model behind HTTP, as `vllm serve` offers it."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from itertools import groupby
+from typing import Annotated, Any, Literal
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from rewards.texts import as_messages, plain
+from rewards.types import RowError, ScorerError, Strict, Tally, Text
+
+RETRIES = 4
+"""How often a request is sent again after a failure that may pass, waiting 1, 2, 4, 8 seconds."""
+
+
+class Served(Strict):
+    """A model of `vllm serve MODEL --runner pooling`, or any server with the same endpoints."""
+
+    name: Literal["served"] = "served"
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    """The server's address, such as http://localhost:8000."""
+    model: str
+    """The name that the server knows the model by."""
+    endpoint: Literal["classify", "score"] = "classify"
+    """classify: an output of a sequence classifier; score: the server's own relevance of completion to prompt."""
+    label: Annotated[int, Field(ge=0)] = 0
+    """Which output of a classifier is the reward."""
+    activation: bool = False
+    """Let the server apply its sigmoid or softmax; off: logits, as the model gives them here."""
+    texts_per_request: PositiveInt = 64
+    requests_at_once: PositiveInt = 4
+    timeout: PositiveFloat = 300.0
+    """Seconds to wait for one request."""
+
+
+class ServedScorer:
+    """Rewards that a server computes; see `Served` for the arguments."""
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        model: str,
+        endpoint: str = "classify",
+        label: int = 0,
+        activation: bool = False,
+        texts_per_request: int = 64,
+        requests_at_once: int = 4,
+        timeout: float = 300.0,
+    ) -> None:
+        self.address = f"{url.rstrip('/')}/{endpoint}"
+        self.model, self.endpoint, self.label, self.activation = model, endpoint, label, activation
+        self.texts_per_request, self.requests_at_once, self.timeout = texts_per_request, requests_at_once, timeout
+        self.tally = Tally()
+
+    def score(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
+        """The server's reward for each completion; see Scorer.score.
+
+        classify: prompt and completion joined are the text, or their messages go through the server's chat template
+        score: the completion's relevance to the prompt, as the server's cross-encoder or embeddings say
+
+        Raises:
+            ScorerError: no answer after several attempts, or one that does not hold what was asked for.
+            RowError: the server refuses a conversation.
+
+        Source: vLLM's /classify and /score
+        """
+        self.tally.completions += len(prompts)
+        pairs = list(zip(prompts, completions, strict=True))
+        with ThreadPoolExecutor(self.requests_at_once) as pool:
+            parts = pool.map(self._ask, self._requests(pairs))
+            return [reward for part in parts for reward in part]
+
+    def _requests(self, pairs: Sequence[tuple[Text, Text]]) -> Iterator[tuple[dict[str, Any], int]]:
+        """Request bodies in the order of the pairs, and how many rewards each must bring."""
+        common: dict[str, Any] = {"model": self.model, "use_activation": self.activation}
+        for (kind, prompt), run in groupby(pairs, key=self._kind):
+            texts = list(run)
+            size = 1 if kind == "messages" else self.texts_per_request
+            for part in (texts[i : i + size] for i in range(0, len(texts), size)):
+                if kind == "messages":  # the endpoint takes one conversation
+                    asked, answer = as_messages(part[0][0], "user"), as_messages(part[0][1], "assistant")
+                    yield {**common, "messages": [*asked, *answer], "add_generation_prompt": False}, 1
+                elif kind == "texts":
+                    yield {**common, "input": [str(asked) + str(own) for asked, own in part]}, len(part)
+                else:
+                    yield {**common, "text_1": prompt, "text_2": [plain(own) for _, own in part]}, len(part)
+
+    def _kind(self, pair: tuple[Text, Text]) -> tuple[str, str]:
+        """Pairs of one kind can share a request."""
+        if self.endpoint == "score":
+            return "score", plain(pair[0])
+        return ("texts" if isinstance(pair[0], str) and isinstance(pair[1], str) else "messages"), ""
+
+    def _ask(self, request: tuple[dict[str, Any], int]) -> list[float]:
+        body, count = request
+        answer = self._post(body)
+        try:
+            entries = sorted(answer["data"], key=lambda entry: entry["index"])
+            found = [
+                float(entry["score"] if self.endpoint == "score" else entry["probs"][self.label]) for entry in entries
+            ]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ScorerError(
+                f"{self.address}: the answer holds no {self.endpoint} result ({type(error).__name__}: {error}); "
+                "is it a reward model's server, and `label` one of its outputs?"
+            ) from None
+        if len(found) != count:
+            raise ScorerError(f"{self.address}: {len(found)} results for {count} texts")
+        return found
+
+    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        data = json.dumps(body).encode()
+        request = Request(self.address, data=data, headers={"Content-Type": "application/json"})
+        for attempt in range(RETRIES + 1):
+            try:
+                with urlopen(request, timeout=self.timeout) as response:
+                    found: dict[str, Any] = json.load(response)
+                    return found
+            except HTTPError as error:
+                reason = f"{error.code} {error.read().decode(errors='replace')[:300]}"
+                if error.code < 500 and error.code != 429:
+                    kind = RowError if error.code in (400, 413, 422) else ScorerError
+                    raise kind(f"{self.address}: the server refuses the request: {reason}") from None
+            except (URLError, TimeoutError, OSError, HTTPException, json.JSONDecodeError) as error:
+                reason = str(error)
+            if attempt < RETRIES:
+                time.sleep(2**attempt)
+        raise ScorerError(f"{self.address}: no answer after {RETRIES + 1} attempts ({reason}); is the server running?")

@@ -1,0 +1,130 @@
+"""Prompts and completions as text and as token ids."""
+
+import json
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from rewards.types import Messages, RowError, Text
+
+
+def joint_texts(
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    templated: bool = False,
+) -> list[tuple[str, bool]]:
+    """Each prompt with its completion as one text, and whether a chat template made it (`templated` texts: already).
+
+    Text is joined without anything between; messages go through the chat template, and a text beside messages counts
+    as a user's prompt or an assistant's completion. A completion continues a prompt that the assistant ends.
+
+    Raises:
+        RowError: messages, but the tokenizer has no chat template.
+    """
+    joint = [_joint(prompt, own, tokenizer) for prompt, own in zip(prompts, completions, strict=True)]
+    return [(text, own or templated) for text, own in joint]
+
+
+def prompt_texts(
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    templated: bool = False,
+) -> list[tuple[str, bool]]:
+    """Each prompt as it stands before its completion: with the template's generation prompt in a conversation."""
+    return [
+        (prompt, templated)
+        if isinstance(prompt, str) and isinstance(own, str)
+        else (_render(as_messages(prompt, "user"), tokenizer, before_answer=True), True)
+        for prompt, own in zip(prompts, completions, strict=True)
+    ]
+
+
+def token_ids(texts: Sequence[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of texts, with the tokenizer's own special tokens where no template and no start token is in the text."""
+    bos = tokenizer.bos_token
+    framed = [not templated and not (bos and text.startswith(bos)) for text, templated in texts]
+    ids: list[list[int]] = [[] for _ in texts]
+    for frame in (True, False):
+        chosen = [i for i, own in enumerate(framed) if own == frame]
+        if chosen:
+            found = tokenizer([texts[i][0] for i in chosen], add_special_tokens=frame)["input_ids"]
+            for i, own in zip(chosen, found, strict=True):
+                ids[i] = own
+    return ids
+
+
+def joint_ids(
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    templated: bool = False,
+) -> list[list[int]]:
+    """Token ids of each prompt with its completion; see `joint_texts`.
+
+    Raises:
+        RowError: a text has no tokens, or messages have no chat template.
+    """
+    ids = token_ids(joint_texts(prompts, completions, tokenizer, templated=templated), tokenizer)
+    if not all(ids):
+        raise RowError("a prompt and its completion are both empty; there is nothing to score")
+    return ids
+
+
+def cut(ids: list[int], length: int) -> list[int]:
+    """At most `length` tokens: the first, which often starts every text, and then the last ones."""
+    return ids if len(ids) <= length else [ids[0], *ids[len(ids) - length + 1 :]]
+
+
+def common_prefix(sequences: Sequence[list[int]]) -> int:
+    """How many leading tokens all sequences share."""
+    low, high = min(sequences), max(sequences)
+    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+
+
+def text_key(text: Text) -> str:
+    """A text that two prompts (or completions) share exactly where they are the same."""
+    return text if isinstance(text, str) else json.dumps(text, sort_keys=True, ensure_ascii=False)
+
+
+def plain(text: Text) -> str:
+    """A text as it is; the content of a lone message; a conversation as one `role: content` per line."""
+    if isinstance(text, str):
+        return text
+    if len(text) == 1:
+        return text[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in text)
+
+
+def as_messages(text: Text, role: str) -> Messages:
+    """A conversation; text becomes a message of the role."""
+    return [{"role": role, "content": text}] if isinstance(text, str) else text
+
+
+def _joint(prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return prompt + completion, False
+    asked, answer = as_messages(prompt, "user"), as_messages(completion, "assistant")
+    if asked[-1]["role"] == "assistant":
+        asked, answer = asked[:-1], [{**answer[0], "content": asked[-1]["content"] + answer[0]["content"]}]
+    return _render([*asked, *answer], tokenizer), True
+
+
+def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, before_answer: bool = False) -> str:
+    if tokenizer.chat_template is None:
+        raise RowError(
+            f"{tokenizer.name_or_path}: the rows hold messages, but this tokenizer has no chat template; "
+            "give text rows or add a chat_template.jinja to the model's folder"
+        )
+    if not before_answer:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    open_end = messages[-1]["role"] == "assistant"
+    return str(
+        tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=not open_end, continue_final_message=open_end
+        )
+    )

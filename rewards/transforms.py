@@ -1,0 +1,139 @@
+"""What may happen to rewards between a scorer and a trainer; every transform keeps ties among equal completions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, pstdev
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, model_validator
+
+from rewards.texts import plain
+from rewards.types import Strict, Text
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of all rewards of a data set, before a transform."""
+
+    mean: float
+    std: float
+
+
+class Lsc(Strict):
+    """log sigma(r - reference) with a reference per prompt: rewards above it count ever less, those below it fully."""
+
+    name: Literal["lsc"] = "lsc"
+    reference: Literal["normal_quantile", "quantile", "mean", "fixed"] = "normal_quantile"
+    """normal_quantile: of a normal distribution fitted to the prompt's rewards; quantile: of the rewards themselves."""
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    value: float = 0.0
+    """The reference where it is fixed."""
+
+
+class Standardize(Strict):
+    """(r - mean) / standard deviation; equal rewards become 0."""
+
+    name: Literal["standardize"] = "standardize"
+    per: Literal["prompt", "dataset"] = "prompt"
+
+
+class Clip(Strict):
+    """The nearest value within bounds."""
+
+    name: Literal["clip"] = "clip"
+    low: float | None = None
+    high: float | None = None
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "Clip":
+        if self.low is None and self.high is None:
+            raise ValueError("clip: give `low`, `high` or both")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"clip: low ({self.low}) is above high ({self.high})")
+        return self
+
+
+class LengthPenalty(Strict):
+    """r - weight * (words beyond `free`) / 100."""
+
+    name: Literal["length_penalty"] = "length_penalty"
+    weight: NonNegativeFloat = 0.1
+    """What 100 words cost, in the reward's unit."""
+    free: Annotated[int, Field(ge=0)] = 0
+    """Words that cost nothing."""
+
+
+Transform = Annotated[Lsc | Standardize | Clip | LengthPenalty, Field(discriminator="name")]
+
+
+def transform(
+    rewards: Sequence[float],
+    completions: Sequence[Text],
+    transforms: Sequence[Transform],
+    statistics: Sequence[Statistics | None] = (),
+) -> list[float]:
+    """One prompt's rewards after transforms, applied in their order.
+
+    Args:
+        rewards: one per completion.
+        completions: of the prompt; a length penalty reads them.
+        transforms: what to apply.
+        statistics: for each transform that standardises over the data set, those of the rewards that reach it;
+            anything for the others, and nothing if there is no such transform.
+
+    Source: ours
+    """
+    values = list(rewards)
+    for place, step in enumerate(transforms):
+        values = _apply(values, completions, step, statistics[place] if place < len(statistics) else None)
+    return values
+
+
+def lsc(rewards: Sequence[float], reference: float) -> list[float]:
+    """log sigma(r - reference), in nats; sums over properties are log P(good on all).
+
+    Source: arXiv:2402.00742
+    """
+    return [-_softplus(reference - reward) for reward in rewards]
+
+
+def reference_reward(rewards: Sequence[float], kind: str, *, quantile: float = 0.85, value: float = 0.0) -> float:
+    """The reward that counts as just good, from rewards of the reference policy's completions of one prompt.
+
+    normal_quantile: mean + z std (std over the rewards, divided by their number); z = 1.036 at 0.85
+    quantile: linearly between the two nearest rewards
+
+    Source: arXiv:2402.00742 for the transform; the fitted 85th percentile: third-party code
+    """
+    if kind == "fixed":
+        return value
+    if kind == "mean":
+        return fmean(rewards)
+    if kind == "normal_quantile":
+        return fmean(rewards) + NormalDist().inv_cdf(quantile) * pstdev(rewards)
+    place = quantile * (len(rewards) - 1)
+    ordered = sorted(rewards)
+    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+    return low + (place - math.floor(place)) * (high - low)
+
+
+def _apply(
+    values: Sequence[float], completions: Sequence[Text], step: Transform, statistics: Statistics | None
+) -> list[float]:
+    if isinstance(step, Lsc):
+        return lsc(values, reference_reward(values, step.reference, quantile=step.quantile, value=step.value))
+    if isinstance(step, Clip):
+        low, high = (-math.inf if step.low is None else step.low), (math.inf if step.high is None else step.high)
+        return [min(max(value, low), high) for value in values]
+    if isinstance(step, LengthPenalty):
+        words = [len(plain(own).split()) for own in completions]
+        return [v - step.weight * max(n - step.free, 0) / 100 for v, n in zip(values, words, strict=True)]
+    known = statistics or Statistics(fmean(values), pstdev(values))
+    # A spread that is rounding alone is none: equal rewards stay equal.
+    flat = known.std <= 1e-12 * abs(known.mean)
+    return [0.0 if flat else (value - known.mean) / known.std for value in values]
+
+
+def _softplus(x: float) -> float:
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
