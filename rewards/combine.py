@@ -1,24 +1,60 @@
-"""Several scorers' rewards of the same completions as one."""
+"""A scorer with what becomes of its rewards, and several scorers' rewards as one."""
 
-import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from rewards.registry import ScorerConfig, faults, read_tree
+from rewards.transforms import Lsc, Transform
+from rewards.types import ScorerError, Strict
 
 Combination = Literal["weighted_sum", "and"]
 
 
-def combine(rewards: Sequence[Sequence[float]], weights: Sequence[float], method: Combination) -> list[float]:
-    """One reward per completion.
+class Reward(Strict):
+    """One scorer's part in the reward of a completion."""
 
-    weighted_sum: sum_k w_k r_k
-    and:          sum_k w_k log sigma(r_k), with weights 1 the log-probability that a completion is good on every count;
-                  a reward that is a log-probability itself (never above 0, as `lsc` gives it) enters as it is
+    scorer: ScorerConfig
+    transforms: tuple[Transform, ...] = ()
+    """What happens to its rewards before they are combined, in this order."""
+    weight: float = 1.0
+    part: str | None = None
+    """The name of its rewards among several; by default the scorer's."""
+
+
+def read_reward(spec: Any) -> Reward:
+    """A reward from what a user may write: a `Reward` as a mapping, YAML or a YAML file, or a scorer's specification.
+
+    Raises:
+        ScorerError: an unknown or ill-typed key, or no YAML.
+
+    Source: ours
+    """
+    tree = read_tree(spec)
+    try:
+        return Reward.model_validate(tree if isinstance(tree, dict) and "scorer" in tree else {"scorer": tree})
+    except ValidationError as error:
+        raise ScorerError(f"reward specification {spec!r}: {faults(error)}") from None
+
+
+def transforms_for(rewards: Sequence[Reward], method: Combination) -> list[tuple[Transform, ...]]:
+    """Each reward's transforms; for `and`, those that do not end with LSC get it, so that all are log-probabilities."""
+    steps = [reward.transforms for reward in rewards]
+    if method == "and":
+        return [own if own and isinstance(own[-1], Lsc) else (*own, Lsc()) for own in steps]
+    return steps
+
+
+def combine(rewards: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
+    """sum_k w_k r_k of each completion.
+
+    Over rewards that LSC has made log P(good on k), with weights 1, this is log P(good on all): the logical AND.
 
     Args:
         rewards: of each scorer, after its transforms, one per completion.
         weights: of each scorer.
-        method: one of the two.
 
-    Source: and: LSC, arXiv:2402.00742
+    Source: AND: LSC, arXiv:2402.00742
     """
     return [sum(w * r for w, r in zip(weights, column, strict=True)) for column in zip(*rewards, strict=True)]

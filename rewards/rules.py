@@ -80,8 +80,8 @@ class Answer(Strict):
     kind: Literal["exact", "numeric"] = "exact"
     """exact: the same text but for case, white space and a final point; numeric: the same number."""
     pattern: str | None = None
-    """A regular expression whose first group is the completion's answer; by default the last \\boxed{...}, `#### ...` or
-    "answer is ...", else the whole text (exact) or its last number (numeric)."""
+    """A regular expression whose first group is the completion's answer; by default the last \\boxed{...}, `#### ...`
+    or "answer is ...", else the whole text (exact) or its last number (numeric)."""
     tolerance: Annotated[float, Field(ge=0)] = 1e-6
     """By how much two numbers may differ, relative to the reference answer."""
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, Literal, Unpack
+from typing import Annotated, Any, Literal, Unpack, cast
 
 import torch
 from jaxtyping import Float
@@ -77,7 +77,10 @@ class SequenceClassifierScorer:
         self.backbone: Backbone | None = None
         if isinstance(getattr(self.model, "score", None), nn.Linear):
             self.backbone = Backbone(
-                self.model.base_model, name=model, tokens_per_batch=self.tokens_per_batch, exact=self.exact
+                cast(PreTrainedModel, self.model.base_model),
+                name=model,
+                tokens_per_batch=self.tokens_per_batch,
+                exact=self.exact,
             )
 
     @torch.inference_mode()
@@ -109,7 +112,7 @@ class SequenceClassifierScorer:
         self.tally.completions += len(rows)
         self.tally.tokens += sum(map(len, rows))
         self.tally.truncated += long
-        logits = torch.zeros(len(rows), len(self.model.config.id2label))
+        logits = torch.zeros(len(rows), cast(int, self.model.config.num_labels))
         if self.backbone is not None:
             self._decode(self.backbone, rows, [text_key(prompt) for prompt in prompts], logits)
         else:

@@ -44,7 +44,7 @@ def prompt_texts(
 
 
 def token_ids(texts: Sequence[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of texts, with the tokenizer's own special tokens where no template and no start token is in the text."""
+    """Token ids, with the tokenizer's special tokens where neither a template nor a start token has come first."""
     bos = tokenizer.bos_token
     framed = [not templated and not (bos and text.startswith(bos)) for text, templated in texts]
     ids: list[list[int]] = [[] for _ in texts]

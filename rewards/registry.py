@@ -1,0 +1,121 @@
+"""The scorers there are, and how a specification becomes one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+
+from rewards import rules
+from rewards.density_ratio import DensityRatio, DensityRatioScorer
+from rewards.implicit import Implicit, ImplicitScorer
+from rewards.judge import Judge, JudgeScorer
+from rewards.relevance import Relevance, RelevanceScorer
+from rewards.sequence_classifier import SequenceClassifier, SequenceClassifierScorer
+from rewards.served import Served, ServedScorer
+from rewards.types import ScorerError, Strict
+
+SCORERS: dict[type[Strict], Callable[..., Any]] = {
+    SequenceClassifier: SequenceClassifierScorer,
+    Implicit: ImplicitScorer,
+    DensityRatio: DensityRatioScorer,
+    Judge: JudgeScorer,
+    Relevance: RelevanceScorer,
+    Served: ServedScorer,
+    rules.Length: rules.length_scorer,
+    rules.Format: rules.format_scorer,
+    rules.Pattern: rules.pattern_scorer,
+    rules.Answer: rules.answer_scorer,
+    rules.Function: rules.function_scorer,
+}
+"""Configuration class -> scorer, which takes the configuration's fields as keywords."""
+
+
+def _named(value: Any) -> Any:
+    """A string names a sequence classifier, and so does a mapping without a name."""
+    value = {"model": value} if isinstance(value, str) else value
+    return {"name": "sequence_classifier", **value} if isinstance(value, dict) else value
+
+
+ScorerConfig = Annotated[
+    SequenceClassifier
+    | Implicit
+    | DensityRatio
+    | Judge
+    | Relevance
+    | Served
+    | rules.Length
+    | rules.Format
+    | rules.Pattern
+    | rules.Answer
+    | rules.Function,
+    Field(discriminator="name"),
+    BeforeValidator(_named),
+]
+"""Any scorer's configuration, for use as a pydantic field; a string names a sequence classifier's folder."""
+
+
+def read_spec(spec: ScorerConfig | dict[str, Any] | str) -> ScorerConfig:
+    """A scorer's configuration from what a user may write.
+
+    Args:
+        spec: A configuration; the same as a dict; a YAML file that holds one; YAML text such as
+            `{name: length, max: 200}`; or the folder or hub name of a sequence classifier.
+
+    Raises:
+        ScorerError: The specification has an unknown or ill-typed key, or is no YAML.
+
+    Source: ours
+    """
+    try:
+        config: ScorerConfig = TypeAdapter(ScorerConfig).validate_python(read_tree(spec))
+        return config
+    except ValidationError as error:
+        raise ScorerError(f"reward specification {spec!r}: {faults(error)}") from None
+
+
+def load_scorer(spec: ScorerConfig | dict[str, Any] | str) -> Any:
+    """The scorer that a specification describes, with its model loaded.
+
+    Args:
+        spec: As for `read_spec`.
+
+    Returns:
+        A `Scorer` on the GPU where there is one; a `ReferenceScorer` where the configuration has an `answer_column`.
+
+    Raises:
+        ScorerError: The specification is wrong, or its model cannot be loaded or used.
+
+    Source: ours
+    """
+    config = read_spec(spec)
+    fields = {name: value for name, value in config if name != "name"}
+    return SCORERS[type(config)](**fields)
+
+
+def read_tree(spec: Any) -> Any:
+    """What a specification holds: text that is YAML, or names a YAML file, is read; anything else stays as it is.
+
+    Raises:
+        ScorerError: no such file, or no YAML in it.
+    """
+    inline = isinstance(spec, str) and spec.lstrip().startswith("{")
+    if not inline and not (isinstance(spec, str) and spec.endswith((".yaml", ".yml"))):
+        return spec
+    try:
+        return yaml.safe_load(spec if inline else Path(spec).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ScorerError(f"{spec}: cannot read the reward specification ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise ScorerError(f"reward specification {spec}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def faults(error: ValidationError) -> str:
+    """What is wrong with a specification, by dotted key; the kind of scorer, which pydantic puts in, is left out."""
+    kinds = {config.model_fields["name"].default for config in SCORERS}
+    places = [".".join(str(part) for part in fault["loc"] if part not in kinds) for fault in error.errors()]
+    return "; ".join(
+        f"{place}: {fault['msg']}" if place else fault["msg"]
+        for place, fault in zip(places, error.errors(), strict=True)
+    )
