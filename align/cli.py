@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from align.errors import UserError
 
@@ -65,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--push", metavar="HUB_NAME", help="upload the result to the hub as well")
     export.set_defaults(run=_export)
 
+    _add_score(commands)
+
     evaluate = commands.add_parser("evaluate", help="measure a policy against graded rows")
     what = evaluate.add_subparsers(required=True, metavar="WHAT")
     rows = what.add_parser("rows", help="ranking metrics of a policy against the rows' grades")
@@ -89,6 +92,26 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--install", choices=("rollout", "rollout-cpu"), help="install this extra")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_score(commands: Any) -> None:
+    score = commands.add_parser("score", help="put rewards and grades on rows with one or more scorers")
+    score.add_argument("input", metavar="INPUT", help="rows: a file, a folder or a hub data set")
+    score.add_argument("output", metavar="OUTPUT", help="a .jsonl, .jsonl.gz or .parquet file")
+    spec = "a reward model's folder or hub name, a YAML file, or YAML such as '{name: length, max: 200}'; repeatable"
+    score.add_argument("--reward", action="append", required=True, metavar="SPEC", help=spec)
+    score.add_argument("--combine", default="weighted_sum", choices=("weighted_sum", "and"), help="of several rewards")
+    score.add_argument("--grades", default="win_probability", choices=("win_probability", "rank", "quantile", "raw"))
+    score.add_argument("--split", help="split of a hub data set or file of a folder")
+    score.add_argument("--on-error", default="stop", choices=("stop", "collect"), help="what a malformed row does")
+    score.add_argument("--exact", action="store_true", help="one text per forward pass: identical in any batch, slower")
+    score.add_argument("--tokens-per-batch", type=int, metavar="N", help="tokens of one forward pass (default 8192)")
+    score.add_argument(
+        "--window", type=int, default=1024, help="completions sorted and written together (default 1024)"
+    )
+    score.add_argument("--cache", metavar="FOLDER", help="where rewards are kept for other jobs")
+    score.add_argument("--no-cache", action="store_true", help="neither read nor keep rewards there")
+    score.set_defaults(run=_score)
 
 
 def _inspect(parsed: argparse.Namespace) -> None:
@@ -137,6 +160,25 @@ def _report(parsed: argparse.Namespace) -> None:
     from align.report import write_report
 
     print(f"report: {write_report(parsed.runs, parsed.output)}")
+
+
+def _score(parsed: argparse.Namespace) -> None:
+    from align.scoring import score_rows
+
+    score_rows(
+        parsed.input,
+        parsed.output,
+        rewards=parsed.reward,
+        combination=parsed.combine,
+        grades=parsed.grades,
+        split=parsed.split,
+        on_error=parsed.on_error,
+        window=parsed.window,
+        exact=parsed.exact,
+        tokens_per_batch=parsed.tokens_per_batch,
+        cache=parsed.cache,
+        use_cache=not parsed.no_cache,
+    )
 
 
 def _doctor(parsed: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 from align.data.audit import Audit, render
 from align.data.prepare import Prepared, prepare_data
 from align.data.schema import Row
-from align.data.sources import Source, read_source
+from align.data.sources import Source, read_source, stream_rows
 from align.data.texts import prompt_text, read_chat_template
 from align.data.tokenize import encode_prompt
 
@@ -18,4 +18,5 @@ __all__ = [
     "read_chat_template",
     "read_source",
     "render",
+    "stream_rows",
 ]

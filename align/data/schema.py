@@ -47,9 +47,11 @@ class Row:
 class BadRow(ValueError):
     """A malformed row: what is wrong with which field, and the remedy."""
 
-    def __init__(self, field: str | None, problem: str, remedy: str) -> None:
+    def __init__(self, field: str | None, problem: str, remedy: str, *, raw: str | None = None) -> None:
         super().__init__(field, problem, remedy)
         self.field, self.problem, self.remedy = field, problem, remedy
+        self.raw = raw
+        """The row as the file holds it, where it is no JSON."""
 
     def message(self, source: str, number: int) -> str:
         """The refusal as a user reads it."""

@@ -37,6 +37,20 @@ class Source:
 
 
 @dataclass(frozen=True)
+class StreamedRow:
+    """One row of a source."""
+
+    source: str
+    """The file, or the hub name."""
+    number: int
+    """Its place there, from 1."""
+    raw: object
+    """The object as the file holds it; the line's text where it is no JSON."""
+    row: Row | BadRow | UnusableRow
+    """The checked row, or why there is none."""
+
+
+@dataclass(frozen=True)
 class SourceRows:
     """What one source gave."""
 
@@ -68,21 +82,35 @@ def read_source(
     refused: Counter[str] = Counter()
     bad: list[str] = []
     read = 0
-    for file, number, raw in islice(_records(path, split, revision), limit):
+    for record in islice(stream_rows(path, split=split, revision=revision), limit):
         read += 1
-        try:
-            if isinstance(raw, BadRow):
-                raise raw
-            rows.append(read_row(raw, file, number))
-        except BadRow as error:
-            bad.append(error.message(file, number))
-        except UnusableRow as reason:
-            refused[str(reason)] += 1
+        match record.row:
+            case BadRow() as error:
+                bad.append(error.message(record.source, record.number))
+            case UnusableRow() as reason:
+                refused[str(reason)] += 1
+            case row:
+                rows.append(row)
     if bad:
         raise malformed(bad)
     if not read:
         raise UserError(f"{path}: no rows; give a source that holds some")
     return SourceRows(rows=rows, read=read, refused=dict(refused))
+
+
+def stream_rows(path: str, *, split: str | None = None, revision: str | None = None) -> Iterator[StreamedRow]:
+    """What `read_source` reads, one row at a time, the malformed ones among them.
+
+    Raises:
+        UserError: nothing can be read at that path, or from some place on.
+    """
+    for file, number, raw in _records(path, split, revision):
+        row: Row | BadRow | UnusableRow
+        try:
+            row = raw if isinstance(raw, BadRow) else read_row(raw, file, number)
+        except (BadRow, UnusableRow) as error:
+            row = error
+        yield StreamedRow(file, number, row.raw if row is raw and isinstance(row, BadRow) else raw, row)
 
 
 def _records(path: str, split: str | None, revision: str | None) -> Iterator[Record]:
@@ -122,9 +150,12 @@ def _parse(line: bytes) -> object:
     try:
         return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        return BadRow(None, f"not UTF-8 (byte {error.start + 1} of the row)", "save the file as UTF-8")
+        problem, remedy = f"not UTF-8 (byte {error.start + 1} of the row)", "save the file as UTF-8"
     except json.JSONDecodeError as error:
-        return BadRow(None, f"not valid JSON ({error.msg} at character {error.pos + 1})", "mend or remove the row")
+        problem, remedy = f"not valid JSON ({error.msg} at character {error.pos + 1})", "mend or remove the row"
+    except (RecursionError, ValueError) as error:  # too deep, or a number of thousands of digits
+        problem, remedy = f"not valid JSON ({error})", "mend or remove the row"
+    return BadRow(None, problem, remedy, raw=line.decode("utf-8", errors="backslashreplace").rstrip("\r\n"))
 
 
 def _json_records(file: Path) -> Iterator[Record]:

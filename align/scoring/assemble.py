@@ -1,0 +1,79 @@
+"""Raw rewards -> the output's rows: transforms, combination and grades, which cost nothing to do again."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from align.scoring.job import Job
+from rewards.combine import Combination, Reward, combine, transforms_for
+from rewards.grading import GradeMethod, grades_from_rewards
+from rewards.transforms import Standardize, Statistics, Transform, transform
+
+Entry = dict[str, Any]
+Known = list[list[Statistics | None]]
+"""By scorer and transform: statistics of the data set, where a transform needs them."""
+
+
+def assembled(job: Job, rewards: Sequence[Reward], method: Combination, grades: GradeMethod) -> Callable[[], Iterator]:
+    """A function that gives the output's rows from their beginning."""
+    steps = transforms_for(rewards, method)
+    known = _statistics(job, steps)
+    names = part_names(rewards)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for entry in job.entries():
+            if "error" in entry:
+                continue
+            parts = _transformed(entry, steps, known)
+            total = combine(parts, [reward.weight for reward in rewards])
+            own = {"rewards": total, "grades": grades_from_rewards(total, grades)}
+            if len(rewards) > 1 or any(steps):
+                own["reward_parts"] = dict(zip(names, entry["rewards"], strict=True))  # type: ignore[assignment]
+            yield {**entry["row"], **own}
+
+    return rows
+
+
+def part_names(rewards: Sequence[Reward]) -> list[str]:
+    """A name for each reward: the one it was given, else its scorer's; a second one of a name gets a number."""
+    names: list[str] = []
+    for reward in rewards:
+        name = reward.part or reward.scorer.name
+        same = sum(other == name or other.startswith(f"{name}_") for other in names)
+        names.append(f"{name}_{same + 1}" if same else name)
+    return names
+
+
+def _transformed(entry: Entry, steps: Sequence[Sequence[Transform]], known: Known) -> list[list[float]]:
+    completions = entry["row"]["completions"]
+    return [
+        transform(raw, completions, own, statistics)
+        for raw, own, statistics in zip(entry["rewards"], steps, known, strict=True)
+    ]
+
+
+def _statistics(job: Job, steps: Sequence[Sequence[Transform]]) -> Known:
+    """Mean and standard deviation of the rewards that reach each transform that asks for the data set's."""
+    known: Known = [[None] * len(own) for own in steps]
+    for k, own in enumerate(steps):
+        for place, step in enumerate(own):
+            if isinstance(step, Standardize) and step.per == "dataset":
+                values = (
+                    value
+                    for entry in job.entries()
+                    if "error" not in entry
+                    for value in transform(entry["rewards"][k], entry["row"]["completions"], own[:place], known[k])
+                )
+                known[k][place] = _moments(values)
+    return known
+
+
+def _moments(values: Iterator[float]) -> Statistics:
+    """Mean and standard deviation (over the number of values) in one pass (Welford)."""
+    count, mean, squares = 0, 0.0, 0.0
+    for value in values:
+        count += 1
+        change = value - mean
+        mean += change / count
+        squares += change * (value - mean)
+    return Statistics(mean, math.sqrt(squares / count) if count else 0.0)

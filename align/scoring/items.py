@@ -1,0 +1,115 @@
+"""Rows as `align score` takes them, in windows that the input alone decides."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align.data import Row, stream_rows
+from align.data.schema import BadRow
+from align.data.sources import StreamedRow
+
+GIVEN = {"rewards": "given_rewards", "grades": "given_grades"}
+"""What a row brings of what is computed here -> the column that keeps it."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of the input: what is scored and what is kept, or why it cannot be."""
+
+    source: str
+    number: int
+    raw: object
+    """As the file holds it."""
+    reason: str | None = None
+    """What is wrong with it and how to mend it, with file, row and field."""
+    prompt: Any = None
+    completions: tuple[Any, ...] = ()
+    answers: tuple[Any, ...] = ()
+    """The reference answer for each scorer that needs one; None for the others."""
+    kept: dict[str, Any] | None = None
+    """The output row, but for rewards and grades."""
+
+
+def windows(
+    path: str, *, split: str | None, answer_columns: Sequence[str | None], size: int
+) -> Iterator[tuple[list[Item], int]]:
+    """The rows in windows of at least `size` completions, the last one excepted, and how many completions each has.
+
+    Args:
+        path: a file, a folder or a hub data set.
+        answer_columns: for each scorer, the column of its reference answers, or None.
+
+    Raises:
+        UserError: nothing can be read at that path.
+    """
+    window: list[Item] = []
+    held = 0
+    for record in stream_rows(path, split=split):
+        item = _item(record, answer_columns)
+        window.append(item)
+        held += max(len(item.completions), 1)
+        if held >= size:
+            yield window, sum(len(item.completions) for item in window)
+            window, held = [], 0
+    if window:
+        yield window, sum(len(item.completions) for item in window)
+
+
+def as_json(value: Any) -> str:
+    """One line of a file of ours.
+
+    Raises:
+        BadRow: a value that JSON cannot hold, or text that is not valid Unicode.
+    """
+    try:
+        line = json.dumps(value, ensure_ascii=False, default=_as_text)
+        line.encode()
+    except UnicodeEncodeError:
+        raise BadRow(None, "holds half a character (a lone surrogate)", "mend the text") from None
+    except TypeError as error:
+        raise BadRow(None, f"holds a value that JSON cannot ({error})", "remove the column") from None
+    return line
+
+
+def _item(record: StreamedRow, answer_columns: Sequence[str | None]) -> Item:
+    row, source, number = record.row, record.source, record.number
+    if isinstance(row, BadRow):
+        return Item(source, number, record.raw, row.message(source, number))
+    if not isinstance(row, Row):
+        return Item(source, number, record.raw, f"{source}, row {number}: {row}; mend or remove the row")
+    raw: dict[str, Any] = record.raw  # type: ignore[assignment]
+    try:
+        if isinstance(row.prompt, list) and isinstance(row.prompt[0], int):
+            raise BadRow("prompt_ids", "token ids", "give text; a scorer has a tokenizer of its own")
+        answers = tuple(_answer(column, raw, row) for column in answer_columns)
+        kept = _kept(raw, row)
+        as_json(kept)
+    except BadRow as error:
+        return Item(source, number, record.raw, error.message(source, number))
+    return Item(source, number, raw, None, row.prompt, row.completions, answers, kept)
+
+
+def _answer(column: str | None, raw: dict[str, Any], row: Row) -> Any:
+    if column is None:
+        return None
+    answer = raw.get(column, row.meta.get(column))
+    if not isinstance(answer, str | int | float) or isinstance(answer, bool):
+        raise BadRow(column, "no reference answer", "give text or a number; a scorer compares with it")
+    return answer
+
+
+def _kept(raw: dict[str, Any], row: Row) -> dict[str, Any]:
+    """The row in the canonical form, with the columns that its format does not use as they are."""
+    canonical: dict[str, Any] = {"id": raw["id"]} if raw.get("id") is not None else {}
+    canonical |= {"prompt": row.prompt, "completions": list(row.completions)}
+    others = {name: value for name, value in raw.items() if name in row.meta or name == "meta"}
+    given = {GIVEN[name]: list(getattr(row, name)) for name in GIVEN if getattr(row, name) is not None}
+    return {**canonical, **given, **{name: value for name, value in others.items() if name not in canonical}}
+
+
+def _as_text(value: Any) -> str:
+    """Dates and decimal numbers, which Parquet knows and JSON does not, as their usual text."""
+    if isinstance(value, bytes):
+        raise TypeError("bytes")
+    return str(value)
