@@ -1,0 +1,141 @@
+"""Log-ratio scorers and judges against transformers' own logits, one text at a time, added up in float64."""
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_models import LANGUAGE_MODELS, TEMPLATE, letters, lists, saved
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from rewards import RowError, ScorerError, load_scorer
+
+
+@torch.no_grad()
+def by_hand(path: str, before: str, after: str, adapter: str | None = None) -> tuple[float, int]:
+    """Sum of log p of the tokens of `after` behind `before`, each text alone, and how many they are."""
+    model = AutoModelForCausalLM.from_pretrained(path)
+    model = (PeftModel.from_pretrained(model, adapter) if adapter else model).double().eval()
+    words = PreTrainedTokenizerFast.from_pretrained(path)
+    prompt, own = (words(text, add_special_tokens=False)["input_ids"] for text in (before, after))
+    logits = model(torch.tensor([prompt + own])).logits[0].log_softmax(-1)
+    places = range(len(prompt), len(prompt) + len(own))
+    return sum(logits[p - 1, token].item() for p, token in zip(places, own, strict=True)), len(own)
+
+
+def with_adapter(path: str, folder, seed: int) -> str:
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(path), LoraConfig(r=2, target_modules="all-linear", lora_alpha=4)
+    )
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("architecture", LANGUAGE_MODELS)
+def test_an_implicit_reward_is_beta_times_the_log_ratio(tmp_path, architecture):
+    policy = saved(tmp_path / "policy", LANGUAGE_MODELS[architecture]())
+    reference = saved(tmp_path / "reference", LANGUAGE_MODELS[architecture](), seed=1)
+    prompts, completions = lists(n=3, k=3)
+    spec = {"name": "implicit", "model": policy, "reference": reference, "beta": 0.3}
+    ratios = [
+        (by_hand(policy, f"<s> {p}", f"{c} </s>"), by_hand(reference, f"<s> {p}", f"{c} </s>"))
+        for p, c in zip(prompts, completions, strict=True)
+    ]
+    expected = [0.3 * (own - other) for (own, _), (other, _) in ratios]
+    assert load_scorer(spec).score(prompts, completions) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    mean = [0.3 * (own - other) / size for (own, size), (other, _) in ratios]
+    per_token = load_scorer({**spec, "per_token": True})
+    assert per_token.score(prompts, completions) == pytest.approx(mean, rel=1e-4, abs=1e-4)
+    assert per_token.tally.completions == 9
+
+
+def test_an_adapter_pair_shares_one_base(tmp_path):
+    base = saved(tmp_path / "base", LANGUAGE_MODELS["llama"]())
+    policy, start = (with_adapter(base, tmp_path / name, seed) for seed, name in enumerate(("policy", "start")))
+    prompts, completions = lists(n=2, k=2)
+    for reference in (None, start):
+        spec = {"name": "implicit", "model": base, "adapter": policy, "reference_adapter": reference}
+        expected = [
+            by_hand(base, f"<s> {p}", f"{c} </s>", policy)[0] - by_hand(base, f"<s> {p}", f"{c} </s>", reference)[0]
+            for p, c in zip(prompts, completions, strict=True)
+        ]
+        assert load_scorer(spec).score(prompts, completions) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        assert max(map(abs, expected)) > 0.1
+
+
+def test_messages_are_scored_behind_the_generation_prompt(tmp_path):
+    policy, reference = (
+        saved(tmp_path / name, LANGUAGE_MODELS["llama"](), letters(template=TEMPLATE), seed)
+        for seed, name in enumerate(("policy", "reference"))
+    )
+    scorer = load_scorer({"name": "implicit", "model": policy, "reference": reference})
+    prompt, completion = [{"role": "user", "content": "b c"}], [{"role": "assistant", "content": "d e"}]
+    before, after = "<s> u b c a", "d e </s>"
+    expected = by_hand(policy, before, after)[0] - by_hand(reference, before, after)[0]
+    assert scorer.score([prompt], [completion]) == pytest.approx([expected], rel=1e-4)
+
+
+def test_a_density_ratio_tells_both_models_the_instruction(tmp_path):
+    strong, weak = (
+        saved(tmp_path / name, LANGUAGE_MODELS["llama"](), seed=seed) for seed, name in enumerate(("strong", "weak"))
+    )
+    prompts, completions = lists(n=2, k=2)
+    spec = {"name": "density_ratio", "strong": strong, "weak": weak, "instruction": "k k"}
+    sums = [
+        (by_hand(strong, f"<s> k k {p}", f"{c} </s>"), by_hand(weak, f"<s> k k {p}", f"{c} </s>"))
+        for p, c in zip(prompts, completions, strict=True)
+    ]
+    expected = [own - other for (own, _), (other, _) in sums]
+    assert load_scorer(spec).score(prompts, completions) == pytest.approx(expected, rel=1e-4)
+    expected = [(own - other) / size for (own, size), (other, _) in sums]
+    per_token = load_scorer({**spec, "per_token": True})
+    assert per_token.score(prompts, completions) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_judge_gives_the_probability_of_yes_against_no(tmp_path):
+    path = saved(tmp_path / "judge", LANGUAGE_MODELS["llama"]())
+    spec = {"name": "judge", "model": path, "question": "{prompt} q {completion}"}
+    before = "<s> a b q c {prompt} Verdict:"  # braces in a text are the text's own
+    yes, no = (by_hand(path, before, word)[0] for word in ("Yes", "No"))
+    odds = load_scorer({**spec, "log_odds": True}).score(["a b"], ["c {prompt}"])
+    assert odds == pytest.approx([yes - no], rel=1e-4)
+    expected = math.exp(yes) / (math.exp(yes) + math.exp(no))
+    assert load_scorer(spec).score(["a b"], ["c {prompt}"]) == pytest.approx([expected], rel=1e-4)
+
+
+def test_a_pairwise_judge_hears_both_orders(tmp_path):
+    path = saved(tmp_path / "judge", LANGUAGE_MODELS["llama"](), letters(template=TEMPLATE))
+    spec = {"name": "judge", "mode": "pairwise", "model": path, "question": "{prompt} q {first} q {second}"}
+    completions = ["a", "b c", "d"]
+
+    def first_wins(a: str, b: str) -> float:
+        one, two = (math.exp(by_hand(path, f"<s> u p q {a} q {b} a", word)[0]) for word in ("A", "B"))
+        return one / (one + two)
+
+    expected = [
+        sum((first_wins(own, other) + 1 - first_wins(other, own)) / 2 for other in completions if other != own) / 2
+        for own in completions
+    ]
+    scorer = load_scorer(spec)
+    assert scorer.score(["p"] * 3 + ["k"], [*completions, "z"]) == pytest.approx([*expected, 0.5], rel=1e-4)
+    assert sum(expected) == pytest.approx(1.5)
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    base = saved(tmp_path / "base", LANGUAGE_MODELS["llama"]())
+    cases = [
+        ({"name": "implicit", "model": base}, "the same"),
+        ({"name": "implicit", "model": base, "adapter": base}, "no adapter in PEFT's format"),
+        ({"name": "density_ratio", "strong": base, "weak": str(tmp_path / "absent")}, "absent"),
+        ({"name": "judge", "model": base, "question": "{prompt}"}, "{completion}"),
+        ({"name": "judge", "mode": "pairwise", "model": base, "log_odds": True}, "log_odds"),
+    ]
+    for spec, message in cases:
+        with pytest.raises(ScorerError, match=message):
+            load_scorer(spec)
+    with pytest.raises(RowError, match="chat template"):
+        load_scorer({"name": "judge", "model": base}).model.logprobs([[{"role": "user", "content": "a"}]], ["b"])
