@@ -130,9 +130,7 @@ def _apply(
         words = [len(plain(own).split()) for own in completions]
         return [v - step.weight * max(n - step.free, 0) / 100 for v, n in zip(values, words, strict=True)]
     known = statistics or Statistics(fmean(values), pstdev(values))
-    # A spread that is rounding alone is none: equal rewards stay equal.
-    flat = known.std <= 1e-12 * abs(known.mean)
-    return [0.0 if flat else (value - known.mean) / known.std for value in values]
+    return [(value - known.mean) / known.std if known.std else 0.0 for value in values]
 
 
 def _softplus(x: float) -> float:

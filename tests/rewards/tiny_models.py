@@ -38,7 +38,9 @@ def letters(pad: str = "<pad>", template: str | None = None) -> PreTrainedTokeni
 
 def llama(**settings: object) -> LlamaConfig:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return LlamaConfig(**({"vocab_size": len(WORDS), "max_position_embeddings": 128} | sizes | settings))
+    return LlamaConfig(
+        **({"vocab_size": len(WORDS), "max_position_embeddings": 128, "num_labels": 1} | sizes | settings)
+    )
 
 
 LANGUAGE_MODELS = {
