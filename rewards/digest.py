@@ -63,7 +63,10 @@ def _file_digest(path: str, mtime_ns: int, size: int) -> str:
 def _module_digest(module: str) -> str:
     if "" not in sys.path:
         sys.path.append("")
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:  # of the package it is in; making the scorer says so
+        return ""
+    if spec is None or not spec.has_location or spec.origin is None:
         return ""
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()

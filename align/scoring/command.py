@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
@@ -72,7 +73,8 @@ def score_rows(
     Source: ours
     """
     console = console or Console()
-    state = PartialState(timeout=LONGEST_WAIT)
+    # Without a GPU accelerate starts no process group unless it is told that this is meant.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     specs = [_overlaid(read_reward(spec), exact, tokens_per_batch) for spec in rewards]
     parts = [Part(spec.scorer, scorer_digest(spec.scorer), k) for k, spec in enumerate(specs)]
     description = {
@@ -90,7 +92,7 @@ def score_rows(
     def read() -> Iterator:
         return windows(path, split=split, answer_columns=columns, size=window)
 
-    total = _check_rows(read(), on_error)
+    count, total = _check_rows(read(), on_error)
     store = RewardCache(Path(cache).expanduser() if cache else default_cache_dir()) if use_cache else None
     if state.is_main_process:
         job.open(store.state() if store else 0)
@@ -98,6 +100,7 @@ def score_rows(
     _score_windows(job, read(), parts, store, total, on_error, state)
     state.wait_for_everyone()
     if state.is_main_process:
+        job.expect_parts(count)
         summary = _finish(job, specs, parts, combination, grades, store)
         _print(console, job, summary, specs)
     state.wait_for_everyone()
@@ -122,26 +125,25 @@ def _input_identity(path: str, split: str | None) -> dict[str, Any]:
     return {"path": path, "split": split, "files": stats}
 
 
-def _check_rows(read: Iterator, on_error: OnError) -> int:
+def _check_rows(read: Iterator, on_error: OnError) -> tuple[int, int]:
     """Read the whole input once before anything is scored.
 
     Returns:
-        How many completions there are to score.
+        How many windows and completions there are to score.
 
     Raises:
         UserError: malformed rows where they are not collected, or no row at all.
     """
     bad: list[str] = []
-    total = rows = 0
-    for window, completions in read:
-        rows += len(window)
+    count = total = 0
+    for count, (window, completions) in enumerate(read, start=1):  # noqa: B007 - used behind the loop
         total += completions
         bad += [item.reason for item in window if item.reason is not None]
     if bad and on_error == "stop":
         raise UserError(f"{malformed(bad)}{COLLECT}")
-    if not rows:
+    if not count:
         raise UserError("the input has no rows; give a file that holds some")
-    return total
+    return count, total
 
 
 def _score_windows(

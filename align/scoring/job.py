@@ -81,6 +81,16 @@ class Job:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         os.replace(temporary, self.part(number))
 
+    def expect_parts(self, count: int) -> None:
+        """Make sure that no window is without its part.
+
+        Raises:
+            RuntimeError: one is, so the output would lack rows.
+        """
+        missing = [number for number in range(count) if not self.part(number).exists()]
+        if missing or len(self.parts()) != count:
+            raise RuntimeError(f"{self.folder}: {count} windows, but {len(self.parts())} parts; missing: {missing[:9]}")
+
     def parts(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.jsonl"))
 

@@ -1,0 +1,136 @@
+"""A job that is stopped, at every moment that matters or by SIGKILL at any, ends with the same bytes."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+from tiny_models import letters, llama, saved
+from transformers import LlamaForSequenceClassification
+
+from align.scoring import command, job, score_rows
+
+KILLS = int(os.environ.get("ALIGN_KILLS", "2"))
+ROWS = int(os.environ.get("ALIGN_SCORE_ROWS", "300"))
+"""Set them higher for a longer trial."""
+
+
+class Stopped(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def rows_file(path: Path, n: int) -> str:
+    draw = random.Random(0)
+
+    def text(longest: int) -> str:
+        return " ".join(draw.choices("abcdefgh", k=draw.randint(1, longest)))
+
+    rows = [{"id": i, "prompt": text(9) + " ", "completions": [text(20) for _ in range(1 + i % 3)]} for i in range(n)]
+    lines = [json.dumps(row) for row in rows]
+    lines[n // 2] = '{"prompt": "p"}'
+    lines[1] = lines[0]  # a text that an earlier window has scored
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def classifier(tmp_path) -> str:
+    return saved(tmp_path / "classifier", LlamaForSequenceClassification(llama(pad_token_id=0)), letters())
+
+
+def files(output: Path) -> list[bytes]:
+    return [output.read_bytes(), output.with_name(output.name + ".errors.jsonl").read_bytes()]
+
+
+class Moments:
+    """Raises Stopped at the n-th of the moments before and after the functions that it wraps."""
+
+    def __init__(self) -> None:
+        self.left = math.inf
+
+    def wrap(self, function: Callable) -> Callable:
+        def call(*arguments, **keywords):
+            self.pass_one()
+            result = function(*arguments, **keywords)
+            self.pass_one()
+            return result
+
+        return call
+
+    def pass_one(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Stopped
+
+
+def test_stopped_before_or_after_any_step(tmp_path, classifier, monkeypatch):
+    """The steps: a window scored, a file put in its place, rewards put into the cache, the parts removed."""
+    path = rows_file(tmp_path / "rows.jsonl", 16)
+    moments = Moments()
+    monkeypatch.setattr(command, "score_window", moments.wrap(command.score_window))
+    monkeypatch.setattr(os, "replace", moments.wrap(os.replace))
+    monkeypatch.setattr(command.RewardCache, "add", moments.wrap(command.RewardCache.add))
+    monkeypatch.setattr(job.shutil, "rmtree", moments.wrap(job.shutil.rmtree))
+
+    def run(name: str) -> Path:
+        output = tmp_path / f"{name}.jsonl"
+        score_rows(
+            path, str(output), rewards=[classifier], on_error="collect", window=10, cache=tmp_path / f"{name}-cache"
+        )
+        return output
+
+    whole = run("whole")
+    for n in count():
+        moments.left = n
+        try:
+            run(f"stopped{n}")
+            break
+        except Stopped:
+            moments.left = math.inf
+        output = run(f"stopped{n}")
+        assert files(output) == files(whole)
+        assert not list(tmp_path.glob(f"stopped{n}*.parts")) and not list(tmp_path.glob(f"stopped{n}*.tmp"))
+    assert n >= 2 * (4 + 4 + 3), "three windows or more, a part each, and the files beside them"
+
+
+def start(path: str, output: Path, classifier: str, cache: Path) -> subprocess.Popen:
+    arguments = ["score", path, str(output), "--reward", classifier, "--on-error", "collect", "--window", "100"]
+    command = [sys.executable, "-m", "align.cli", *arguments, "--cache", str(cache)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path, classifier):
+    path = rows_file(tmp_path / "rows.jsonl", ROWS)
+    whole, killed = tmp_path / "whole.jsonl.gz", tmp_path / "killed.jsonl.gz"
+    began = time.monotonic()
+    process = start(path, whole, classifier, tmp_path / "cache1")
+    assert process.wait(timeout=900) == 0, process.stderr.read()
+    seconds = time.monotonic() - began
+    moments = random.Random()
+    interrupted = windows = 0
+    for _ in range(KILLS):
+        process = start(path, killed, classifier, tmp_path / "cache2")
+        try:
+            process.wait(timeout=moments.uniform(0.2, 1.0) * seconds)
+            if interrupted < KILLS:  # it has ended: the next kill meets a fresh start
+                for file in tmp_path.glob("killed*"):
+                    file.unlink()
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            interrupted += 1
+            windows += len(list(tmp_path.glob("killed.jsonl.gz.parts/part-*.jsonl")))
+    print(f"{interrupted} of {KILLS} starts were killed before they ended, with {windows} windows done between them")
+    assert interrupted
+    process = start(path, killed, classifier, tmp_path / "cache2")
+    assert process.wait(timeout=900) == 0, process.stderr.read()
+    assert files(killed) == files(whole)

@@ -1,0 +1,266 @@
+"""`align score` from files to files: what is scored, kept, combined, cached, refused and set aside."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import torch
+from tiny_models import letters, llama, saved
+from transformers import LlamaForSequenceClassification
+
+from align.errors import UserError
+from align.scoring import score_rows
+from rewards import ScorerError, load_scorer
+from rewards.grading import grades_from_rewards
+
+WORDS = {"name": "length", "min": 2}
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def write(tmp_path) -> Write:
+    def rows(*rows: object, name: str = "rows.jsonl") -> str:
+        path = tmp_path / name
+        lines = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+        path.write_bytes(gzip.compress(lines.encode()) if name.endswith(".gz") else lines.encode())
+        return str(path)
+
+    return rows
+
+
+@pytest.fixture
+def score(tmp_path) -> Callable[..., list[dict]]:
+    """Scores into a new file and gives its rows; no cache unless asked for."""
+    runs = iter(range(100))
+
+    def run(path: str, *rewards, name: str = "out.jsonl", **options) -> list[dict]:
+        output = tmp_path / f"{next(runs)}-{name}"
+        score_rows(path, str(output), rewards=rewards, **{"use_cache": False, **options})
+        assert not output.with_name(output.name + ".parts").exists()
+        if name.endswith(".parquet"):
+            return pyarrow.parquet.read_table(output).to_pylist()
+        text = gzip.decompress(output.read_bytes()).decode() if name.endswith(".gz") else output.read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory) -> str:
+    model = LlamaForSequenceClassification(llama(pad_token_id=2))
+    return saved(tmp_path_factory.mktemp("classifier"), model, letters("</s>"))
+
+
+def many(n: int = 40) -> list[dict]:
+    """Rows of one to five completions of one to thirty letters."""
+    generator = torch.Generator().manual_seed(0)
+
+    def text(longest: int) -> str:
+        size = int(torch.randint(1, longest + 1, (1,), generator=generator))
+        return " ".join("abcdefgh"[i] for i in torch.randint(0, 8, (size,), generator=generator))
+
+    return [
+        {"id": i, "prompt": text(12) + " ", "completions": [text(30) for _ in range(1 + i % 5)], "source": f"s{i % 3}"}
+        for i in range(n)
+    ]
+
+
+def test_rewards_are_the_scorers_and_rows_keep_their_order_and_fields(write, score, classifier):
+    rows = many()
+    out = score(write(*rows), classifier, window=30, tokens_per_batch=200)
+    scorer = load_scorer({"model": classifier, "exact": True})
+    assert [row["id"] for row in out] == list(range(40))
+    for row, given in zip(out, rows, strict=True):
+        alone = [scorer.score([given["prompt"]], [own])[0] for own in given["completions"]]
+        assert row["rewards"] == pytest.approx(alone, abs=1e-6)
+        assert row["grades"] == grades_from_rewards(row["rewards"], "win_probability")
+        assert {name: row[name] for name in given} == given
+    assert score(write(*rows), classifier, exact=True)[7]["rewards"] == [
+        scorer.score([rows[7]["prompt"]], [own])[0] for own in rows[7]["completions"]
+    ]
+
+
+def test_every_format_becomes_a_canonical_row_that_keeps_what_it_brought(write, score):
+    rows = [
+        {"prompt": "p", "chosen": "a b", "rejected": "c", "margin": 2.0},
+        {"prompt": "p", "completion": "a b", "label": False},
+        {"prompt": "p", "responses": ["a", "b c"], "scores": [3, 4], "meta": {"subset": "x"}, "empty": None},
+        {"id": "m", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    ]
+    out = score(write(*rows), WORDS, grades="rank")
+    assert out == [
+        {"prompt": "p", "completions": ["a b", "c"], "given_grades": [1, 0], "margin": 2.0}
+        | {"rewards": [1, 0], "grades": [1, 0]},
+        {"prompt": "p", "completions": ["a b"], "given_grades": [0], "rewards": [1], "grades": [0]},
+        {"prompt": "p", "completions": ["a", "b c"], "given_rewards": [3, 4], "meta": {"subset": "x"}}
+        | {"rewards": [0, 1], "grades": [0, 1]},
+        {"id": "m", "prompt": [{"role": "user", "content": "q"}]}
+        | {"completions": [[{"role": "assistant", "content": "a"}]], "rewards": [0], "grades": [0]},
+    ]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "parquet"])
+def test_all_forms_of_input_and_output_hold_the_same(write, score, ending, tmp_path):
+    rows = many(12)
+    expected = score(write(*rows), WORDS)
+    assert score(write(*rows, name="rows.jsonl.gz"), WORDS, name=f"out.{ending}", window=7) == expected
+    again = tmp_path / f"1-out.{ending}"
+    kept = score(str(again), {"name": "length", "max": 3})
+    assert [row["given_rewards"] for row in kept] == [row["rewards"] for row in expected]
+
+
+def test_parquet_says_when_a_column_has_two_kinds_of_values(write, score):
+    path = write({"prompt": "p", "completion": "a", "x": 1}, {"prompt": "p", "completion": "a", "x": "b"})
+    with pytest.raises(UserError, match="ends with .jsonl"):
+        score(path, WORDS, name="out.parquet", window=1)
+
+
+def test_several_rewards_are_transformed_combined_and_kept_apart(write, score):
+    path = write({"prompt": "p", "completions": ["a", "a b c", "a b"]}, {"prompt": "q", "completions": ["a b"]})
+    with pytest.raises(UserError, match=r"rows.jsonl, row 1: builtins:str: TypeError"):
+        score(path, {"name": "python", "function": "builtins:str"})
+    standard = {"scorer": WORDS, "weight": 2.0, "transforms": [{"name": "standardize", "per": "dataset"}]}
+    out = score(path, standard, {"scorer": {"name": "length", "max": 2}, "part": "short"}, window=1)
+    mean, std = 0.75, (3 * 0.25**2 + 0.75**2) ** 0.5 / 2  # of 0, 1, 1, 1
+    high, low = (1 - mean) / std, (0 - mean) / std
+    assert out[0]["rewards"] == pytest.approx([2 * low + 1, 2 * high + 0, 2 * high + 1])
+    assert out[1]["rewards"] == pytest.approx([2 * high + 1])
+    assert out[0]["reward_parts"] == {"length": [0, 1, 1], "short": [1, 0, 1]}
+    both = score(path, WORDS, {"name": "length", "max": 2}, combination="and", grades="rank")
+    assert both[0]["grades"] == [0.5, 0.5, 2], "good on both counts is best"
+
+
+def test_reference_answers_come_from_a_column_or_meta(write, score):
+    path = write(
+        {"prompt": "p", "completions": ["4", "5"], "answer": 4},
+        {"prompt": "p", "completions": ["4", "5"], "meta": {"answer": "5"}},
+    )
+    out = score(path, {"name": "answer", "kind": "numeric"})
+    assert [row["rewards"] for row in out] == [[1, 0], [0, 1]]
+    assert out[0]["answer"] == 4
+    missing = write({"prompt": "p", "completions": ["4", "5"]})
+    with pytest.raises(UserError, match="field answer: no reference answer"):
+        score(missing, {"name": "answer"})
+
+
+BAD_ROWS = {
+    "not JSON": ("{", "not valid JSON"),
+    "cut": ('{"prompt": "p", "comp', "not valid JSON"),
+    "half a character": (r'{"prompt": "p", "completion": "\ud800"}', "half a character"),
+    "a huge number": ('{"prompt": "p", "completion": "a", "x": ' + "9" * 5000 + "}", "not valid JSON"),
+    "nested too deeply": ("[" * 100_000, "not valid JSON"),
+    "a list": ([1], "not an object"),
+    "text": ('"prompt"', "not an object"),
+    "null": ("null", "not an object"),
+    "no prompt": ({"completions": ["a"]}, "field prompt: missing"),
+    "an empty prompt": ({"prompt": " ", "completions": ["a"]}, "field prompt: empty"),
+    "no completions": ({"prompt": "p"}, "field completions: missing"),
+    "empty completions": ({"prompt": "p", "completions": []}, "an empty list"),
+    "one completion as text": ({"prompt": "p", "completions": "a"}, "field completions: text, not a list"),
+    "a number among completions": ({"prompt": "p", "completions": ["a", 3]}, r"field completions\[1\]: a number"),
+    "null among completions": ({"prompt": "p", "completions": ["a", None]}, r"field completions\[1\]: null"),
+    "a prompt of the wrong kind": ({"prompt": {"a": 1}, "completions": ["a"]}, "field prompt: an object"),
+    "a user's completion": (
+        {"prompt": "p", "completions": [[{"role": "user", "content": "a"}]]},
+        "messages of user",
+    ),
+    "an unknown role": ({"prompt": [{"role": "x", "content": "a"}], "completions": ["a"]}, "unknown role 'x'"),
+    "scores of another length": ({"prompt": "p", "completions": ["a"], "scores": [1, 2]}, "2 entries for 1"),
+    "a score that is no number": ({"prompt": "p", "completions": ["a"], "scores": ["x"]}, "not a number"),
+    "an image": ({"prompt": "p", "completions": ["a"], "image": "x.png"}, "field image: "),
+    "token ids": ({"prompt_ids": [1, 2], "completions_ids": [[3]]}, "field prompt_ids: token ids"),
+    "unlike prompts": (
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"},
+        "prompt mismatch",
+    ),
+    "meta that is none": ({"prompt": "p", "completions": ["a"], "meta": 3}, "field meta: not an object"),
+    "no chosen text": ({"prompt": "p", "rejected": "a"}, "chosen: missing"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_a_malformed_row_stops_or_is_set_aside(write, score, tmp_path, kind):
+    bad, message = BAD_ROWS[kind]
+    path = write({"id": 1, "prompt": "p", "completions": ["a"]}, bad, {"id": 3, "prompt": "p", "completions": ["a b"]})
+    with pytest.raises(UserError, match=rf"rows.jsonl, row 2.*{message}"):
+        score(path, WORDS)
+    assert not list(tmp_path.glob("*.parts")), "refused before any work"
+    out = score(path, WORDS, on_error="collect")
+    assert [(row["id"], row["rewards"]) for row in out] == [(1, [0]), (3, [1])]
+    (error,) = [json.loads(line) for line in (tmp_path / "1-out.jsonl.errors.jsonl").read_text().splitlines()]
+    assert (error["source"], error["row"]) == (path, 2)
+    assert error["raw"] == (bad if not isinstance(bad, str) or kind in TEXT_KEPT else json.loads(bad))
+    summary = json.loads((tmp_path / "1-out.jsonl.summary.json").read_text())
+    assert (summary["rows"], summary["errors"]) == (2, 1)
+
+
+TEXT_KEPT = ("not JSON", "cut", "a huge number", "nested too deeply")
+"""Kinds of rows that are no JSON, and are set aside as the text that they are."""
+
+
+def test_a_row_that_a_scorer_cannot_take_is_found_among_others(write, score, classifier, tmp_path):
+    chat = {"prompt": [{"role": "user", "content": "a"}], "completions": ["b"]}
+    path = write({"prompt": "a ", "completions": ["b"]}, chat, {"prompt": "a ", "completions": ["c"]})
+    with pytest.raises(UserError, match="rows.jsonl, row 2: .*no chat template.*--on-error collect"):
+        score(path, classifier)
+    out = score(path, classifier, on_error="collect")
+    expected = load_scorer(classifier).score(["a ", "a "], ["b", "c"])
+    assert [row["rewards"][0] for row in out] == pytest.approx(expected, abs=1e-6)
+    assert "chat template" in (tmp_path / "1-out.jsonl.errors.jsonl").read_text()
+
+
+def test_a_broken_scorer_is_no_rows_fault(write, score, monkeypatch):
+    monkeypatch.setattr("rewards.served.RETRIES", 0)
+    served = {"name": "served", "url": "http://localhost:9", "model": "rm"}
+    with pytest.raises(ScorerError, match="is the server running"):
+        score(write(*many(3)), served, on_error="collect")
+
+
+def counted(monkeypatch, tmp_path) -> list[str]:
+    """A scorer whose calls can be counted."""
+    calls: list[str] = []
+    monkeypatch.setattr("rewards.rules._Rule.score", lambda self, p, c: calls.extend(c) or [float(len(t)) for t in c])
+    return calls
+
+
+def test_the_cache_answers_what_was_scored_before(write, score, tmp_path, monkeypatch):
+    calls = counted(monkeypatch, tmp_path)
+    cache = {"use_cache": True, "cache": tmp_path / "cache"}
+    first = score(write(*many(6)), WORDS, **cache)
+    scored = len(calls)
+    more = many(8)
+    again = score(write(*more), WORDS, **cache)
+    assert again[:6] == first
+    assert calls[scored:] == [own for row in more[6:] for own in row["completions"]]
+    del calls[:]
+    other_prompt = [{**row, "prompt": row["prompt"] + "x"} for row in more]
+    score(write(*other_prompt), WORDS, **cache)
+    score(write(*more), {**WORDS, "min": 3}, **cache)
+    assert len(calls) == 2 * sum(len(row["completions"]) for row in more), "another prompt or scorer is another reward"
+
+
+def test_equal_texts_are_scored_once(write, score, monkeypatch, tmp_path):
+    calls = counted(monkeypatch, tmp_path)
+    out = score(write(*[{"prompt": "p", "completions": ["a", "b", "a"]}] * 3), WORDS)
+    assert calls == ["a", "b"]
+    assert [row["rewards"] for row in out] == [[1, 1, 1]] * 3
+
+
+def test_a_finished_output_is_left_alone_and_another_jobs_refused(write, score, tmp_path, monkeypatch, capsys):
+    path, output = write(*many(5)), str(tmp_path / "out.jsonl")
+    score_rows(path, output, rewards=[WORDS], use_cache=False)
+    before = Path(output).stat().st_mtime_ns
+    calls = counted(monkeypatch, tmp_path)
+    score_rows(path, output, rewards=[WORDS], use_cache=False)
+    assert Path(output).stat().st_mtime_ns == before and not calls
+    with pytest.raises(UserError, match="is there already"):
+        score_rows(path, output, rewards=[{**WORDS, "min": 4}], use_cache=False)
+    with pytest.raises(UserError, match="known endings"):
+        score_rows(path, str(tmp_path / "out.csv"), rewards=[WORDS])
+    with pytest.raises(UserError, match="no folder"):
+        score_rows(path, str(tmp_path / "absent" / "out.jsonl"), rewards=[WORDS])
+    with pytest.raises(UserError, match="no rows"):
+        score_rows(write(name="empty.jsonl"), str(tmp_path / "empty-out.jsonl"), rewards=[WORDS])
