@@ -59,7 +59,7 @@ class LanguageModel:
         self.max_length = running.get("max_length") or context(self.model.config, self.tokenizer)
         self.tally = tally
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def logprobs(
         self,
         prompts: Sequence[Text],
@@ -133,7 +133,7 @@ def _head(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _check_head(model: Any, head: dict[str, Any], name: str) -> None:
     ids = torch.arange(1, 9, device=model.device) % model.config.get_text_config().vocab_size
     expected = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float().log_softmax(-1)

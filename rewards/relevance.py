@@ -99,7 +99,7 @@ class RelevanceScorer:
             return relevance / RELEVANCE_RANGE * self.max_words / self.words_per_unit
         return relevance * len(text.split()) / self.words_per_unit
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode(self, texts: Sequence[str]) -> Float[Tensor, "N H"]:
         """Mean of the last hidden states over each text's own tokens, float32."""
         rows = [ids[: self.max_length] for ids in self.tokenizer(list(texts))["input_ids"]] if texts else []

@@ -83,7 +83,7 @@ class SequenceClassifierScorer:
                 exact=self.exact,
             )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
         """The classifier's output for each prompt with its completion, a logit (no sigmoid).
 

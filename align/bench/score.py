@@ -18,7 +18,6 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 
 from align.bench.measure import alternate, machine
 from rewards import load_scorer
-from rewards.types import Text
 
 ROUNDS = 3
 LONGEST, ROWS, BATCH = 512, 64, 8
@@ -29,7 +28,7 @@ MODEL: dict[str, Any] = {"vocab_size": 1000, "hidden_size": 256, "num_hidden_lay
     "num_labels": 1,
     "pad_token_id": 0,
 }
-Rows = tuple[list[Text], list[Text]]
+Rows = tuple[list[str], list[str]]
 
 
 def run() -> dict[str, Any]:
@@ -39,7 +38,7 @@ def run() -> dict[str, Any]:
         scorer = load_scorer({"model": path, "tokens_per_batch": BATCH * LONGEST, "device": "cpu"})
         loop = _Loop(path)
         mixed, lists = _mixed_rows(), _lists()
-        tasks: dict[str, Callable[[], list[float]]] = {
+        tasks: dict[str, Callable[[], Any]] = {
             "mixed: align": lambda: scorer.score(*mixed),
             "mixed: loop": lambda: loop.score(*mixed, padding="longest"),
             "mixed: loop, padded to the maximum": lambda: loop.score(*mixed, padding="max_length"),

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_models import LANGUAGE_MODELS, TEMPLATE, letters, lists, saved
+from tiny_models import LANGUAGE_MODELS, TEMPLATE, WORDS, letters, lists, saved
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from align.kernels import linear_logprobs
 from rewards import RowError, ScorerError, load_scorer
 
 
@@ -139,3 +140,15 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
             load_scorer(spec)
     with pytest.raises(RowError, match="chat template"):
         load_scorer({"name": "judge", "model": base}).model.logprobs([[{"role": "user", "content": "a"}]], ["b"])
+
+
+def test_scoring_leaves_the_kernels_fit_for_training(tmp_path):
+    """What the kernels keep between calls must not be bound to scoring without gradients."""
+    policy, reference = (
+        saved(tmp_path / name, LANGUAGE_MODELS["llama"](), seed=seed) for seed, name in enumerate(("a", "b"))
+    )
+    load_scorer({"name": "implicit", "model": policy, "reference": reference}).score(["a "], ["b c"])
+    hidden = torch.randn(4, 32, requires_grad=True)
+    weight = torch.randn(len(WORDS), 32)
+    linear_logprobs(hidden, weight, targets=torch.tensor([1, 2, 3, 4])).logprob.sum().backward()
+    assert hidden.grad.abs().sum() > 0
