@@ -92,3 +92,12 @@ def test_a_shared_prompt_is_computed_once(scorers, name):
     # start token, prompt and `e` once; then one letter each, and the end token where likelihood asks for it
     assert sum(read) == len(models) * (1 + 32 + 1 + k * (1 if name != "implicit" else 2))
     assert scorer.tally.tokens - before == len(models) * k * (1 + 32 + (2 if name != "implicit" else 3))
+
+
+def test_a_model_that_cannot_run_packed_rows_is_padded(specs, scorers, monkeypatch, caplog):
+    monkeypatch.setattr("rewards.backbone.ATTENTION", {})
+    for name in ("pad is eos", "implicit"):
+        scorer = load_scorer({**specs[name], "tokens_per_batch": 120})
+        assert "completions of one prompt run as separate rows" in caplog.text
+        scale = max(1.0, max(map(abs, scorers[name][2])))
+        assert scorer.score(*rows()) == pytest.approx(scorers[name][2], abs=1e-6 * scale)

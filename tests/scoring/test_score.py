@@ -264,3 +264,31 @@ def test_a_finished_output_is_left_alone_and_another_jobs_refused(write, score, 
         score_rows(path, str(tmp_path / "absent" / "out.jsonl"), rewards=[WORDS])
     with pytest.raises(UserError, match="no rows"):
         score_rows(write(name="empty.jsonl"), str(tmp_path / "empty-out.jsonl"), rewards=[WORDS])
+
+
+def test_a_job_reads_the_cache_as_it_was_when_it_began(write, tmp_path, monkeypatch):
+    """Otherwise what another job adds between a kill and the next start could change the output's last digits."""
+    path, cache = write(*many(6)), tmp_path / "cache"
+    value, calls = 1.0, 0
+
+    def rewards(self, prompts, completions):
+        nonlocal calls
+        calls += 1
+        if (value, calls) == (1.0, 2):
+            raise KeyboardInterrupt
+        return [value] * len(prompts)
+
+    monkeypatch.setattr("rewards.rules._Rule.score", rewards)
+    arguments = {"rewards": [WORDS], "window": 6, "cache": cache}
+    with pytest.raises(KeyboardInterrupt):
+        score_rows(path, str(tmp_path / "first.jsonl"), **arguments)
+    value = 2.0
+    score_rows(path, str(tmp_path / "second.jsonl"), **arguments)
+    value = 1.0
+    score_rows(path, str(tmp_path / "first.jsonl"), **arguments)
+    score_rows(path, str(tmp_path / "third.jsonl"), **arguments)
+    first, second, third = (
+        {r for line in (tmp_path / f"{name}.jsonl").read_text().splitlines() for r in json.loads(line)["rewards"]}
+        for name in ("first", "second", "third")
+    )
+    assert (first, second, third) == ({1.0}, {2.0}, {2.0})
