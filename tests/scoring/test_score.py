@@ -274,12 +274,14 @@ def test_a_job_reads_the_cache_as_it_was_when_it_began(write, tmp_path, monkeypa
     def rewards(self, prompts, completions):
         nonlocal calls
         calls += 1
-        if (value, calls) == (1.0, 2):
+        if (value, calls) == (1.0, 3):
             raise KeyboardInterrupt
         return [value] * len(prompts)
 
     monkeypatch.setattr("rewards.rules._Rule.score", rewards)
     arguments = {"rewards": [WORDS], "window": 6, "cache": cache}
+    other = write({"prompt": "p", "completions": ["a"]}, name="other.jsonl")
+    score_rows(other, str(tmp_path / "other-out.jsonl"), **arguments)
     with pytest.raises(KeyboardInterrupt):
         score_rows(path, str(tmp_path / "first.jsonl"), **arguments)
     value = 2.0
