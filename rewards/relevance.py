@@ -102,15 +102,16 @@ class RelevanceScorer:
     @torch.no_grad()
     def _encode(self, texts: Sequence[str]) -> Float[Tensor, "N H"]:
         """Mean of the last hidden states over each text's own tokens, float32."""
-        rows = [ids[: self.max_length] for ids in self.tokenizer(list(texts))["input_ids"]] if texts else []
+        whole = self.tokenizer(list(texts))["input_ids"] if texts else []
+        rows = [ids[: self.max_length] for ids in whole]
         if not all(rows):
             raise RowError("a text without tokens has no meaning to compare; remove the row")
         self.tally.tokens += sum(map(len, rows))
-        self.tally.truncated += sum(len(row) == self.max_length for row in rows)
+        self.tally.truncated += sum(len(ids) > self.max_length for ids in whole)
         vectors = torch.zeros(len(rows), self.model.config.get_text_config().hidden_size)
-        whole = batches_by_length([len(row) for row in rows], self.tokens_per_batch)
+        batches = batches_by_length([len(row) for row in rows], self.tokens_per_batch)
         device = self.model.device
-        for batch in [[i] for i in range(len(rows))] if self.exact else whole:
+        for batch in [[i] for i in range(len(rows))] if self.exact else batches:
             width = max(len(rows[i]) for i in batch)
             ids = torch.tensor([rows[i] + [0] * (width - len(rows[i])) for i in batch], device=device)
             mask = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in batch], device=device)

@@ -26,6 +26,7 @@ class RewardCache:
         if not self.path.exists():
             return 0
         with self._open() as table:
+            table.execute(TABLE)  # a kill may have left a file without it
             return int(table.execute("SELECT COALESCE(MAX(id), 0) FROM rewards").fetchone()[0])
 
     def read(self, keys: Sequence[bytes], state: int) -> dict[bytes, float]:

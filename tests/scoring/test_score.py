@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 import torch
-from tiny_models import letters, llama, saved
+from tiny_models import bert, letters, llama, saved
 from transformers import LlamaForSequenceClassification
 
 from align.errors import UserError
@@ -240,6 +240,26 @@ def test_the_cache_answers_what_was_scored_before(write, score, tmp_path, monkey
     score(write(*other_prompt), WORDS, **cache)
     score(write(*more), {**WORDS, "min": 3}, **cache)
     assert len(calls) == 2 * sum(len(row["completions"]) for row in more), "another prompt or scorer is another reward"
+
+
+def test_a_cache_file_that_a_kill_left_empty_or_that_is_none(write, score, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "rewards.sqlite").touch()
+    score(write(*many(2)), WORDS, use_cache=True, cache=tmp_path / "cache")
+    (tmp_path / "cache" / "rewards.sqlite").write_text("no data base " * 100)
+    with pytest.raises(UserError, match="remove the file"):
+        score(write(*many(2)), WORDS, use_cache=True, cache=tmp_path / "cache")
+
+
+def test_truncated_texts_are_counted(write, score, classifier, tmp_path):
+    rows = [{"prompt": "a b ", "completions": ["c", "c d e", "c d e f g"]}]  # with the start token 4, 6 and 8 tokens
+    score(write(*rows), {"model": classifier, "max_length": 6})
+    summary = json.loads((tmp_path / "0-out.jsonl.summary.json").read_text())
+    assert (summary["scored"], summary["truncated"], summary["tokens"]) == (3, 1, 4 + 6 + 6)
+    encoder = saved(tmp_path / "encoder", bert())
+    score(write(*rows), {"name": "relevance", "model": encoder, "max_length": 4})
+    summary = json.loads((tmp_path / "1-out.jsonl.summary.json").read_text())
+    assert summary["truncated"] == 1, "3, 2, 4 and 6 tokens"
 
 
 def test_equal_texts_are_scored_once(write, score, monkeypatch, tmp_path):
