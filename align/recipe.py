@@ -235,6 +235,13 @@ class SamplingSection(Strict):
     reward: ScorerConfig | None = None
     """Scorer whose mean reward of the sampled completions goes into the table."""
 
+    @field_validator("reward")
+    @classmethod
+    def _scores_a_completion_alone(cls, value: ScorerConfig | None) -> ScorerConfig | None:
+        if getattr(value, "answer_column", None) or getattr(value, "listwise", False):
+            raise ValueError("needs a reference answer or other completions, which a sample lacks; take another scorer")
+        return value
+
 
 class Recipe(Strict):
     """A whole run."""

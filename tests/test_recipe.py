@@ -62,6 +62,7 @@ def test_a_single_objective_and_a_bare_path_are_lists_of_one():
         ({"objective": ()}, "objective: missing; for example `objective: {name: lambda}`"),
         ({"task": "sft"}, "`task: sft` has its own loss"),
         ({"train": {"keep_best": "ndcg"}}, "train.keep_best needs train.eval_steps"),
+        ({"sampling": {"reward": {"name": "answer"}}}, "`sampling.reward`: needs a reference answer"),
         ({"data": {"sources": []}}, "`data.sources`: tuple should have at least 1 item"),
         ({"policy": {}}, "`policy.model` is missing"),
         (
