@@ -78,7 +78,7 @@ def score_rows(
     specs = [_overlaid(read_reward(spec), exact, tokens_per_batch) for spec in rewards]
     parts = [Part(spec.scorer, scorer_digest(spec.scorer), k) for k, spec in enumerate(specs)]
     description = {
-        "input": _input_identity(path, split),
+        "input": _input_identity(path, split, output),
         "rewards": [spec.model_dump(mode="json") for spec in specs],
         "digests": [part.digest for part in parts],
         **{"combination": combination, "grades": grades, "on_error": on_error, "window": window},
@@ -117,9 +117,11 @@ def _overlaid(reward: Reward, exact: bool, tokens_per_batch: int | None) -> Rewa
     return reward.model_copy(update={"scorer": reward.scorer.model_copy(update=changes)})
 
 
-def _input_identity(path: str, split: str | None) -> dict[str, Any]:
+def _input_identity(path: str, split: str | None, output: str) -> dict[str, Any]:
     """What tells an input from another one of the same name: its files' sizes and times of change."""
     place = Path(path).expanduser()
+    if place.is_dir() and Path(output).expanduser().resolve().is_relative_to(place.resolve()):
+        raise UserError(f"{output}: lies in the input's folder and would be read as rows; give a place outside it")
     files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
     stats = {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()}
     return {"path": path, "split": split, "files": stats}

@@ -278,6 +278,8 @@ def test_a_finished_output_is_left_alone_and_another_jobs_refused(write, score, 
     assert Path(output).stat().st_mtime_ns == before and not calls
     with pytest.raises(UserError, match="is there already"):
         score_rows(path, output, rewards=[{**WORDS, "min": 4}], use_cache=False)
+    with pytest.raises(UserError, match="outside it"):
+        score_rows(str(tmp_path), str(tmp_path / "new.jsonl"), rewards=[WORDS])
     with pytest.raises(UserError, match="known endings"):
         score_rows(path, str(tmp_path / "out.csv"), rewards=[WORDS])
     with pytest.raises(UserError, match="no folder"):
