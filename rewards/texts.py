@@ -88,7 +88,8 @@ def common_prefix(sequences: Sequence[list[int]]) -> int:
 
 def text_key(text: Text) -> str:
     """A text that two prompts (or completions) share exactly where they are the same."""
-    return text if isinstance(text, str) else json.dumps(text, sort_keys=True, ensure_ascii=False)
+    # The mark tells a conversation from a text that spells one.
+    return text if isinstance(text, str) else "\0" + json.dumps(text, sort_keys=True, ensure_ascii=False)
 
 
 def plain(text: Text) -> str:
