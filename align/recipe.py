@@ -14,8 +14,10 @@ from align.errors import UserError
 from align.model.adapters import AdapterConfig, Lora
 from align.objectives import ObjectiveConfig, ScoreConfig, unknown_objective
 from align.objectives.scores import LogRatio
+from align.reward_loss import RewardSection, build_reward_loss
 from align.types import Strict
 from rewards import ScorerConfig
+from rewards.heads import Attributes, BradleyTerry, RewardObjective
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -86,8 +88,9 @@ class DataSection(Strict):
     """Tokens of the prompt at most; a longer one loses its beginning."""
     overlong: Literal["truncate", "drop_completion", "drop_list"] = "truncate"
     """What happens to a completion beyond `max_length`; each case is counted."""
-    append_eos: bool = True
-    """End every completion with the end-of-text token so that the policy learns to stop."""
+    append_eos: bool | None = None
+    """End every completion with the end-of-text token so that the policy learns to stop; on by default. A reward model
+    reads a text as it will be scored, without."""
     limit: PositiveInt | None = None
     """Read only this many rows of each source."""
     workers: PositiveInt = 1
@@ -186,8 +189,9 @@ class SamplingSection(Strict):
 class Recipe(Strict):
     """A whole run."""
 
-    task: Literal["preference", "sft"] = "preference"
-    """`sft` trains on the best completion of each row by plain next-token loss: a warm-up before `preference`."""
+    task: Literal["preference", "sft", "reward"] = "preference"
+    """`sft` trains on the best completion of each row by plain next-token loss: a warm-up before `preference`. `reward`
+    trains a reward model: a head on the model of `policy`."""
     output: str
     """The run directory; a run that is already there goes on."""
     policy: PolicySection
@@ -195,7 +199,9 @@ class Recipe(Strict):
     data: DataSection
     score: ScoreConfig = LogRatio()
     """The policy's implicit reward of a completion."""
-    objective: tuple[ObjectiveConfig, ...] = ()
+    reward: RewardSection = RewardSection()
+    """The head, where `task` is `reward`."""
+    objective: tuple[Annotated[ObjectiveConfig | RewardObjective, Field(discriminator="name")], ...] = ()
     """One objective, or several with weights; their sum is the loss of a list."""
     wpo: Literal["clamped", "unclamped"] | None = None
     """Weight a list by how likely the policy finds its completions (WPO)."""
@@ -213,11 +219,28 @@ class Recipe(Strict):
     def _sections_agree(self) -> "Recipe":
         if self.task == "preference" and not self.objective:
             raise ValueError("objective: missing; for example `objective: {name: lambda}`")
+        if self.task == "reward":
+            self._check_reward()
+        elif self.reward != RewardSection():
+            raise ValueError("reward: only `task: reward` trains a head; set it, or remove the section")
+        elif named := [term.name for term in self.objective if isinstance(term, BradleyTerry | Attributes)]:
+            raise ValueError(f"objective: `{named[0]}` trains a reward model; set `task: reward`, or use `logistic`")
         if self.task == "sft" and self.objective:
             raise ValueError("objective: `task: sft` has its own loss; remove it or set `task: preference`")
         if self.train.keep_best and not self.train.eval_steps:
             raise ValueError("train.keep_best needs train.eval_steps, the interval at which candidates are measured")
         return self
+
+    def _check_reward(self) -> None:
+        if not self.objective:
+            raise ValueError("objective: missing; for example `objective: {name: bradley_terry}`")
+        if self.wpo is not None or self.dpop is not None or self.score != LogRatio():
+            raise ValueError("score, wpo and dpop are about a policy's log-probabilities; a reward model has none")
+        if self.data.append_eos is not None:
+            raise ValueError("data.append_eos: a reward model reads a text as it will be scored; leave it out")
+        if self.reward.balance == "more" and len(self.data.sources) < 2:
+            raise ValueError("reward.balance: `more` weighs several data.sources; give two or more, or remove it")
+        build_reward_loss(self.reward, self.objective, sources=len(self.data.sources))
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -17,6 +17,7 @@ from transformers import TrainingArguments, set_seed
 
 from align.data import Prepared, Row, Source, prepare_data, prompt_text, read_chat_template, render
 from align.data.collate import collate
+from align.data.ratings import with_ratings
 from align.data.steps import micro_batches, plan_steps
 from align.errors import UserError
 from align.evaluate.samples import Measured, side_by_side
@@ -29,13 +30,16 @@ from align.model.load import load_tokenizer
 from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
 from align.model.reference import attach_reference
-from align.objectives import PROPERTIES, check_grades, check_score
+from align.model.reward import RewardModel, load_reward_model
+from align.objectives import PROPERTIES, ObjectiveConfig, check_grades, check_score
 from align.recipe import Recipe
 from align.report import write_report
+from align.reward_loss import RewardLoss, build_reward_loss, check_ratings, ranks, set_of, strength_field
 from align.run_directory import RunDirectory, start_log, write_json
 from align.summary import print_summary
 from align.trainer import AlignTrainer
 from rewards import load_scorer
+from rewards.heads import Attributes, BradleyTerry
 
 log = logging.getLogger("align")
 
@@ -73,7 +77,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     set_seed(recipe.train.seed)
-    loss = loss_of(recipe)
+    loss: Any = loss_of(recipe)
     scorer = load_scorer(recipe.sampling.reward) if recipe.sampling.reward else None
     with arguments.main_process_first():
         prepared = prepare(recipe)
@@ -87,15 +91,8 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         steps=recipe.train.steps,
         seed=recipe.train.seed,
     )
-    # KTO's baseline needs the reference of completions that no cache holds.
-    keep_reference = loss.needs_baseline or not recipe.reference.cache
-    policy = _load_policy(
-        recipe, prepared, total_steps=len(plan), device=arguments.device, keep_reference=keep_reference
-    )
-    check_reference_identity(policy, policy.collate([prepared.train[0]]))
-    if recipe.train.precision == "bfloat16":
-        hold_frozen(policy.model, torch.bfloat16)
-    lists, heldout = _with_reference(recipe, policy, loss, prepared)
+    load = load_with_ratings if recipe.task == "reward" else _load_with_reference
+    policy, lists, heldout = load(recipe, prepared, loss, total_steps=len(plan), device=arguments.device)
     arguments.max_steps = len(plan)
     arguments.warmup_steps = math.ceil(recipe.train.warmup_ratio * len(plan))
     arguments.save_steps = recipe.train.save_steps or max(1, math.ceil(len(plan) / 10))
@@ -113,13 +110,13 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     )
     _set_checkpointing(recipe, trainer)
 
-    sampled_rows = prepared.heldout_rows[: recipe.sampling.prompts]
+    sampled_rows = [] if recipe.task == "reward" else prepared.heldout_rows[: recipe.sampling.prompts]
     prompts = [_for_scorer(row, policy) for row in sampled_rows]
 
     def measure() -> Measured:
         metrics = trainer.evaluate_heldout()
         with trainer.accelerator.autocast():
-            completions = _sample(recipe, policy, heldout)
+            completions = _sample(recipe, policy, heldout) if sampled_rows else []
         rewards = scorer.score(prompts, completions) if scorer else []
         return Measured(metrics, completions, list(rewards))
 
@@ -149,17 +146,25 @@ def _set_checkpointing(recipe: Recipe, trainer: AlignTrainer) -> None:
         checkpoint_layers(trainer.scorer.model, count)
 
 
-def loss_of(recipe: Recipe) -> ListLoss:
+def loss_of(recipe: Recipe) -> ListLoss | RewardLoss:
     """The loss of a list under the recipe."""
+    if recipe.task == "reward":
+        return build_reward_loss(recipe.reward, recipe.objective, sources=len(recipe.data.sources))
+    return policy_loss(recipe)
+
+
+def policy_loss(recipe: Recipe) -> ListLoss:
+    """The loss of a list under the recipe of a policy."""
     if recipe.task == "sft":
         return likelihood_loss()
-    return build_loss(recipe.score, recipe.objective, wpo=recipe.wpo, dpop=recipe.dpop)
+    return build_loss(recipe.score, list_objectives(recipe), wpo=recipe.wpo, dpop=recipe.dpop)
 
 
 def prepare(recipe: Recipe) -> Prepared:
     """The recipe's rows as token ids, and their audit."""
     data, policy = recipe.data, recipe.policy
-    fields = data.model_dump(exclude={"sources", "eval_sources", "select"})
+    fields = data.model_dump(exclude={"sources", "eval_sources", "select", "append_eos"})
+    own_ends = None if recipe.task == "reward" else data.append_eos is not False
     return prepare_data(
         sources=[Source(**source.model_dump()) for source in data.sources],
         eval_sources=[Source(**source.model_dump()) for source in data.eval_sources],
@@ -172,14 +177,22 @@ def prepare(recipe: Recipe) -> Prepared:
         ),
         chat_template=read_chat_template(policy.chat_template),
         min_completions=min_completions(recipe),
+        append_eos=own_ends,
         seed=recipe.train.seed,
         **fields,
     )
 
 
 def min_completions(recipe: Recipe) -> int:
-    """Completions that a row must have to be of use: two to prefer one, one for `sft` and unpaired objectives."""
+    """Completions that a row must have to be of use: two to prefer one, one for what looks at single completions."""
+    if recipe.task == "reward":
+        return 2 if ranks(recipe.objective) else 1
     return max((PROPERTIES[term.name].min_list_size for term in recipe.objective), default=1)
+
+
+def list_objectives(recipe: Recipe) -> list[ObjectiveConfig]:
+    """The objectives that are functions of a list's scores or rewards and its grades alone."""
+    return [term for term in recipe.objective if not isinstance(term, BradleyTerry | Attributes)]
 
 
 def check_objectives(recipe: Recipe, prepared: Prepared) -> None:
@@ -188,38 +201,68 @@ def check_objectives(recipe: Recipe, prepared: Prepared) -> None:
     Raises:
         UserError: names the row.
     """
-    for objective in recipe.objective:
-        check_score(objective.name, objective.score or recipe.score)
+    objectives = list_objectives(recipe)
+    if recipe.task != "reward":
+        for objective in objectives:
+            check_score(objective.name, objective.score or recipe.score)
     for part in (prepared.train, prepared.heldout):
         for source, row, grades in zip(part["source"][:], part["row"][:], part["grades"][:], strict=True):
             one_list = torch.tensor([grades])
-            for objective in recipe.objective:
+            for objective in objectives:
                 try:
                     check_grades(objective.name, one_list, torch.ones_like(one_list, dtype=torch.bool))
                 except UserError as error:
                     raise UserError(f"{source}, row {row}: {error}") from None
 
 
-def _load_policy(
-    recipe: Recipe, prepared: Prepared, *, total_steps: int, device: torch.device, keep_reference: bool
-) -> Policy:
+def _load_with_reference(
+    recipe: Recipe, prepared: Prepared, loss: ListLoss, *, total_steps: int, device: torch.device
+) -> tuple[Policy, Dataset, Dataset]:
+    """The policy, and the training and held-out lists with the reference's log-probabilities."""
+    # KTO's baseline needs the reference of completions that no cache holds.
+    keep_reference = loss.needs_baseline or not recipe.reference.cache
+    options = load_options(recipe, prepared, total_steps=total_steps, device=device)
+    policy = load_policy(**options, keep_reference=keep_reference)
+    check_reference_identity(policy, policy.collate([prepared.train[0]]))
+    if recipe.train.precision == "bfloat16":
+        hold_frozen(policy.model, torch.bfloat16)
+    return policy, *_with_reference(recipe, policy, loss, prepared)
+
+
+def load_with_ratings(
+    recipe: Recipe, prepared: Prepared, loss: RewardLoss, *, total_steps: int, device: torch.device
+) -> tuple[RewardModel, Dataset, Dataset]:
+    """The reward model, and the training and held-out lists with what its objectives learn from."""
+    names = recipe.reward.outputs
+    options: dict[str, Any] = {"names": names, "strength": strength_field(recipe.objective)}
+    sets = {name: set_of(name, recipe.data.sources) for name in set(prepared.train["source"][:])}
+    lists = with_ratings(prepared.train, prepared.train_rows, sets=sets, **options)
+    of_no_set = dict.fromkeys(prepared.heldout["source"][:], -1)
+    heldout = with_ratings(prepared.heldout, prepared.heldout_rows, sets=of_no_set, **options)
+    check_ratings(lists, recipe.objective, names)
+    model = load_reward_model(outputs=names, **load_options(recipe, prepared, total_steps=total_steps, device=device))
+    if recipe.train.precision == "bfloat16":
+        hold_frozen(model.model, torch.bfloat16)
+    return model, lists, heldout
+
+
+def load_options(recipe: Recipe, prepared: Prepared, *, total_steps: int, device: torch.device) -> dict[str, Any]:
+    """What a policy and a reward model are both loaded with."""
     init_batches = None
     if isinstance(recipe.policy.adapter, Eva):
         pad_id = load_tokenizer(recipe.policy.model).pad_token_id
         examples = list(prepared.train.select(range(min(256, len(prepared.train)))))
         batches = micro_batches(examples, tokens_per_batch=recipe.train.tokens_per_batch)
         init_batches = [collate(batch, pad_id=pad_id) for batch in batches]
-    return load_policy(
-        **{name: value for name, value in recipe.policy if name != "chat_template"},
-        chat_template=recipe.policy.chat_template,
-        dropout=recipe.train.dropout,
-        seed=recipe.train.seed,
-        device=device,
-        total_steps=total_steps,
-        init_batches=init_batches,
-        keep_reference=keep_reference,
-        packing=recipe.train.packing,
-    )
+    return {
+        **dict(recipe.policy),
+        "dropout": recipe.train.dropout,
+        "seed": recipe.train.seed,
+        "device": device,
+        "total_steps": total_steps,
+        "init_batches": init_batches,
+        "packing": recipe.train.packing,
+    }
 
 
 def _with_reference(recipe: Recipe, policy: Policy, loss: ListLoss, prepared: Prepared) -> tuple[Dataset, Dataset]:
@@ -295,6 +338,7 @@ def _summarise(
 ) -> dict[str, Any]:
     seconds = run.seconds()
     return {
+        "task": recipe.task,
         "objective": [term.model_dump(mode="json") for term in recipe.objective] or recipe.task,
         "adapter": recipe.policy.adapter.model_dump(mode="json"),
         "seed": recipe.train.seed,

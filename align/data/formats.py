@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from align.data.schema import MEDIA_COLUMNS, BadRow, Row, UnusableRow, is_messages, is_token_ids, make_row
+from align.data.schema import ATTRIBUTES, MEDIA_COLUMNS, BadRow, Row, UnusableRow, is_messages, is_token_ids, make_row
 
 Columns = dict[str, Any]
 Names = dict[str, str | tuple[str, ...]]
@@ -15,6 +15,8 @@ LISTS = ("items", "completions", "responses", "all_generated_responses", "answer
 REWARDS = ("rewards", "scores", "all_rm_scores", "ratings")
 ITEM_TEXTS = ("text", "completion", "response", "answer", "content")
 ITEM_REWARDS = ("reward", "score", "rating", "overall_score", "fine-grained_score")
+ITEM_ATTRIBUTES = ("attributes", "scores")
+COMPLETIONS = ("completion", "response")
 SIDES = ("chosen", "rejected")
 HH_ASSISTANT = "\n\nAssistant:"
 
@@ -103,6 +105,9 @@ def read_items(columns: Columns) -> Columns:
             grades = _as_grades(key, values, f"{name}[{{}}].{key}")
             break
     texts = [_take(item, text, f"{name}[{k}]") for k, item in enumerate(items)]
+    rated = next((key for key in ITEM_ATTRIBUTES if isinstance(items[0].get(key), dict)), None)
+    if rated is not None:
+        columns[ATTRIBUTES] = [item.get(rated) for item in items]
     return _parts(_pop_prompt(columns), texts, f"{name}[{{}}].{text}", **grades)
 
 
@@ -141,9 +146,13 @@ def read_dialogue_text(columns: Columns) -> Columns:
 
 
 def read_completion(columns: Columns) -> Columns:
-    """{prompt, completion} with a `label` (true is good), a score, or neither."""
-    completion = columns.pop("completion")
-    return _parts(_pop_prompt(columns), [completion], ("completion",), **_single_grade(columns))
+    """{prompt, completion | response} with a `label` (true is good), a score, ratings by name, or neither."""
+    name = next(name for name in COMPLETIONS if name in columns)
+    completion = columns.pop(name)
+    rated = next((key for key in ITEM_ATTRIBUTES if isinstance(columns.get(key), dict)), None)
+    if rated is not None:
+        columns[ATTRIBUTES] = [columns.pop(rated)]
+    return _parts(_pop_prompt(columns), [completion], (name,), **_single_grade(columns))
 
 
 def read_conversation(columns: Columns) -> Columns:
@@ -165,7 +174,7 @@ FORMATS: dict[str, tuple[Callable[[Columns], bool], Reader]] = {
     "{chosen, rejected} of dialogue text": (lambda c: _is_dialogue(c), read_dialogue_text),
     "{chosen, rejected}": (lambda c: _is_pair(c) and not any(p in c for p in PROMPTS), read_implicit_preference),
     "{prompt, chosen, rejected}": (lambda c: _is_pair(c), read_preference),
-    "{prompt, completion, label}": (lambda c: "completion" in c, read_completion),
+    "{prompt, completion, label}": (lambda c: any(name in c for name in COMPLETIONS), read_completion),
     "{messages, label}": (lambda c: "messages" in c, read_conversation),
 }
 

@@ -7,6 +7,10 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 
+PER_COMPLETION = ("completion_ids", "grades", "reference_logprobs", "attributes")
+"""Columns of a tokenised list with an entry for each completion."""
+
+
 def plan_steps(weights: Sequence[float], *, lists_per_step: int, epochs: float, steps: int | None, seed: int) -> list:
     """The lists of every optimizer step of a run, a function of its arguments alone.
 
@@ -127,7 +131,7 @@ def list_parts(example: dict, tokens_per_batch: int) -> list[list[int]]:
 def part_of_list(example: dict, places: Sequence[int]) -> dict:
     """A list of some of another's completions."""
     return {
-        name: [value[k] for k in places] if name in ("completion_ids", "grades", "reference_logprobs") else value
+        name: [value[k] for k in places] if name in PER_COMPLETION else value
         for name, value in example.items()
     }
 

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from align.data.boundary import Overlong, Tokens, fit, special_tokens, split_tokens, started
+from align.data.boundary import Overlong, fit, special_tokens, split_tokens, started
 from align.data.schema import Row, is_messages, is_token_ids
 from align.data.texts import PLAIN_TEMPLATE, prompt_text, render
 from align.errors import UserError
@@ -24,6 +24,7 @@ COLUMNS = Features(
         "prompt_ids": List(Value("int32")),
         "completion_ids": List(List(Value("int32"))),
         "grades": List(Value("float64")),
+        "kept": List(Value("int64")),
         "weight": Value("float64"),
         "source": Value("string"),
         "row": Value("int64"),
@@ -75,7 +76,7 @@ def tokenize_rows(
     max_length: int,
     max_prompt_length: int | None,
     overlong: Overlong,
-    append_eos: bool,
+    append_eos: bool | None,
     workers: int,
 ) -> Dataset:
     """The rows as token ids, with what was counted on the way; computed once and kept in datasets' cache.
@@ -87,7 +88,8 @@ def tokenize_rows(
         max_length: tokens of prompt plus completion at most.
         max_prompt_length: tokens of the prompt at most; a longer one loses its beginning, but not its start token.
         overlong: what happens to a completion beyond max_length.
-        append_eos: whether each completion ends with an end token.
+        append_eos: whether each completion ends with an end token; None: as a scorer reads a text, which ends as the
+            tokenizer or the chat template ends it.
         workers: processes.
 
     Returns:
@@ -137,12 +139,13 @@ def tokenize_batch(
     max_length: int,
     max_prompt_length: int | None,
     overlong: Overlong,
-    append_eos: bool,
+    append_eos: bool | None,
 ) -> dict[str, list[Any]]:
     """Columns of a batch of rows, from one call of the tokenizer; arguments as in `tokenize_rows`."""
     special = special_tokens(tokenizer)
     rows = [json.loads(texts) for texts in batch["texts"]]
-    encoded = iter(_encode_texts(rows, batch, tokenizer, chat_template, special))
+    enders = () if append_eos is None else special.specials
+    encoded = iter(_encode_texts(rows, batch, tokenizer, chat_template, enders))
     columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, *COUNTS) if name not in batch}
     columns["grades"] = []
     for (prompt, completions), grades in zip(rows, batch["grades"], strict=True):
@@ -183,14 +186,14 @@ def _encode_texts(
     batch: dict[str, list[Any]],
     tokenizer: PreTrainedTokenizerBase,
     chat_template: str | None,
-    special: Tokens,
+    enders: Sequence[str],
 ) -> list[list[int]]:
     texts = []
     for (prompt, completions), source, number in zip(rows, batch["source"], batch["row"], strict=True):
         if is_token_ids(prompt):
             continue
         try:
-            texts += render(prompt, completions, tokenizer, chat_template, special.specials)
+            texts += render(prompt, completions, tokenizer, chat_template, enders)
         except ValueError as error:
             raise UserError(f"{source}, row {number}: {error}; mend the row or `policy.chat_template`") from None
     if not texts:
@@ -199,7 +202,7 @@ def _encode_texts(
 
 
 def _check(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, chat_template: str | None, append_eos: bool
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, chat_template: str | None, append_eos: bool | None
 ) -> None:
     if append_eos and tokenizer.eos_token_id is None:
         raise UserError("data.append_eos: the tokenizer has no end-of-text token; set `data.append_eos: false`")

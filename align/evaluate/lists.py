@@ -8,7 +8,7 @@ from torch import Tensor
 
 from align.data.steps import agreed_micro_batches
 from align.loss import ListLoss
-from align.metrics import Sums, list_metrics
+from align.metrics import Sums
 from align.model.forward import TokenScorer
 from align.model.policy import Policy
 from align.types import ListBatch
@@ -43,10 +43,10 @@ def evaluate_lists(
         batch = policy.collate(examples or [lists[0]])
         with accelerator.autocast():
             stats = scorer(batch, tuple(dict.fromkeys([*OUTPUTS, *loss.outputs])))
-            reference = reference_logprobs(scorer, policy, batch)
+            reference = reference_logprobs(scorer, policy, batch) if policy.has_reference else None
         scores = loss.scores(stats, reference, batch)
         losses = loss(stats, reference, batch)
-        sums.add({"loss": losses, **list_metrics(batch, stats, reference, scores)}, counts=bool(examples))
+        sums.add({"loss": losses, **loss.metrics(batch, stats, reference, scores)}, counts=bool(examples))
     scorer.train(was_training)
     return sums.means(accelerator)
 

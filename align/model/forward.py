@@ -77,11 +77,11 @@ def last_hidden(model: nn.Module, batch: ListBatch, tree: Tree | None = None) ->
     places = batch.predict_at[batch.completion_mask]
     with asked_rows(places.unique()):
         decoder = base_model(model).get_decoder()
-        output = decoder(input_ids=batch.input_ids, use_cache=False, **_packed(batch, tree))
+        output = decoder(input_ids=batch.input_ids, use_cache=False, **packed_arguments(batch, tree))
     return output.last_hidden_state.flatten(0, 1)[places]
 
 
-def _packed(batch: ListBatch, tree: Tree | None) -> dict[str, Any]:
+def packed_arguments(batch: ListBatch, tree: Tree | None) -> dict[str, Any]:
     """What a decoder is told about a packed row; nothing about rows that are one sequence each."""
     if batch.segments is None:
         return {}
