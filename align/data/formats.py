@@ -120,7 +120,19 @@ def read_preference(columns: Columns) -> Columns:
         if parts["prompt"] != prompt and prompt not in [message.get("content") for message in parts["prompt"]]:
             raise BadRow("chosen", "a conversation without the prompt", "give the assistant's message alone")
         return parts
-    return _parts(prompt, [chosen, rejected], SIDES, grades=[1.0, 0.0])
+    return _parts(prompt, [chosen, rejected], SIDES, grades=[1.0, 0.0], rewards=columns.pop("rewards", None))
+
+
+def read_preference_sets(columns: Columns) -> Columns:
+    """{prompt, chosen: [...], rejected: [...]}: several right and several wrong completions (benchmarks)."""
+    sides = {name: _take(columns, name) for name in SIDES}
+    for name, side in sides.items():
+        if not isinstance(side, list):
+            raise BadRow(name, "one completion beside a list of them", "give lists in both columns")
+    right, wrong = sides.values()
+    names = tuple(f"{name}[{k}]" for name, side in sides.items() for k in range(len(side)))
+    given = {"grades": [1.0] * len(right) + [0.0] * len(wrong), "rewards": columns.pop("rewards", None)}
+    return _parts(_pop_prompt(columns), [*right, *wrong], names, **given)
 
 
 def read_implicit_preference(columns: Columns) -> Columns:
@@ -171,6 +183,7 @@ FORMATS: dict[str, tuple[Callable[[Columns], bool], Reader]] = {
     "{prompt_ids, completions_ids, grades}": (lambda c: "prompt_ids" in c, read_token_ids),
     "{prompt, items: [{text, score}]}": (lambda c: _has_items(c), read_items),
     "{prompt, completions, grades | rewards | ranks}": (lambda c: any(name in c for name in LISTS), read_list),
+    "{prompt, chosen: [...], rejected: [...]}": (lambda c: _is_sets(c), read_preference_sets),
     "{chosen, rejected} of dialogue text": (lambda c: _is_dialogue(c), read_dialogue_text),
     "{chosen, rejected}": (lambda c: _is_pair(c) and not any(p in c for p in PROMPTS), read_implicit_preference),
     "{prompt, chosen, rejected}": (lambda c: _is_pair(c), read_preference),
@@ -258,6 +271,11 @@ def _has_items(columns: Columns) -> bool:
 
 def _is_pair(columns: Columns) -> bool:
     return "chosen" in columns or "rejected" in columns
+
+
+def _is_sets(columns: Columns) -> bool:
+    chosen = columns.get("chosen")
+    return isinstance(chosen, list) and bool(chosen) and all(isinstance(text, str) for text in chosen)
 
 
 def _is_dialogue(columns: Columns) -> bool:

@@ -75,11 +75,14 @@ def lists() -> list[dict]:
 class Recorder(TrainerCallback):
     """Keeps every step's gradients."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
         self.gradients: list[dict[str, torch.Tensor]] = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        own = {name.removeprefix("model."): p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+        own = {
+            name.removeprefix(self.prefix): p.grad.clone() for name, p in model.named_parameters() if p.requires_grad
+        }
         self.gradients.append(own)
 
 
@@ -92,11 +95,12 @@ class InOrder(RewardTrainer):
 
 def theirs(folder: Path, lists: list[dict], options: dict, *, margin: bool, lora: bool, output: Path):
     """TRL's losses, gradients, and trainable weights before the first step."""
-    pairs = [
-        {f"{side}_ids": e["prompt_ids"] + ids for side, ids in zip(("chosen", "rejected"), e["completion_ids"], strict=True)}
-        | ({"margin": e["strength"]} if margin else {})
-        for e in lists
-    ]  # fmt: skip
+    pairs = []
+    for example in lists:
+        chosen, rejected = (example["prompt_ids"] + ids for ids in example["completion_ids"])
+        pairs.append(
+            {"chosen_ids": chosen, "rejected_ids": rejected} | ({"margin": example["strength"]} if margin else {})
+        )
     arguments = RewardConfig(
         output_dir=str(output),
         per_device_train_batch_size=PAIRS,
@@ -113,7 +117,7 @@ def theirs(folder: Path, lists: list[dict], options: dict, *, margin: bool, lora
         save_strategy="no",
         **options,
     )
-    recorder = Recorder()
+    recorder = Recorder("")
     targets = {"target_modules": list(TARGETS), "init_lora_weights": False, "modules_to_save": ["score"]}
     peft_config = LoraConfig(r=4, lora_alpha=8, task_type="SEQ_CLS", **targets) if lora else None
     trainer = InOrder(
@@ -163,7 +167,7 @@ def ours(folder: Path, lists: list[dict], options: dict, start: dict[str, torch.
         keep_best=None,
         args=arguments,
     )
-    recorder = Recorder()
+    recorder = Recorder("model.")
     trainer.add_callback(recorder)
     trainer.train_from(None, logging_steps=1)
     losses = [json.loads(line)["loss"] for line in run.metrics.read_text().splitlines()]
