@@ -214,7 +214,7 @@ class AlignTrainer(Trainer):
         line = {LOG_NAMES.get(name, name): value for name, value in means.items()}
         line |= {name: logs[name] for name in ("grad_norm", "learning_rate")}
         self._write(line | self._rates())
-        note = f"loss {means['loss']:.4f}, ndcg {means.get('ndcg', math.nan):.3f}"
+        note = f"loss {means['loss']:.4f}" + (f", ndcg {means['ndcg']:.3f}" if "ndcg" in means else "")
         self.advance(1, note if self.state.global_step % self.logging_steps == 0 else "")
 
     def _refuse_divergence(self, loss: float) -> None:
