@@ -6,7 +6,6 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import Dataset
 
-
 PER_COMPLETION = ("completion_ids", "grades", "reference_logprobs", "attributes")
 """Columns of a tokenised list with an entry for each completion."""
 
@@ -130,10 +129,7 @@ def list_parts(example: dict, tokens_per_batch: int) -> list[list[int]]:
 
 def part_of_list(example: dict, places: Sequence[int]) -> dict:
     """A list of some of another's completions."""
-    return {
-        name: [value[k] for k in places] if name in PER_COMPLETION else value
-        for name, value in example.items()
-    }
+    return {name: [value[k] for k in places] if name in PER_COMPLETION else value for name, value in example.items()}
 
 
 def agreed_micro_batches(

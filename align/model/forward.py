@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
@@ -72,16 +72,27 @@ def score_tokens(
     )
 
 
-def last_hidden(model: nn.Module, batch: ListBatch, tree: Tree | None = None) -> Float[Tensor, "M H"]:
-    """The decoder's output where each target is predicted, in the order of the completion mask's True cells."""
-    places = batch.predict_at[batch.completion_mask]
+def logprobs(model: nn.Module, batch: ListBatch, tree: Tree | None = None) -> Float[Tensor, "N C"]:
+    """A language model's log-probability of every target."""
+    return score_tokens(model, batch, tree=tree).logprobs
+
+
+def last_hidden(
+    model: nn.Module, batch: ListBatch, tree: Tree | None = None, places: Int[Tensor, " M"] | None = None
+) -> Float[Tensor, "M H"]:
+    """The decoder's output at flat indices r * T + t of a batch's rows.
+
+    Args:
+        places: by default where each target is predicted, in the order of the completion mask's True cells.
+    """
+    places = batch.predict_at[batch.completion_mask] if places is None else places
     with asked_rows(places.unique()):
         decoder = base_model(model).get_decoder()
-        output = decoder(input_ids=batch.input_ids, use_cache=False, **packed_arguments(batch, tree))
+        output = decoder(input_ids=batch.input_ids, use_cache=False, **_packed(batch, tree))
     return output.last_hidden_state.flatten(0, 1)[places]
 
 
-def packed_arguments(batch: ListBatch, tree: Tree | None) -> dict[str, Any]:
+def _packed(batch: ListBatch, tree: Tree | None) -> dict[str, Any]:
     """What a decoder is told about a packed row; nothing about rows that are one sequence each."""
     if batch.segments is None:
         return {}

@@ -10,16 +10,11 @@ from transformers import DynamicCache, PreTrainedModel
 
 from align.data.collate import collate
 from align.model.checks import probe_lists, tolerance
-from align.model.forward import score_tokens
+from align.model.forward import logprobs
 from align.model.load import first_line
 from align.packing import ATTENTION, Tree, packed_collate
 
 log = logging.getLogger(__name__)
-
-
-def logprobs(base: PreTrainedModel, batch: ListBatch, tree: Tree | None = None) -> Tensor:
-    """A language model's log-probability of every target."""
-    return score_tokens(base, batch, tree=tree).logprobs
 
 
 def enable_packing(base: PreTrainedModel, *, name: str, read: Callable[..., Tensor] = logprobs) -> bool:

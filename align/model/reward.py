@@ -27,7 +27,8 @@ from align.model.adapters import AdapterConfig, Full
 from align.model.attach import adapter_config, attach_adapter
 from align.model.checkpoint import export_adapter, export_model
 from align.model.checks import tolerance
-from align.model.forward import base_model, packed_arguments
+from align.model.forward import base_model, last_hidden
+from align.model.fusing import enable_fusing
 from align.model.identity import base_identity
 from align.model.load import (
     LOAD_ERRORS,
@@ -121,30 +122,20 @@ class RewardScorer(nn.Module):
 
     def forward(self, batch: ListBatch, outputs: tuple[str, ...] = ()) -> Float[Tensor, "N A"]:
         """Every output for every completion, float32; `outputs` is for the trainer's sake."""
-        return read_rewards(base_model(self.model), batch)
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        """Recompute activations in the backward pass; the Trainer calls this."""
-        kwargs = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        base_model(self.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep activations for the backward pass again."""
-        base_model(self.model).gradient_checkpointing_disable()
+        return read_rewards(self.model, batch)
 
 
-def read_rewards(base: PreTrainedModel, batch: ListBatch, tree: Tree | None = None) -> Float[Tensor, "N A"]:
+def read_rewards(model: nn.Module, batch: ListBatch, tree: Tree | None = None) -> Float[Tensor, "N A"]:
     """A classifier's outputs for every completion of a batch, float32.
 
     A decoder's head reads the hidden state at a completion's last token, in padded or packed rows. An encoder reads a
     padded row as it does by itself.
     """
     assert batch.ends_at is not None, "the collators give it"
+    base = base_model(model)
     if reads_last_token(base):
-        decoder: Any = base.base_model
-        hidden = decoder(input_ids=batch.input_ids, use_cache=False, **packed_arguments(batch, tree)).last_hidden_state
         head: Any = base.score
-        return head(hidden.flatten(0, 1)[batch.ends_at]).float()
+        return head(last_hidden(model, batch, tree, batch.ends_at)).float()
     width = batch.input_ids.shape[1]
     places = torch.arange(width, device=batch.input_ids.device)
     mask = places <= (batch.ends_at % width)[:, None]
@@ -204,6 +195,8 @@ def load_reward_model(
         if not isinstance(adapter, Full):
             needs: dict[str, Any] = {"total_steps": total_steps, "init_batches": init_batches, "head": head}
             trained = attach_adapter(base, adapter, model=model, revision=revision, folder=folder, **needs)
+    if reads_last_token(base):
+        enable_fusing(trained, name=model, read=read_rewards)
     _set_padding(base, tokenizer)
     identity = {**base_identity(model, folder), "outputs": " ".join(outputs)}
     return RewardModel(trained, tokenizer, adapter=adapter.name, base=identity, dropout=own_dropout, packing=packing)
