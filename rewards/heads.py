@@ -158,13 +158,14 @@ def soft_bins(mean: Float[Tensor, "..."], deviation: float) -> Float[Tensor, "..
 
 
 def min_norm_weights(gradients: Float[Tensor, "T P"], *, steps: int = 250) -> Float[Tensor, " T"]:
-    """The point of the simplex where the weighted sum of the gradients is shortest (MGDA), by Frank-Wolfe.
+    """The point of the simplex where the weighted sum of the gradients is shortest (MGDA), by pairwise Frank-Wolfe.
 
-    argmin over lambda >= 0, sum lambda = 1 of || sum_t lambda_t g_t ||^2; each gradient is first scaled to length 1
+    argmin over lambda >= 0, sum lambda = 1 of || sum_t lambda_t g_t ||^2
 
     Args:
-        gradients: one row per preference set; a row of zeros is a set without a gradient and keeps an even share.
-        steps: of Frank-Wolfe with exact line search, at most; two sets need one.
+        gradients: one row per preference set, scaled to comparable lengths; a row of zeros is a set without a gradient
+            and keeps an even share.
+        steps: at most, each with an exact line search between two sets; two sets need one.
 
     Source: MORE, arXiv:2312.07401; MGDA, arXiv:1810.04650, algorithm 2.
     """
@@ -172,18 +173,18 @@ def min_norm_weights(gradients: Float[Tensor, "T P"], *, steps: int = 250) -> Fl
     seen = gradients.abs().sum(1) > 0
     if not seen.any():
         return shares
-    unit = F.normalize(gradients[seen].double(), dim=1)
-    gram = unit @ unit.T
+    gram = gradients[seen].double() @ gradients[seen].double().T
     weights = torch.full((len(gram),), 1 / len(gram), dtype=torch.float64, device=gram.device)
     for _ in range(steps):
         slopes = gram @ weights
-        corner = torch.zeros_like(weights)
-        corner[slopes.argmin()] = 1
-        step = corner - weights
-        curvature = step @ gram @ step
-        if curvature <= 1e-12 or -(slopes @ step) <= 1e-9:
+        to, away = slopes.argmin(), slopes.masked_fill(weights <= 0, -torch.inf).argmax()
+        gap = slopes[away] - slopes[to]
+        if gap <= 1e-9:
             break
-        weights = weights + (-(slopes @ step) / curvature).clamp(0, 1) * step
+        curvature = gram[to, to] + gram[away, away] - 2 * gram[to, away]
+        step = (gap / curvature).clamp(max=weights[away])
+        weights[to] += step
+        weights[away] -= step
     return shares.masked_scatter(seen, weights.to(gradients.dtype) * seen.sum() / len(gradients))
 
 

@@ -174,7 +174,6 @@ def test_more_weighs_the_sets_by_the_gradients_on_the_head(reward_recipe, rows_f
     loss = build_reward_loss(parse_recipe(recipe.model_dump(mode="json") | {
         "data": {"sources": ["a", "b"]}, "reward": {"balance": "more"}}, origin="test").reward,
         recipe.objective, sources=2)  # fmt: skip
-    loss.begin_step(model, [lists[:3], [], lists[3:]], Accelerator())
     head = model.head_parameters()
     gradients = []
     for number in range(2):
@@ -182,7 +181,13 @@ def test_more_weighs_the_sets_by_the_gradients_on_the_head(reward_recipe, rows_f
         batch = model.collate([e for e in lists if e["set"] == number])
         loss.unweighted(model.scorer()(batch), batch).sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in head]).double())
-    expected = 2 * min_norm_weights(torch.stack(gradients))
+    unit = torch.nn.functional.normalize(torch.stack(gradients), dim=1)
+    before = torch.randn(unit.shape)  # so that the sets' running means differ in length
+    model.set_gradients = before.clone()
+    loss.begin_step(model, [lists[:3], [], lists[3:]], Accelerator())
+    assert_close(model.set_gradients, 0.01 * before + 0.99 * unit.float(), atol=1e-5, rtol=1e-4)
+    expected = 2 * min_norm_weights(0.01 * before.double() + 0.99 * unit)
+    assert abs(expected[0] - 1) > 1e-4
     assert_close(loss.set_weights, torch.tensor([*expected.tolist(), 1.0]), atol=1e-4, rtol=1e-3)
     batch = model.collate(lists)
     rewards = model.scorer()(batch)
@@ -285,9 +290,9 @@ def test_encoders_and_other_decoders(reward_recipe, tmp_path, kind, adapter):
 
 
 def test_a_conversation_is_read_as_the_scorer_reads_it(reward_recipe, tmp_path):
-    """White space behind the last turn's mark is read too, unlike by a policy."""
+    """Its last token ends texts and is also what pads rows; it must not be passed over as padding."""
     template = tmp_path / "chat.jinja"
-    template.write_text("{% for m in messages %}{{ 'w9 ' + m.content + ' </s> w39 ' }}{% endfor %}")
+    template.write_text("{% for m in messages %}{{ 'w9 ' + m.content + ' </s> ' }}{% endfor %}")
     rows = tmp_path / "chat.jsonl"
     row = {"prompt": [{"role": "user", "content": "w5"}], "completions": ["w3 w4", "w4"], "grades": [1.0, 0.0]}
     with rows.open("w") as file:
