@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from align.errors import UserError
 
@@ -77,17 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     rows.add_argument("--json", metavar="OUT", help="write every figure to this file")
     rows.set_defaults(run=_evaluate_rows)
 
-    rewards = what.add_parser("rewards", help="accuracy and calibration of a scorer, or of the rows' own rewards")
-    rewards.add_argument("input", metavar="INPUT", help="rows with grades: a file, a folder or a hub data set")
-    rewards.add_argument("--reward", metavar="SPEC", help="a scorer; without it the rows' `rewards` are measured")
-    rewards.add_argument("--split", help="split of a hub data set or file of a folder")
-    rewards.add_argument("--by", default="subset", metavar="COLUMN", help="column of the groups (default subset)")
-    rewards.add_argument("--ties", default="half", choices=("half", "wrong"), help="what a tie counts (default half)")
-    rewards.add_argument("--benchmark", choices=("rewardbench", "rewardbench2", "rm-bench"), help="its own arithmetic")
-    rewards.add_argument("--bins", type=int, default=10, help="bins of the reliability table (default 10)")
-    rewards.add_argument("--limit", type=int, help="read only this many rows")
-    rewards.add_argument("--json", metavar="OUT", help="write every figure to this file")
-    rewards.set_defaults(run=_evaluate_rewards)
+    _add_evaluate_rewards(what)
 
     report = commands.add_parser(
         "report", help="one self-contained HTML page of a run, or of several beside each other"
@@ -100,6 +91,20 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--install", choices=("rollout", "rollout-cpu"), help="install this extra")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_evaluate_rewards(what: Any) -> None:
+    rewards = what.add_parser("rewards", help="accuracy and calibration of a scorer, or of the rows' own rewards")
+    rewards.add_argument("input", metavar="INPUT", help="rows with grades: a file, a folder or a hub data set")
+    rewards.add_argument("--reward", metavar="SPEC", help="a scorer; without it the rows' `rewards` are measured")
+    rewards.add_argument("--split", help="split of a hub data set or file of a folder")
+    rewards.add_argument("--by", default="subset", metavar="COLUMN", help="column of the groups (default subset)")
+    rewards.add_argument("--ties", default="half", choices=("half", "wrong"), help="what a tie counts (default half)")
+    rewards.add_argument("--benchmark", choices=("rewardbench", "rewardbench2", "rm-bench"), help="its own arithmetic")
+    rewards.add_argument("--bins", type=int, default=10, help="bins of the reliability table (default 10)")
+    rewards.add_argument("--limit", type=int, help="read only this many rows")
+    rewards.add_argument("--json", metavar="OUT", help="write every figure to this file")
+    rewards.set_defaults(run=_evaluate_rewards)
 
 
 def _inspect(parsed: argparse.Namespace) -> None:
