@@ -20,6 +20,8 @@ from rewards import ScorerConfig
 from rewards.heads import Attributes, BradleyTerry, RewardObjective
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+REWARD_OBJECTIVES = ("bradley_terry", "attributes")
+"""Objectives that only a reward model has."""
 
 
 class PolicySection(Strict):
@@ -323,7 +325,10 @@ def _explain(error: Any) -> str:
     if error["type"] == "value_error":
         return f"`{key}`: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
     if error["type"] == "union_tag_invalid" and location[0] == "objective":
-        return f"`objective.name`: {unknown_objective(error['ctx']['tag'])}"
+        tag = error["ctx"]["tag"]
+        near = difflib.get_close_matches(tag, REWARD_OBJECTIVES, n=1)
+        hint = f"there is no objective `{tag}`; did you mean `{near[0]}`?" if near else unknown_objective(tag)
+        return f"`objective.name`: {hint}"
     if error["type"] == "missing":
         return f"`{key}` is missing"
     return f"`{key}`: {error['msg'][0].lower() + error['msg'][1:]}, got {error['input']!r}"

@@ -316,6 +316,7 @@ def test_a_conversation_is_read_as_the_scorer_reads_it(reward_recipe, tmp_path):
         ({"objective": {"name": "bradley_terry", "output": "depth"}}, "no output depth; it has reward"),
         ({"data": {"append_eos": True}}, "data.append_eos"),
         ({"dpop": 5.0}, "a reward model has none"),
+        ({"objective": {"name": "bradly_terry"}}, "did you mean `bradley_terry`"),
         ({"reward": {"balance": "more"}}, "several data.sources"),
         ({"task": "preference", "objective": {"name": "bradley_terry"}}, "set `task: reward`"),
     ],
