@@ -4,13 +4,14 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -67,11 +68,8 @@ class Term:
     """One objective and its factor in the sum."""
 
     weight: float
-    output: int
-    pairs: Callable[..., Float[Tensor, " B"]] | None
-    """Of a list's rewards; None for a regression."""
-    takes_strengths: bool
-    regression: Attributes | None
+    loss: Callable[[Tensor, Tensor, RewardBatch], Float[Tensor, " B"]]
+    """Of rewards and ratings [B, K, A] and their batch."""
 
 
 class RewardLoss:
@@ -112,12 +110,7 @@ class RewardLoss:
         ratings = torch.stack([batch.to_lists(rating) for rating in batch.attributes.unbind(1)], dim=2)
         losses = rewards.new_zeros(len(rewards))
         for term in self.terms:
-            if term.pairs is not None:
-                extra = (batch.strengths,) if term.takes_strengths else ()
-                value = term.pairs(rewards[:, :, term.output], batch.grades, batch.list_mask, *extra)
-            else:
-                value = _regression(term.regression, rewards, ratings, batch.list_mask)
-            losses = losses + term.weight * value
+            losses = losses + term.weight * term.loss(rewards, ratings, batch)
         return losses
 
     @torch.no_grad()
@@ -128,8 +121,7 @@ class RewardLoss:
         values = {**ranking_metrics(scores, batch.grades, batch.list_mask), "reward_mean": stats[:, 0]}
         if batch.attributes is not None:
             errors = (stats - batch.attributes).square()
-            rated = ~batch.attributes.isnan().all(0)
-            values |= {f"squared_error/{name}": errors[:, a] for a, name in enumerate(self.names) if rated[a]}
+            values |= {f"squared_error/{name}": errors[:, a] for a, name in enumerate(self.names)}
         return values
 
     def begin_step(self, model: RewardModel, batches: Sequence[list[Example]], accelerator: Accelerator) -> None:
@@ -227,9 +219,9 @@ def strength_field(objectives: Terms) -> str:
 
 def _term(objective: Objective | BradleyTerry | Attributes, names: Sequence[str]) -> Term:
     if isinstance(objective, Attributes):
-        return Term(objective.weight, 0, None, False, objective)
+        return Term(objective.weight, lambda rewards, ratings, batch: _regression(objective, rewards, ratings, batch))
     if isinstance(objective, BradleyTerry):
-        return Term(objective.weight, _output(objective, names), _bradley_terry(objective), True, None)
+        return Term(objective.weight, _bradley_terry(objective, _output(objective, names)))
     name = objective.model_dump()["name"]
     if name not in LISTWISE or objective.score is not None:
         what = f"`{name}`" if name not in LISTWISE else f"`score` of `{name}`"
@@ -237,12 +229,16 @@ def _term(objective: Objective | BradleyTerry | Attributes, names: Sequence[str]
             f"objective: {what} is about a policy's log-probabilities; a reward model takes bradley_terry, attributes "
             f"or one of {', '.join(LISTWISE)}, without a score"
         )
-    options = objective.model_dump(exclude={"name", "weight", "score"})
-    return Term(objective.weight, 0, lambda *lists: OBJECTIVES[name](*lists, **options), False, None)
+    function = partial(OBJECTIVES[name], **objective.model_dump(exclude={"name", "weight", "score"}))
+    return Term(objective.weight, lambda rewards, _, batch: function(rewards[:, :, 0], batch.grades, batch.list_mask))
 
 
-def _bradley_terry(objective: BradleyTerry) -> Callable[..., Float[Tensor, " B"]]:
-    return lambda *lists: bradley_terry(*lists, strength=objective.strength, center=objective.center)
+def _bradley_terry(objective: BradleyTerry, output: int) -> Callable[..., Float[Tensor, " B"]]:
+    def loss(rewards: Tensor, ratings: Tensor, batch: RewardBatch) -> Tensor:
+        lists = rewards[:, :, output], batch.grades, batch.list_mask, batch.strengths
+        return bradley_terry(*lists, strength=objective.strength, center=objective.center)  # type: ignore[arg-type]
+
+    return loss
 
 
 def _output(objective: BradleyTerry, names: Sequence[str]) -> int:
@@ -252,16 +248,13 @@ def _output(objective: BradleyTerry, names: Sequence[str]) -> int:
 
 
 def _regression(
-    objective: Attributes | None,
-    rewards: Float[Tensor, "B K A"],
-    ratings: Float[Tensor, "B K A"],
-    list_mask: Bool[Tensor, "B K"],
+    objective: Attributes, rewards: Float[Tensor, "B K A"], ratings: Float[Tensor, "B K A"], batch: RewardBatch
 ) -> Float[Tensor, " B"]:
-    assert objective is not None, "a term is one or the other"
-    known = list_mask[:, :, None] & ~ratings.isnan()
+    known = batch.list_mask[:, :, None] & ~ratings.isnan()
     options = {"deviation": objective.deviation} if objective.form == "soft_bins" else {}
     losses = RATES[objective.form](rewards, ratings, known, **options)
     if objective.fidelity:
-        pairs = [fidelity(rewards[:, :, a], ratings[:, :, a], list_mask) for a in range(ratings.shape[2])]
+        outputs = range(ratings.shape[2])
+        pairs = [fidelity(rewards[:, :, a], ratings[:, :, a], batch.list_mask) for a in outputs]
         losses = losses + objective.fidelity * torch.stack(pairs).mean(0)
     return losses
