@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, run, help_text in (
         ("inspect", _inspect, "the resolved recipe, the data audit and a few rows with their masks; no training"),
+        ("annotate", _annotate, "what frozen models compute per row (token rewards, CHES, ...), into the cache"),
         ("train", _train, "train a policy; a run that is already there goes on"),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text)
@@ -112,6 +113,13 @@ def _inspect(parsed: argparse.Namespace) -> None:
     from align.recipe import load_recipe
 
     inspect_recipe(load_recipe(parsed.recipe, parsed.overrides), rows=parsed.rows)
+
+
+def _annotate(parsed: argparse.Namespace) -> None:
+    from align.recipe import load_recipe
+    from align.runs import annotate
+
+    annotate(load_recipe(parsed.recipe, parsed.overrides))
 
 
 def _train(parsed: argparse.Namespace) -> None:

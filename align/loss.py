@@ -17,11 +17,14 @@ from align.objectives import (
     ObjectiveConfig,
     ScoreConfig,
     dpop_penalty,
+    pair_weights,
+    token_regularizer,
     wpo_list_weights,
     wpo_weights,
 )
 from align.objectives.pointwise import Sft
 from align.objectives.scores import LikelihoodMean
+from align.objectives.token_reg import Tgdpo, TokenReg, TokenWeights, list_places, tgdpo_weights, token_reg
 from align.types import ListBatch, TokenStats
 
 
@@ -35,27 +38,45 @@ class Term:
     beta: float
     takes_baseline: bool
     needs_reference: bool
+    pair_weights: Callable[..., Float[Tensor, "B K K"]]
+    """Of (scores, grades, list_mask); T-REG's too."""
+    margin: float
+    """SimPO's gamma; 0 where there is none."""
+    per_token: bool
+    """Whether the score is a mean over tokens."""
 
 
 class ListLoss:
     """The loss of every list of a batch, by a recipe's terms and modifiers."""
 
-    def __init__(self, terms: Sequence[Term], *, wpo: str | None = None, dpop: float | None = None) -> None:
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        *,
+        wpo: str | None = None,
+        dpop: float | None = None,
+        regularizer: TokenReg | None = None,
+        token_weights: TokenWeights | None = None,
+    ) -> None:
         """Args:
         terms: their weighted sum is the loss; the first one's scores are the policy's implicit rewards.
         wpo: "clamped" or "unclamped" weights of whole lists.
         dpop: lambda of the penalty on a best completion that falls.
+        regularizer: goes with the first term.
+        token_weights: how much each token counts in the scores that the objectives get.
         """
         self.terms = terms
         self.wpo = wpo
         self.dpop = dpop
+        self.regularizer = regularizer
+        self.token_weights = token_weights
         self.needs_baseline = any(term.takes_baseline for term in terms)
         self.needs_reference = dpop is not None or any(term.needs_reference for term in terms)
         self.outputs: tuple[str, ...] = ("logprob", "log_sum_sq_probs") if wpo else ("logprob",)
 
     def scores(self, stats: TokenStats, reference: Tensor | None, batch: ListBatch) -> Float[Tensor, "B K"]:
-        """The policy's implicit rewards: the first term's scores."""
-        return self._scores(self.terms[0], stats, reference, batch)
+        """The policy's implicit rewards: the first term's scores, every token counting alike."""
+        return self._scores(self.terms[0], stats.logprobs, reference, batch)
 
     def __call__(
         self, stats: TokenStats, reference: Tensor | None, batch: ListBatch, baseline: Tensor | None = None
@@ -68,8 +89,11 @@ class ListLoss:
             baseline: KTO's divergence estimate in nats, where `needs_baseline`.
         """
         losses: Any = 0.0
+        logprobs, reference = self._weighted(stats.logprobs, reference, batch)
         for term in self.terms:
-            scores = self._scores(term, stats, reference, batch)
+            scores = self._scores(term, logprobs, reference, batch)
+            if self.regularizer and term is self.terms[0]:
+                losses = losses + term.weight * self._token_reg(self.regularizer, scores, logprobs, batch)
             if self.dpop is not None and term.needs_reference:
                 scores = scores - dpop_penalty(scores, batch.grades, batch.list_mask, strength=self.dpop)
             extra = {"baseline": 0.0 if baseline is None else baseline * term.beta} if term.takes_baseline else {}
@@ -85,8 +109,29 @@ class ListLoss:
     def begin_step(self, *_: Any) -> None:
         """Nothing depends on a whole step but KTO's baseline, which the trainer computes."""
 
-    def _scores(self, term: Term, stats: TokenStats, reference: Tensor | None, batch: ListBatch) -> Tensor:
-        return batch.to_lists(term.score(stats.logprobs, reference, batch.completion_mask, batch.list_index))
+    def _scores(self, term: Term, logprobs: Tensor, reference: Tensor | None, batch: ListBatch) -> Tensor:
+        return batch.to_lists(term.score(logprobs, reference, batch.completion_mask, batch.list_index))
+
+    def _weighted(self, logprobs: Tensor, reference: Tensor | None, batch: ListBatch) -> tuple[Tensor, Tensor | None]:
+        """Both log-probabilities times the token's weight: every score is linear in their difference."""
+        if self.token_weights is None:
+            return logprobs, reference
+        weights = batch.token_weights
+        if isinstance(self.token_weights, Tgdpo):
+            places = list_places(batch.grades, batch.list_mask)[batch.list_index, batch.slot]
+            weights = tgdpo_weights(_given(batch.token_rewards), places, alpha=self.token_weights.alpha)
+        return logprobs * _given(weights), None if reference is None else reference * _given(weights)
+
+    def _token_reg(
+        self, regularizer: TokenReg, scores: Tensor, logprobs: Tensor, batch: ListBatch
+    ) -> Float[Tensor, " B"]:
+        term, mask = self.terms[0], batch.completion_mask
+        values = token_regularizer(logprobs, _given(batch.token_rewards), mask, term.beta)
+        if term.per_token:
+            values = values / mask.sum(dim=1).clamp(min=1)
+        lists = (scores, batch.grades, batch.list_mask)
+        options = regularizer.model_dump(exclude={"name"})
+        return token_reg(batch.to_lists(values), *lists, term.pair_weights(*lists), margin=term.margin, **options)
 
     def _wpo_weights(self, stats: TokenStats, batch: ListBatch) -> Float[Tensor, " B"]:
         assert stats.log_sum_sq_probs is not None, "`outputs` asks for it"
@@ -95,10 +140,22 @@ class ListLoss:
 
 
 def build_loss(
-    score: ScoreConfig, objectives: Sequence[ObjectiveConfig], *, wpo: str | None = None, dpop: float | None = None
+    score: ScoreConfig,
+    objectives: Sequence[ObjectiveConfig],
+    *,
+    wpo: str | None = None,
+    dpop: float | None = None,
+    regularizer: TokenReg | None = None,
+    token_weights: TokenWeights | None = None,
 ) -> ListLoss:
-    """The loss that a recipe's `score`, `objective`, `wpo` and `dpop` describe."""
-    return ListLoss([_term(objective, objective.score or score) for objective in objectives], wpo=wpo, dpop=dpop)
+    """The loss that a recipe's keys of these names describe."""
+    return ListLoss(
+        [_term(objective, objective.score or score) for objective in objectives],
+        wpo=wpo,
+        dpop=dpop,
+        regularizer=regularizer,
+        token_weights=token_weights,
+    )
 
 
 def likelihood_loss() -> ListLoss:
@@ -119,4 +176,12 @@ def _term(objective: ObjectiveConfig, score: ScoreConfig) -> Term:
         beta=score.beta,
         takes_baseline="baseline" in takes,
         needs_reference=score.name not in REFERENCE_FREE,
+        pair_weights=partial(pair_weights, objective.name, **options),
+        margin=options["margin"] if objective.name == "logistic" else 0.0,
+        per_token=score.name in ("log_ratio_mean", "likelihood_mean"),
     )
+
+
+def _given(values: Tensor | None) -> Tensor:
+    assert values is not None, "a recipe that needs it has it"
+    return values

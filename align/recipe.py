@@ -11,9 +11,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_v
 from transformers.training_args import OptimizerNames
 
 from align.errors import UserError
-from align.model.adapters import AdapterConfig, Lora
-from align.objectives import ObjectiveConfig, ScoreConfig, unknown_objective
-from align.objectives.scores import LogRatio
+from align.model.adapters import AdaLora, AdapterConfig, Lora
+from align.objectives import PROPERTIES, ObjectiveConfig, ScoreConfig, unknown_objective
+from align.objectives.scores import LengthDesensitised, LogRatio, ReverseKL
+from align.objectives.token_reg import Tgdpo, TokenReg, TokenWeights
 from align.reward_loss import RewardSection, build_reward_loss
 from align.types import Strict
 from rewards import ScorerConfig
@@ -69,6 +70,23 @@ class SourceSection(Strict):
     """Revision of a hub data set."""
 
 
+class ChesSection(Strict):
+    """Which lists are likely to lower the probability of their best completion, by CHES, and what happens to them."""
+
+    keep_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Keep this share of the training lists, those of the lowest length-normalised CHES; the paper keeps 0.05."""
+    threshold: float | None = None
+    """Or keep those whose score is at most this."""
+    other_weight: Fraction = 0.0
+    """What becomes of the others: 0 leaves them out, more is their share of the mixture against a kept list's 1."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "ChesSection":
+        if (self.keep_fraction is None) == (self.threshold is None):
+            raise ValueError("give `keep_fraction` or `threshold`, one of the two")
+        return self
+
+
 class DataSection(Strict):
     """What is trained on, and how it becomes tokens."""
 
@@ -95,6 +113,8 @@ class DataSection(Strict):
     reads a text as it will be scored, without."""
     limit: PositiveInt | None = None
     """Read only this many rows of each source."""
+    ches: ChesSection | None = None
+    """Leave out, or take less often, lists that are likely to lower the probability of their best completion."""
     workers: PositiveInt = 1
     """Processes that tokenise."""
 
@@ -103,6 +123,37 @@ class DataSection(Strict):
     def _paths(cls, value: Any) -> Any:
         entries = value if isinstance(value, list | tuple) else [value]
         return tuple({"path": entry} if isinstance(entry, str) else entry for entry in entries)
+
+
+class ContrastSection(Strict):
+    """Token rewards from the reference's own opinion: a completion's tokens read under two opposite instructions."""
+
+    name: Literal["contrast"] = "contrast"
+    better: str | None = None
+    """Text with `{prompt}` (in a conversation it becomes the last user message), perhaps with `{response}`; by default
+    it says that the answer is helpful, correct, coherent and concise."""
+    worse: str | None = None
+    """The same for the opposite."""
+
+    @field_validator("better", "worse")
+    @classmethod
+    def _has_a_prompt(cls, value: str | None) -> str | None:
+        if value is not None and "{prompt}" not in value:
+            raise ValueError("a template needs a `{prompt}`, the place of the row's prompt")
+        return value
+
+
+class TrainedSection(Strict):
+    """Token rewards from a model that was trained on preferences: its log-ratio to the reference."""
+
+    name: Literal["log_ratio"] = "log_ratio"
+    model: str
+    """A run directory, an adapter's folder, a model's folder or a hub name; of the policy's tokenizer."""
+    squash: bool = True
+    """sigmoid(log-ratio) - 0.5, as for the contrast; off: the log-ratio itself, in nats."""
+
+
+TokenRewards = Annotated[ContrastSection | TrainedSection, Field(discriminator="name")]
 
 
 class TrainSection(Strict):
@@ -184,6 +235,8 @@ class SamplingSection(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     show: Annotated[int, Field(ge=0)] = 2
     """Completions printed before and after."""
+    token_lists: Annotated[int, Field(ge=0)] = 6
+    """Held-out lists written token by token, before and after, to token_view.jsonl; 0 for none."""
     reward: ScorerConfig | None = None
     """Scorer whose mean reward of the sampled completions goes into the table."""
 
@@ -205,6 +258,12 @@ class Recipe(Strict):
     """The head, where `task` is `reward`."""
     objective: tuple[Annotated[ObjectiveConfig | RewardObjective, Field(discriminator="name")], ...] = ()
     """One objective, or several with weights; their sum is the loss of a list."""
+    regularizer: TokenReg | None = None
+    """T-REG: `{name: token_reg, alpha: 0.25}` adds a token-level term to the first objective."""
+    token_weights: TokenWeights | None = None
+    """How much single tokens count in the score: `{name: tgdpo}`, or the rows' own with `{name: column}`."""
+    token_rewards: TokenRewards = ContrastSection()
+    """Where the token rewards of `token_reg` and `tgdpo` come from."""
     wpo: Literal["clamped", "unclamped"] | None = None
     """Weight a list by how likely the policy finds its completions (WPO)."""
     dpop: Annotated[float, Field(ge=0)] | None = None
@@ -229,20 +288,48 @@ class Recipe(Strict):
             raise ValueError(f"objective: `{named[0]}` trains a reward model; set `task: reward`, or use `logistic`")
         if self.task == "sft" and self.objective:
             raise ValueError("objective: `task: sft` has its own loss; remove it or set `task: preference`")
+        if self.task == "sft" and (self.regularizer or self.token_weights):
+            raise ValueError("task: sft takes no `regularizer` and no `token_weights`; remove them")
         if self.train.keep_best and not self.train.eval_steps:
             raise ValueError("train.keep_best needs train.eval_steps, the interval at which candidates are measured")
+        if self.regularizer:
+            self._check_regularizer()
+        if self.data.ches and isinstance(self.policy.adapter, AdaLora) and not self.train.steps:
+            raise ValueError(
+                "policy.adapter: adalora must know the number of steps before `data.ches` chooses the lists; "
+                "set train.steps"
+            )
         return self
 
     def _check_reward(self) -> None:
         if not self.objective:
             raise ValueError("objective: missing; for example `objective: {name: bradley_terry}`")
-        if self.wpo is not None or self.dpop is not None or self.score != LogRatio():
-            raise ValueError("score, wpo and dpop are about a policy's log-probabilities; a reward model has none")
+        of_policy = (self.wpo, self.dpop, self.regularizer, self.token_weights, self.data.ches)
+        if any(section is not None for section in of_policy) or self.score != LogRatio():
+            raise ValueError(
+                "score, wpo, dpop, regularizer, token_weights and data.ches are about a policy's log-probabilities; "
+                "a reward model has none"
+            )
         if self.data.append_eos is not None:
             raise ValueError("data.append_eos: a reward model reads a text as it will be scored; leave it out")
         if self.reward.balance == "more" and len(self.data.sources) < 2:
             raise ValueError("reward.balance: `more` weighs several data.sources; give two or more, or remove it")
         build_reward_loss(self.reward, self.objective, sources=len(self.data.sources))
+
+    def _check_regularizer(self) -> None:
+        if not self.objective or PROPERTIES[self.objective[0].name].min_list_size < 2:
+            raise ValueError("regularizer: token_reg weighs pairs of completions; put `logistic` or `lambda` first")
+        score = getattr(self.objective[0], "score", None) or self.score
+        if isinstance(score, LengthDesensitised) or getattr(score, "divergence", ReverseKL()) != ReverseKL():
+            raise ValueError(
+                "regularizer: token_reg is defined for `log_ratio`, `log_ratio_mean`, `likelihood` and "
+                "`likelihood_mean` without a divergence; set `score` to one of them"
+            )
+
+    @property
+    def needs_token_rewards(self) -> bool:
+        """Whether some token-level member looks at token rewards."""
+        return self.regularizer is not None or isinstance(self.token_weights, Tgdpo)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

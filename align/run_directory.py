@@ -23,7 +23,8 @@ COMPLETE = "complete"
 
 
 class RunDirectory:
-    """`recipe.yaml environment.json before.json metrics.jsonl events.log checkpoints/ best/ adapter/ summary.json`"""
+    """`recipe.yaml environment.json before.json metrics.jsonl events.log checkpoints/ best/ adapter/ token_view.jsonl
+    summary.json`"""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -34,6 +35,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self.adapter = self.path / "adapter"
+        self.token_view = self.path / "token_view.jsonl"
         self.summary = self.path / "summary.json"
 
     def open(self, recipe: Recipe) -> None:

@@ -11,17 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
+from align.annotate import Annotated, annotate_lists, annotation_table, filter_by_ches, list_ches
 from align.data import Prepared, Row, Source, prepare_data, prompt_text, read_chat_template, render
 from align.data.collate import collate
+from align.data.contrast import Templates
 from align.data.ratings import with_ratings
 from align.data.steps import micro_batches, plan_steps
 from align.errors import UserError
+from align.evaluate.displacement import diagnose
 from align.evaluate.samples import Measured, side_by_side
 from align.evaluate.sampling import sample_completions
+from align.evaluate.token_view import TokenView
 from align.loss import ListLoss, build_loss, likelihood_loss
 from align.model.adapters import Eva
 from align.model.checkpointing import checkpoint_layers, layers_to_checkpoint
@@ -29,10 +35,10 @@ from align.model.checks import check_reference_identity
 from align.model.load import load_tokenizer
 from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
-from align.model.reference import attach_reference
 from align.model.reward import RewardModel, load_reward_model
 from align.objectives import PROPERTIES, ObjectiveConfig, check_grades, check_score
-from align.recipe import Recipe
+from align.objectives.token_reg import Column
+from align.recipe import ContrastSection, Recipe
 from align.report import write_report
 from align.reward_loss import RewardLoss, build_reward_loss, check_ratings, ranks, set_of, strength_field
 from align.run_directory import RunDirectory, start_log, write_json
@@ -84,18 +90,11 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     check_objectives(recipe, prepared)
     if arguments.process_index == 0:
         Console(stderr=True).print(render(prepared.audit))
-    plan = plan_steps(
-        prepared.train["weight"][:],
-        lists_per_step=recipe.train.lists_per_step,
-        epochs=recipe.train.epochs,
-        steps=recipe.train.steps,
-        seed=recipe.train.seed,
-    )
-    load = load_with_ratings if recipe.task == "reward" else _load_with_reference
-    policy, lists, heldout = load(recipe, prepared, loss, total_steps=len(plan), device=arguments.device)
-    arguments.max_steps = len(plan)
-    arguments.warmup_steps = math.ceil(recipe.train.warmup_ratio * len(plan))
-    arguments.save_steps = recipe.train.save_steps or max(1, math.ceil(len(plan) / 10))
+    load = load_with_ratings if recipe.task == "reward" else _load_with_annotations
+    policy, annotated = load(recipe, prepared, loss, device=arguments.device)
+    lists, heldout = filter_by_ches(recipe, prepared, annotated.train), annotated.heldout
+    plan = _plan(recipe, lists)
+    _fit_to_plan(arguments, recipe, steps=len(plan))
     trainer = AlignTrainer(
         policy=policy,
         loss=loss,
@@ -112,13 +111,17 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
 
     sampled_rows = [] if recipe.task == "reward" else prepared.heldout_rows[: recipe.sampling.prompts]
     prompts = [_for_scorer(row, policy) for row in sampled_rows]
+    shown = 0 if recipe.task == "reward" else recipe.sampling.token_lists
+    view = TokenView(trainer.scorer, policy, heldout, trainer.accelerator, count=shown)
 
     def measure() -> Measured:
-        metrics = trainer.evaluate_heldout()
+        moved: dict[int, float] = {}
+        metrics = trainer.evaluate_heldout(moved)
+        changes = [change for _, change in sorted(gather_object(list(moved.items())))]
         with trainer.accelerator.autocast():
             completions = _sample(recipe, policy, heldout) if sampled_rows else []
         rewards = scorer.score(prompts, completions) if scorer else []
-        return Measured(metrics, completions, list(rewards))
+        return Measured(metrics, completions, list(rewards), view.logprobs(), changes)
 
     before = _measured_once(run.before, measure, save=trainer.is_world_process_zero())
     trainer.train_from(run.last_checkpoint(), logging_steps=recipe.train.logging_steps)
@@ -127,8 +130,9 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     after = measure()
     if trainer.is_world_process_zero():
         _save_adapter(run, policy)
-        texts = [prompt_text(row, policy.tokenizer) for row in sampled_rows]
-        write_json(run.summary, _summarise(recipe, run, trainer, prepared, before, after, texts))
+        texts = [prompt_text(row, policy.tokenizer) for row in prepared.heldout_rows]
+        view.write(run.token_view, texts, recipe.score.beta, before.token_logprobs, after.token_logprobs)
+        write_json(run.summary, _summarise(recipe, run, trainer, prepared, annotated, before, after, texts))
     trainer.accelerator.wait_for_everyone()
 
 
@@ -146,6 +150,47 @@ def _set_checkpointing(recipe: Recipe, trainer: AlignTrainer) -> None:
         checkpoint_layers(trainer.scorer.model, count)
 
 
+def _fit_to_plan(arguments: TrainingArguments, recipe: Recipe, *, steps: int) -> None:
+    arguments.max_steps = steps
+    arguments.warmup_steps = math.ceil(recipe.train.warmup_ratio * steps)
+    arguments.save_steps = recipe.train.save_steps or max(1, math.ceil(steps / 10))
+
+
+def annotate(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
+    """Compute all that frozen models say about the recipe's rows into the cache, CHES included, and print a summary.
+
+    Run it again after an interruption, and it goes on; `align train` finds what it has computed.
+
+    Returns:
+        What is printed, of the training lists.
+
+    Raises:
+        UserError: the recipe, its data or its model cannot work.
+    """
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    state = PartialState()
+    with state.main_process_first():
+        prepared = prepare(recipe)
+    check_objectives(recipe, prepared)
+    policy = _load_policy(recipe, prepared, total_steps=1, device=state.device, keep_reference=False)
+    annotated = annotate_lists(recipe, policy, prepared, reference=True, ches=True)
+    if state.is_main_process:
+        (console or Console()).print(annotation_table(annotated.figures, len(annotated.train)))
+    return annotated.figures
+
+
+def _plan(recipe: Recipe, lists: Dataset) -> list[list[int]]:
+    train = recipe.train
+    return plan_steps(
+        lists["weight"][:],
+        lists_per_step=train.lists_per_step,
+        epochs=train.epochs,
+        steps=train.steps,
+        seed=train.seed,
+    )
+
+
 def loss_of(recipe: Recipe) -> ListLoss | RewardLoss:
     """The loss of a list under the recipe."""
     if recipe.task == "reward":
@@ -157,14 +202,24 @@ def policy_loss(recipe: Recipe) -> ListLoss:
     """The loss of a list under the recipe of a policy."""
     if recipe.task == "sft":
         return likelihood_loss()
-    return build_loss(recipe.score, list_objectives(recipe), wpo=recipe.wpo, dpop=recipe.dpop)
+    return build_loss(
+        recipe.score,
+        list_objectives(recipe),
+        wpo=recipe.wpo,
+        dpop=recipe.dpop,
+        regularizer=recipe.regularizer,
+        token_weights=recipe.token_weights,
+    )
 
 
 def prepare(recipe: Recipe) -> Prepared:
     """The recipe's rows as token ids, and their audit."""
     data, policy = recipe.data, recipe.policy
-    fields = data.model_dump(exclude={"sources", "eval_sources", "select", "append_eos"})
+    fields = data.model_dump(exclude={"sources", "eval_sources", "select", "append_eos", "ches"})
     own_ends = None if recipe.task == "reward" else data.append_eos is not False
+    contrast: Templates | None = None
+    if recipe.needs_token_rewards and isinstance(recipe.token_rewards, ContrastSection):
+        contrast = {"better": recipe.token_rewards.better, "worse": recipe.token_rewards.worse}
     return prepare_data(
         sources=[Source(**source.model_dump()) for source in data.sources],
         eval_sources=[Source(**source.model_dump()) for source in data.eval_sources],
@@ -179,6 +234,8 @@ def prepare(recipe: Recipe) -> Prepared:
         min_completions=min_completions(recipe),
         append_eos=own_ends,
         seed=recipe.train.seed,
+        contrast=contrast,
+        token_weights=isinstance(recipe.token_weights, Column),
         **fields,
     )
 
@@ -215,24 +272,32 @@ def check_objectives(recipe: Recipe, prepared: Prepared) -> None:
                     raise UserError(f"{source}, row {row}: {error}") from None
 
 
-def _load_with_reference(
-    recipe: Recipe, prepared: Prepared, loss: ListLoss, *, total_steps: int, device: torch.device
-) -> tuple[Policy, Dataset, Dataset]:
-    """The policy, and the training and held-out lists with the reference's log-probabilities."""
+def _load_with_annotations(
+    recipe: Recipe, prepared: Prepared, loss: ListLoss, *, device: torch.device
+) -> tuple[Policy, Annotated]:
+    """The policy, and the lists with what frozen models say about them."""
     # KTO's baseline needs the reference of completions that no cache holds.
     keep_reference = loss.needs_baseline or not recipe.reference.cache
+    steps = len(_plan(recipe, prepared.train))
+    policy = _load_policy(recipe, prepared, total_steps=steps, device=device, keep_reference=keep_reference)
+    return policy, annotate_lists(recipe, policy, prepared, reference=loss.needs_reference)
+
+
+def _load_policy(
+    recipe: Recipe, prepared: Prepared, *, total_steps: int, device: torch.device, keep_reference: bool
+) -> Policy:
     options = load_options(recipe, prepared, total_steps=total_steps, device=device)
     policy = load_policy(**options, keep_reference=keep_reference)
     check_reference_identity(policy, policy.collate([prepared.train[0]]))
     if recipe.train.precision == "bfloat16":
         hold_frozen(policy.model, torch.bfloat16)
-    return policy, *_with_reference(recipe, policy, loss, prepared)
+    return policy
 
 
 def load_with_ratings(
-    recipe: Recipe, prepared: Prepared, loss: RewardLoss, *, total_steps: int, device: torch.device
-) -> tuple[RewardModel, Dataset, Dataset]:
-    """The reward model, and the training and held-out lists with what its objectives learn from."""
+    recipe: Recipe, prepared: Prepared, loss: RewardLoss, *, device: torch.device
+) -> tuple[RewardModel, Annotated]:
+    """The reward model, and the lists with what its objectives learn from."""
     names = recipe.reward.outputs
     options: dict[str, Any] = {"names": names, "strength": strength_field(recipe.objective)}
     sets = {name: set_of(name, recipe.data.sources) for name in set(prepared.train["source"][:])}
@@ -240,10 +305,11 @@ def load_with_ratings(
     of_no_set = dict.fromkeys(prepared.heldout["source"][:], -1)
     heldout = with_ratings(prepared.heldout, prepared.heldout_rows, sets=of_no_set, **options)
     check_ratings(lists, recipe.objective, names)
-    model = load_reward_model(outputs=names, **load_options(recipe, prepared, total_steps=total_steps, device=device))
+    steps = len(_plan(recipe, prepared.train))
+    model = load_reward_model(outputs=names, **load_options(recipe, prepared, total_steps=steps, device=device))
     if recipe.train.precision == "bfloat16":
         hold_frozen(model.model, torch.bfloat16)
-    return model, lists, heldout
+    return model, Annotated(lists, heldout, {})
 
 
 def load_options(recipe: Recipe, prepared: Prepared, *, total_steps: int, device: torch.device) -> dict[str, Any]:
@@ -263,24 +329,6 @@ def load_options(recipe: Recipe, prepared: Prepared, *, total_steps: int, device
         "init_batches": init_batches,
         "packing": recipe.train.packing,
     }
-
-
-def _with_reference(recipe: Recipe, policy: Policy, loss: ListLoss, prepared: Prepared) -> tuple[Dataset, Dataset]:
-    """Training and held-out lists, with the reference's log-probabilities where they are cached and needed."""
-    if not recipe.reference.cache:
-        return prepared.train, prepared.heldout
-
-    def attach(lists: Dataset) -> Dataset:
-        return attach_reference(
-            lists,
-            policy,
-            tokens_per_batch=recipe.train.tokens_per_batch,
-            cache_dir=recipe.reference.cache_dir,
-            precision=recipe.train.precision,
-        )
-
-    train_lists = attach(prepared.train) if loss.needs_reference else prepared.train
-    return train_lists, attach(prepared.heldout) if len(prepared.heldout) else prepared.heldout
 
 
 def _measured_once(path: Path, measure: Callable[[], Measured], *, save: bool) -> Measured:
@@ -332,24 +380,30 @@ def _summarise(
     run: RunDirectory,
     trainer: AlignTrainer,
     prepared: Prepared,
+    annotated: Annotated,
     before: Measured,
     after: Measured,
     prompts: Sequence[str],
 ) -> dict[str, Any]:
     seconds = run.seconds()
+    displacement = {}
+    if "ches_normalised" in annotated.heldout.column_names and any(annotated.heldout["ches_normalised"]):
+        displacement["displacement"] = diagnose(after.changes, list_ches(annotated.heldout))
     return {
         "task": recipe.task,
         "objective": [term.model_dump(mode="json") for term in recipe.objective] or recipe.task,
         "adapter": recipe.policy.adapter.model_dump(mode="json"),
         "seed": recipe.train.seed,
         "data": prepared.audit.to_dict(),
+        "annotation": annotated.figures,
         "steps": trainer.state.global_step,
         "train_seconds": seconds,
         "tokens_per_second": trainer.planned_tokens / seconds,
         "peak_memory_bytes": peak_memory_bytes(),
         "eval_before": before.all_metrics(),
         "eval_after": after.all_metrics(),
-        "samples": side_by_side(prompts, before, after),
+        "samples": side_by_side(prompts[: len(after.completions)], before, after),
+        **displacement,
     }
 
 

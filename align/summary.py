@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from align.evaluate.displacement import sentence
+
 ROWS = (
     ("loss", "loss", "{:.4f}"),
     ("ndcg", "NDCG by implicit reward", "{:.4f}"),
@@ -30,6 +32,8 @@ def print_summary(path: str, summary: dict[str, Any], *, show: int, console: Con
     before, after = summary["eval_before"], summary["eval_after"]
     if before:
         console.print(_table(before, after, summary["data"]["heldout_lists"], task=summary["task"]))
+    if "displacement" in summary:
+        console.print(sentence(summary["displacement"]))
     for sample in summary["samples"][:show]:
         console.print(_sample(sample))
     console.print(

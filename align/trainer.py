@@ -237,8 +237,12 @@ class AlignTrainer(Trainer):
             place = {"step": self.state.global_step, "seconds": self.seconds_before + time.monotonic() - self.began}
             self.run.append_metrics(place | values)
 
-    def evaluate_heldout(self) -> dict[str, float]:
-        """Metrics of the policy as it is on the held-out lists; empty if there are none."""
+    def evaluate_heldout(self, changes: dict[int, float] | None = None) -> dict[str, float]:
+        """Metrics of the policy as it is on the held-out lists; empty if there are none.
+
+        Args:
+            changes: as for `evaluate_lists`.
+        """
         return evaluate_lists(
             self.scorer,
             self.policy,
@@ -246,6 +250,7 @@ class AlignTrainer(Trainer):
             self.heldout,
             tokens_per_batch=self.tokens_per_batch,
             accelerator=self.accelerator,
+            changes=changes,
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

@@ -43,6 +43,10 @@ class ListBatch:
     """False marks a place that no completion fills."""
     reference_logprobs: Float[Tensor, "N C"] | None = None
     """Cached log-probabilities of the targets under the reference, in nats; 0 beyond a completion's end."""
+    token_rewards: Float[Tensor, "N C"] | None = None
+    """What a token is worth (T-REG's rhat), where lists have it; 0 beyond a completion's end."""
+    token_weights: Float[Tensor, "N C"] | None = None
+    """How much a token's log-probability counts, where the rows say so; 0 beyond a completion's end."""
     position_ids: Int[Tensor, "R T"] | None = None
     """Each token's place in its own sequence, where a row holds several; None where a row is one."""
     ends_at: Int[Tensor, " N"] | None = None
@@ -76,6 +80,8 @@ class TokenStats:
     """Entropy of the next-token distribution, in nats, where asked for."""
     log_sum_sq_probs: Float[Tensor, "N C"] | None = None
     """log sum_v p_v^2, where asked for (WPO)."""
+    hidden_sum: Float[Tensor, "N H"] | None = None
+    """Sum of the final hidden states that predict a completion's tokens, float64, where asked for (CHES)."""
 
 
 def _move(value: object, device: torch.device | str) -> object:

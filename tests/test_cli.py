@@ -28,7 +28,7 @@ def fails(capsys, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["inspect"], ["export"], ["evaluate", "rows"], ["report"], ["doctor"]]
+    "command", [[], ["train"], ["annotate"], ["inspect"], ["export"], ["evaluate", "rows"], ["report"], ["doctor"]]
 )
 def test_help_everywhere(command, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -9,6 +9,8 @@ from align.errors import UserError
 from align.recipe import dump_recipe, load_recipe, parse_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+TREG = {"name": "token_reg"}
+ADALORA = {"name": "adalora"}
 SMALL = {
     "output": "runs/x",
     "policy": {"model": "m"},
@@ -62,6 +64,22 @@ def test_a_single_objective_and_a_bare_path_are_lists_of_one():
         ({"train": {"keep_best": "ndcg"}}, "train.keep_best needs train.eval_steps"),
         ({"data": {"sources": []}}, "`data.sources`: tuple should have at least 1 item"),
         ({"policy": {}}, "`policy.model` is missing"),
+        (
+            {"regularizer": {"name": "token_reg", "alfa": 1}},
+            "unknown key `regularizer.alfa`; did you mean `regularizer.alpha`",
+        ),
+        ({"regularizer": {"name": "token_reg", "alpha": -1}}, "should be greater than or equal to 0, got -1"),
+        ({"regularizer": TREG, "objective": {"name": "kto"}}, "token_reg weighs pairs of completions; put `logistic`"),
+        ({"regularizer": TREG, "score": {"name": "length_desensitised"}}, "token_reg is defined for `log_ratio`"),
+        ({"regularizer": TREG, "score": {"name": "log_ratio", "divergence": {"name": "js"}}}, "without a divergence"),
+        ({"task": "sft", "objective": (), "token_weights": {"name": "column"}}, "sft takes no `regularizer`"),
+        ({"token_rewards": {"name": "contrast", "better": "good"}}, "a template needs a `{prompt}`"),
+        ({"data": {"sources": "rows.jsonl", "ches": {}}}, "give `keep_fraction` or `threshold`, one of the two"),
+        ({"data": {"sources": "r.jsonl", "ches": {"keep_fraction": 0.5, "threshold": 1}}}, "one of the two"),
+        (
+            {"data": {"sources": "r.jsonl", "ches": {"threshold": 1}}, "policy": {"model": "m", "adapter": ADALORA}},
+            "adalora must know the number of steps before `data.ches` chooses the lists; set train.steps",
+        ),
         ({"train": {"optimizer": "adafactr"}}, "no optimizer `adafactr`; did you mean `adafactor`?"),
         ({"train": {"report_to": ["tensorboards"]}}, "`train.report_to.0`: input should be 'tensorboard'"),
     ],

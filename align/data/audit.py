@@ -68,6 +68,10 @@ class Audit:
     """Rows in which the prompt's last tokens merge with a completion, so that they count as its beginning."""
     boundary_tokens: int = 0
     """Those tokens."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Training lists left out after tokenisation, by reason; the other counts of lists and tokens still have them."""
+    down_weighted: int = 0
+    """Training lists taken less often for their CHES."""
 
     @property
     def read(self) -> int:
@@ -81,8 +85,8 @@ class Audit:
 
     @property
     def refused(self) -> dict[str, int]:
-        """Rows that nothing is learnt from, by reason, over all sources."""
-        total: Counter[str] = Counter()
+        """Rows that nothing is learnt from, by reason, over all sources; CHES among the reasons."""
+        total: Counter[str] = Counter(self.left_out)
         for source in self.sources:
             total.update(source.refused)
         return dict(total)

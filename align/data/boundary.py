@@ -90,6 +90,7 @@ def fit(
     max_prompt_length: int | None,
     overlong: Overlong,
     special: Tokens,
+    token_weights: list[list[float]] | None = None,
 ) -> dict[str, Any]:
     """A row within its lengths, and what that cost.
 
@@ -101,10 +102,11 @@ def fit(
         max_prompt_length: tokens of the prompt at most.
         overlong: truncate (the end token goes too), drop_completion or drop_list.
         special: the tokenizer's.
+        token_weights: one number per completion token, where the row has them.
 
     Returns:
-        prompt_ids, completion_ids, grades, the places of those kept and the counts; `refused` is a reason where nothing
-        is left.
+        prompt_ids, completion_ids, grades, the places of those kept, token_weights where given, and the counts;
+        `refused` is a reason where nothing is left.
 
     Source: ours
     """
@@ -123,7 +125,8 @@ def fit(
     long = [len(ids) > room for ids in completions]
     kept = [k for k, ids in enumerate(completions) if ids and not (long[k] and overlong == "drop_completion")]
     kept_ids = [] if refused else [completions[k][:room] for k in kept]
-    return {
+    weights = {} if token_weights is None else {"token_weights": [token_weights[k][:room] for k in kept]}
+    return weights | {
         "prompt_ids": prompt,
         "completion_ids": kept_ids,
         "grades": [] if refused else [grades[k] for k in kept],

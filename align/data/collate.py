@@ -8,14 +8,17 @@ import torch
 from align.types import ListBatch
 
 Example = dict[str, Any]
-"""A tokenised list: prompt_ids, completion_ids, grades, and where it is cached reference_logprobs."""
+"""A tokenised list: prompt_ids, completion_ids, grades, and any of TOKEN_COLUMNS."""
+
+TOKEN_COLUMNS = ("reference_logprobs", "token_rewards", "token_weights")
+"""Columns with a number per completion token, in all lists or in none."""
 
 
 def collate(examples: Sequence[Example], *, pad_id: int) -> ListBatch:
     """Put every completion behind its prompt in a row of its own, right-padded.
 
     Args:
-        examples: lists of any K; with `reference_logprobs` in all of them or in none.
+        examples: lists of any K; with a column of TOKEN_COLUMNS in all of them or in none.
         pad_id: fills the rows' ends; no position that counts can see it.
     """
     rows = [(e["prompt_ids"], ids) for e in examples for ids in e["completion_ids"]]
@@ -47,14 +50,11 @@ def list_fields(examples: Sequence[Example]) -> dict[str, Any]:
         "slot": torch.cat([torch.arange(k) for k in sizes]),
         "grades": _pad([e["grades"] for e in examples], max(sizes)),
         "list_mask": torch.arange(max(sizes)) < torch.tensor(sizes)[:, None],
-        "reference_logprobs": _reference(examples, longest),
+    } | {
+        name: _pad([values for e in examples for values in e[name]], longest)
+        for name in TOKEN_COLUMNS
+        if name in examples[0]
     }
-
-
-def _reference(examples: Sequence[Example], longest: int) -> torch.Tensor | None:
-    if "reference_logprobs" not in examples[0]:
-        return None
-    return _pad([values for e in examples for values in e["reference_logprobs"]], longest)
 
 
 def _pad(rows: Sequence[Sequence[float]], width: int) -> torch.Tensor:

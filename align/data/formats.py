@@ -2,9 +2,20 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from align.data.schema import ATTRIBUTES, MEDIA_COLUMNS, BadRow, Row, UnusableRow, is_messages, is_token_ids, make_row
+from align.data.schema import (
+    ATTRIBUTES,
+    MEDIA_COLUMNS,
+    BadRow,
+    Row,
+    UnusableRow,
+    is_messages,
+    is_token_ids,
+    make_row,
+    weights_of_tokens,
+)
 
 Columns = dict[str, Any]
 Names = dict[str, str | tuple[str, ...]]
@@ -48,10 +59,12 @@ def read_row(raw: object, source: str, number: int) -> Row:
     meta = columns.pop("meta", {})
     if not isinstance(meta, dict):
         raise BadRow("meta", "not an object", "give an object of named values")
+    weights = columns.pop("token_weights", None)
     parts = reader(columns)
     names = {"prompt": f"{prompt_name}[{{}}]", **parts.pop("names")}
     try:
-        return make_row(id=identity, meta={**columns, **meta}, source=source, number=number, **parts)
+        row = make_row(id=identity, meta={**columns, **meta}, source=source, number=number, **parts)
+        return row if weights is None else replace(row, token_weights=weights_of_tokens(weights, row.completions))
     except BadRow as error:
         raise BadRow(_own_name(error.field or "", names), error.problem, error.remedy) from None
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data.audit import Audit, SourceAudit, audit_rows, audit_tokens
 from align.data.boundary import Overlong
+from align.data.contrast import Templates
 from align.data.schema import ATTRIBUTES, BadRow, Row, malformed
 from align.data.select import Selection, hold_out, reduce_row, without_prompts_of
 from align.data.sources import Source, read_source
@@ -25,7 +26,7 @@ class Prepared:
     """What the trainer needs of the data."""
 
     train: Dataset
-    """Columns id, prompt_ids, completion_ids, grades, weight, source, row."""
+    """Columns id, prompt_ids, completion_ids, grades, weight, source, row; with `contrast` better_ids and worse_ids."""
     heldout: Dataset
     """Likewise; whole lists, whatever `select` and `list_size` do to the training lists."""
     audit: Audit
@@ -53,6 +54,8 @@ def prepare_data(
     chat_template: str | None = None,
     min_completions: int = 2,
     seed: int = 0,
+    contrast: Templates | None = None,
+    token_weights: bool = False,
 ) -> Prepared:
     """Read, grade, split, reduce and tokenise; count everything.
 
@@ -63,6 +66,8 @@ def prepare_data(
         chat_template: Jinja text that replaces the tokenizer's own; see `read_chat_template`.
         min_completions: 2 to learn from preferences (lists without an order are then left out), else 1.
         seed: decides what is held out and which completions a reduced list keeps.
+        contrast: templates of the two contexts for token rewards, where those are wanted.
+        token_weights: whether the rows' own weights of tokens are wanted.
 
     Returns:
         Both parts as token ids, the audit and the held-out rows; nothing may be held out.
@@ -83,6 +88,8 @@ def prepare_data(
         overlong=overlong,
         append_eos=append_eos,
         workers=workers,
+        contrast=contrast,
+        token_weights=token_weights,
     )
     train_rows, owners = read("train", sources)
     heldout_rows, eval_owners = read("eval", eval_sources)

@@ -37,6 +37,8 @@ class Row:
     """Its place in the source, from 1; the line number in a JSONL file."""
     weight: float = 1.0
     """Relative share of its source in the mixture."""
+    token_weights: tuple[tuple[float, ...], ...] | None = None
+    """How much every completion token counts; in rows of token ids only."""
 
     @property
     def place(self) -> str:
@@ -126,6 +128,27 @@ def numbers(values: object, field: str, count: int) -> tuple[float, ...]:
     if len(values) != count:
         raise BadRow(field, f"{len(values)} entries for {count} completions", "give one number per completion")
     return tuple(number(value, f"{field}[{k}]") for k, value in enumerate(values))
+
+
+def weights_of_tokens(values: object, completions: Sequence[Text]) -> tuple[tuple[float, ...], ...]:
+    """A number for each token of each completion.
+
+    Raises:
+        BadRow: the completions are not token ids, or the numbers are not as many.
+    """
+    if not all(is_token_ids(ids) for ids in completions):
+        raise BadRow("token_weights", "beside text", "give the row as `prompt_ids` and `completion_ids`")
+    if not isinstance(values, list | tuple) or len(values) != len(completions):
+        raise BadRow("token_weights", "not one list per completion", "give a list of numbers for each completion")
+    pairs = zip(values, completions, strict=True)
+    return tuple(_per_token(own, f"token_weights[{k}]", len(ids)) for k, (own, ids) in enumerate(pairs))
+
+
+def _per_token(values: object, field: str, count: int) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple) or len(values) != count:
+        got = len(values) if isinstance(values, list | tuple) else _kind(values)
+        raise BadRow(field, f"{got} entries for {count} tokens", "give one number per token")
+    return tuple(number(value, f"{field}[{t}]") for t, value in enumerate(values))
 
 
 def number(value: object, field: str) -> float:

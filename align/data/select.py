@@ -72,6 +72,7 @@ def reduce_row(row: Row, *, select: Selection, list_size: int | None, seed: int)
         grades=tuple(grades[k] for k in kept),
         rewards=row.rewards and tuple(row.rewards[k] for k in kept),
         meta=_reduced(row.meta, kept, len(grades)),
+        token_weights=row.token_weights and tuple(row.token_weights[k] for k in kept),
     )
 
 

@@ -6,7 +6,9 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import Dataset
 
-PER_COMPLETION = ("completion_ids", "grades", "reference_logprobs", "attributes")
+from align.data.collate import TOKEN_COLUMNS
+
+PER_COMPLETION = ("completion_ids", "grades", "attributes", *TOKEN_COLUMNS)
 """Columns of a tokenised list with an entry for each completion."""
 
 

@@ -45,7 +45,7 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase, chat_template: str
     if isinstance(row.prompt, str):
         return row.prompt
     if is_messages(row.prompt):
-        return _render_prompt(row.prompt, tokenizer, chat_template)  # type: ignore[arg-type]
+        return render_prompt(row.prompt, tokenizer, chat_template)  # type: ignore[arg-type]
     return str(tokenizer.decode(row.prompt))  # type: ignore[arg-type]
 
 
@@ -74,7 +74,7 @@ def render(
     """
     if isinstance(prompt, str):
         return [prompt, *(prompt + str(completion) for completion in completions)]
-    texts = [_render_prompt(prompt, tokenizer, chat_template)]
+    texts = [render_prompt(prompt, tokenizer, chat_template)]
     for completion in completions:
         text = _apply(_with_answer(prompt, completion[0]["content"]), tokenizer, chat_template)  # type: ignore[index]
         stripped = text.rstrip()
@@ -82,7 +82,22 @@ def render(
     return texts
 
 
-def _render_prompt(prompt: list[Message], tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str:
+def render_prompt(prompt: list[Message], tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str:
+    """A conversation up to where the completion begins: the assistant's turn, or the middle of it.
+
+    Args:
+        prompt: messages; where the last is the assistant's, a completion continues it.
+        tokenizer: the policy's.
+        chat_template: Jinja text that replaces the tokenizer's own template.
+
+    Returns:
+        Text with its start token.
+
+    Raises:
+        ValueError: the template refuses the conversation.
+
+    Source: ours
+    """
     if prompt[-1]["role"] == "assistant":
         return _apply(prompt, tokenizer, chat_template, continue_final_message=True)
     return _apply(prompt, tokenizer, chat_template, add_generation_prompt=True)

@@ -14,6 +14,7 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from align.data.boundary import Overlong, fit, special_tokens, split_tokens, started
+from align.data.contrast import CONTEXTS, Templates, contrast_contexts
 from align.data.schema import Row, is_messages, is_token_ids
 from align.data.texts import PLAIN_TEMPLATE, prompt_text, render
 from align.errors import UserError
@@ -30,6 +31,7 @@ COLUMNS = Features(
         "row": Value("int64"),
     }
 )
+TOKEN_WEIGHTS = Features({"token_weights": List(List(Value("float32")))})
 COUNTS = Features(
     {
         "position": Value("int64"),
@@ -78,6 +80,8 @@ def tokenize_rows(
     overlong: Overlong,
     append_eos: bool | None,
     workers: int,
+    contrast: Templates | None = None,
+    token_weights: bool = False,
 ) -> Dataset:
     """The rows as token ids, with what was counted on the way; computed once and kept in datasets' cache.
 
@@ -91,9 +95,12 @@ def tokenize_rows(
         append_eos: whether each completion ends with an end token; None: as a scorer reads a text, which ends as the
             tokenizer or the chat template ends it.
         workers: processes.
+        contrast: templates of the two contexts for token rewards, where those are wanted.
+        token_weights: whether the rows' own weights of tokens are wanted; then every row must have them.
 
     Returns:
-        One entry per row, in order, with COLUMNS and COUNTS; `refused` says why a row cannot be used, else it is "".
+        One entry per row, in order, with COLUMNS, COUNTS and, where wanted, CONTEXTS and TOKEN_WEIGHTS; `refused` says
+        why a row cannot be used, else it is "".
 
     Raises:
         UserError: no chat template for a conversation, one that refuses it, no end token, or token ids beyond the
@@ -101,7 +108,8 @@ def tokenize_rows(
 
     Source: ours
     """
-    features = Features({**COLUMNS, **COUNTS})
+    extra = {**(CONTEXTS if contrast else {}), **(TOKEN_WEIGHTS if token_weights else {})}
+    features = Features({**COLUMNS, **COUNTS, **extra})
     if not rows:
         return Dataset.from_dict({name: [] for name in features}, features=features)
     _check(rows, tokenizer, chat_template, append_eos)
@@ -111,8 +119,11 @@ def tokenize_rows(
         "max_prompt_length": max_prompt_length,
         "overlong": overlong,
         "append_eos": append_eos,
+        "contrast": contrast,
     }
     content = _content(rows)
+    if token_weights:
+        content["token_weights"] = [_weights_of(row) for row in rows]
     key = _fingerprint(content, tokenizer, options)
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "align"
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,15 +151,18 @@ def tokenize_batch(
     max_prompt_length: int | None,
     overlong: Overlong,
     append_eos: bool | None,
+    contrast: Templates | None,
 ) -> dict[str, list[Any]]:
     """Columns of a batch of rows, from one call of the tokenizer; arguments as in `tokenize_rows`."""
     special = special_tokens(tokenizer)
     rows = [json.loads(texts) for texts in batch["texts"]]
     enders = () if append_eos is None else special.specials
     encoded = iter(_encode_texts(rows, batch, tokenizer, chat_template, enders))
-    columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, *COUNTS) if name not in batch}
-    columns["grades"] = []
-    for (prompt, completions), grades in zip(rows, batch["grades"], strict=True):
+    names = (*COLUMNS, *COUNTS, *(CONTEXTS if contrast else ()))
+    columns: dict[str, list[Any]] = {name: [] for name in names if name not in batch}
+    columns |= {name: [] for name in ("grades", *TOKEN_WEIGHTS) if name in batch}
+    weights = batch.get("token_weights") or [None] * len(rows)
+    for (prompt, completions), grades, own in zip(rows, batch["grades"], weights, strict=True):
         if is_token_ids(prompt):
             split: dict[str, Any] = {"prompt_ids": prompt, "completion_ids": completions}
             split |= {"moved_tokens": 0, "bos_stripped": False, "eos_added": 0}
@@ -163,7 +177,19 @@ def tokenize_batch(
             max_prompt_length=max_prompt_length,
             overlong=overlong,
             special=special,
+            token_weights=own,
         )
+        if contrast:
+            fitted |= contrast_contexts(
+                prompt,
+                fitted["prompt_ids"],
+                fitted["completion_ids"],
+                moved_tokens=split["moved_tokens"],
+                templates=contrast,
+                tokenizer=tokenizer,
+                chat_template=chat_template,
+                special=special,
+            )
         for name, value in {**split, **fitted}.items():
             columns[name].append(value)
     return columns
@@ -179,6 +205,15 @@ def _content(rows: Sequence[Row]) -> dict[str, list[Any]]:
         "row": [row.number for row in rows],
         "position": list(range(len(rows))),
     }
+
+
+def _weights_of(row: Row) -> tuple[tuple[float, ...], ...]:
+    if row.token_weights is None:
+        raise UserError(
+            f"{row.place}, field token_weights: missing; `token_weights: {{name: column}}` needs one number per "
+            "completion token in every row, and rows of token ids (`prompt_ids`, `completion_ids`)"
+        )
+    return row.token_weights
 
 
 def _encode_texts(
@@ -226,7 +261,7 @@ def _fingerprint(content: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBa
     """A digest of all that the token ids depend on, this module included."""
     code = [
         Path(module).read_text(encoding="utf-8")
-        for module in (__file__, render.__code__.co_filename, fit.__code__.co_filename)
+        for module in (__file__, *(f.__code__.co_filename for f in (render, fit, contrast_contexts)))
     ]
     versions = [transformers.__version__, tokenizers.__version__]
     digest = hashlib.sha256()

@@ -25,17 +25,19 @@ def evaluate_lists(
     *,
     tokens_per_batch: int,
     accelerator: Accelerator,
+    changes: dict[int, float] | None = None,
 ) -> dict[str, float]:
     """Mean loss and metrics over lists; the same figures for every `tokens_per_batch` and number of processes.
 
     Args:
         scorer: the policy's model, in any mode; its mode is restored.
         lists: the same on every process, which takes its share.
+        changes: filled with `best_logprob_change` by the place in `lists` of those that this process took.
     """
     was_training = scorer.training
     scorer.eval()
     sums = Sums()
-    own = [lists[i] for i in range(accelerator.process_index, len(lists), accelerator.num_processes)]
+    own = [lists[i] | {"place": i} for i in range(accelerator.process_index, len(lists), accelerator.num_processes)]
     batches = agreed_micro_batches(
         own, tokens_per_batch=tokens_per_batch, accelerator=accelerator, packed=policy.packing
     )
@@ -46,7 +48,10 @@ def evaluate_lists(
             reference = reference_logprobs(scorer, policy, batch) if policy.has_reference else None
         scores = loss.scores(stats, reference, batch)
         losses = loss(stats, reference, batch)
-        sums.add({"loss": losses, **loss.metrics(batch, stats, reference, scores)}, counts=bool(examples))
+        values = {"loss": losses, **loss.metrics(batch, stats, reference, scores)}
+        sums.add(values, counts=bool(examples))
+        if changes is not None and policy.has_reference:
+            changes |= zip([e["place"] for e in examples], values["best_logprob_change"].tolist(), strict=False)
     scorer.train(was_training)
     return sums.means(accelerator)
 

@@ -82,7 +82,7 @@ def _load(model: str, chat_template: str | None) -> tuple[Policy, ListLoss, str 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = Path(model)
     if (folder / "recipe.yaml").exists():
-        return _load_run(folder, chat_template, device)
+        return load_run(folder, chat_template, device)
     by_likelihood = build_loss(LikelihoodMean(beta=1.0), [Logistic()])
     arguments: dict[str, Any] = {"device": device, "chat_template": chat_template}
     if (folder / "adapter_config.json").exists():
@@ -91,7 +91,12 @@ def _load(model: str, chat_template: str | None) -> tuple[Policy, ListLoss, str 
     return load_policy(model, adapter=Full(), keep_reference=False, **arguments), by_likelihood, chat_template
 
 
-def _load_run(folder: Path, chat_template: str | None, device: str) -> tuple[Policy, ListLoss, str | None]:
+def load_run(folder: Path, chat_template: str | None, device: str) -> tuple[Policy, ListLoss, str | None]:
+    """A run's policy as it was trained, its loss, and its chat template.
+
+    Raises:
+        UserError: there is no checkpoint yet.
+    """
     run = RunDirectory(folder)
     recipe = load_recipe(run.recipe)
     if recipe.task == "reward":
@@ -102,7 +107,8 @@ def _load_run(folder: Path, chat_template: str | None, device: str) -> tuple[Pol
     section = dict(recipe.policy) | {"chat_template": chat_template or recipe.policy.chat_template}
     policy = load_policy(**section, seed=recipe.train.seed, device=device, total_steps=1)
     policy.load_state(state)
-    return policy, policy_loss(recipe), section["chat_template"]
+    ranks = recipe.model_copy(update={"regularizer": None, "token_weights": None})  # rows have no token rewards
+    return policy, policy_loss(ranks), section["chat_template"]
 
 
 def _table(model: str, metrics: dict[str, float], prepared: Prepared) -> Table:

@@ -2,21 +2,25 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from align.evaluate.token_view import TokenValues
 from align.run_directory import write_json
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The policy at one moment: metrics on held-out lists, and one sampled completion per prompt with its reward."""
+    """The policy at one moment: metrics on held-out lists, one sampled completion per prompt with its reward, a few
+    lists token by token, and how far every held-out list's best completion has moved in log-probability."""
 
     metrics: dict[str, float]
     completions: list[str]
     rewards: list[float]
+    token_logprobs: TokenValues = field(default_factory=list)
+    changes: list[float] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))

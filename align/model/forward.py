@@ -41,7 +41,7 @@ class TokenScorer(nn.Module):
 
         Args:
             batch: whose completion positions alone go through the LM head.
-            outputs: any of linear_logprobs' "logprob", "entropy", "log_sum_sq_probs".
+            outputs: any of linear_logprobs' "logprob", "entropy", "log_sum_sq_probs", and "hidden_sum".
 
         Returns:
             Float32 [N, C]; 0 beyond a completion's end, None for what was not asked for.
@@ -64,11 +64,13 @@ def score_tokens(
     # Entropy and the like are looked at, not trained on, so a frozen head needs no second pass for their gradients.
     frozen = head["lora"] is None and not head["weight"].requires_grad
     grad: Literal["direction", "auto"] = "direction" if frozen and rows.requires_grad else "auto"
-    stats = linear_logprobs(rows, targets=batch.targets[mask], outputs=outputs, grad=grad, **head)
+    of_head = tuple(name for name in outputs if name != "hidden_sum")
+    stats = linear_logprobs(rows, targets=batch.targets[mask], outputs=of_head, grad=grad, **head)
     return TokenStats(
         logprobs=_scatter(stats.logprob, mask),
         entropy=_scatter(stats.entropy, mask) if stats.entropy is not None else None,
         log_sum_sq_probs=_scatter(stats.log_sum_sq_probs, mask) if stats.log_sum_sq_probs is not None else None,
+        hidden_sum=_sums(rows, mask) if "hidden_sum" in outputs else None,
     )
 
 
@@ -129,6 +131,10 @@ def _active_lora(head: Any) -> tuple[Tensor, Tensor, float] | None:
     if name not in head.lora_A:
         return None
     return head.lora_A[name].weight, head.lora_B[name].weight, head.scaling[name]
+
+
+def _sums(rows: Float[Tensor, "M H"], mask: Tensor) -> Float[Tensor, "N H"]:
+    return torch.stack([own.double().sum(dim=0) for own in rows.split(mask.sum(dim=1).tolist())])
 
 
 def _scatter(values: Float[Tensor, " M"], mask: Tensor) -> Float[Tensor, "N C"]:

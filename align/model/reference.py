@@ -1,4 +1,4 @@
-"""The reference's log-probabilities of whole data sets: computed once, kept on disk under what they depend on."""
+"""What a frozen model says about whole data sets: computed once, kept on disk under what it depends on."""
 
 import hashlib
 import json
@@ -7,8 +7,9 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,18 +23,21 @@ from safetensors.numpy import load_file, save_file
 from align.data.steps import micro_batches
 from align.model.checks import tolerance
 from align.model.forward import TokenScorer
-from align.model.identity import short_digest
+from align.model.identity import Identity, short_digest
 from align.model.policy import Policy
 from align.progress import progress
+from align.types import ListBatch, TokenStats
 
+Kind = Literal["logprobs", "gram"]
 Values = dict[bytes, np.ndarray]
-"""A list's key -> the log-probabilities of its completions' tokens, one completion after the other."""
+"""A list's key -> its values of one kind."""
+Found = dict[Kind, Values]
 
 COLUMN = "reference_logprobs"
 BLOCK = 512
 """Lists read into memory at a time."""
 SHARD_VALUES = 2**21
-SHARD_SECONDS = 60.0
+SHARD_SECONDS = 30.0
 """A part is written after so many values or seconds, whichever comes first: no more than that is lost to a kill."""
 CHECKED = 3
 """Lists computed again when cached values are used."""
@@ -51,40 +55,81 @@ def attach_reference(
 ) -> Dataset:
     """The lists with a column `reference_logprobs`: log p_reference of every completion's tokens, in nats, float32.
 
+    Args:
+        lists, policy, tokens_per_batch, cache_dir, precision: as for `read_lists`.
+
+    Source: ours
+    """
+    (stored,) = read_lists(
+        lists, policy, tokens_per_batch=tokens_per_batch, cache_dir=cache_dir, precision=precision
+    ).values()
+    return with_token_column(lists, COLUMN, flat_values(lists, stored))
+
+
+def read_lists(
+    lists: Dataset,
+    policy: Policy,
+    *,
+    kinds: Sequence[Kind] = ("logprobs",),
+    tokens_per_batch: int,
+    cache_dir: Path | str | None = None,
+    precision: str = "float32",
+    label: str = "reference",
+) -> dict[Kind, Values]:
+    """What the policy's reference says about lists, by a list's key; one forward pass of a list gives every kind.
+
     Values are kept in `cache_dir`, by list, under the digest of its token ids and of all else that they depend on: the
     base, the adapter of the reference, dtype, precision, attention, and versions. Whatever else changes reuses them.
-    Finished parts survive a kill. Some values found there are computed again; if they differ, all are.
+    Finished parts survive a kill, and the values after one are bit for bit those of an undisturbed run. Some values
+    found there are computed again; if they differ, all are.
 
     Args:
         lists: with columns prompt_ids, completion_ids, grades; the same on every process, which computes its share.
         policy: at its start; under full training without a copy of its initial weights, before the first step.
+        kinds: "logprobs": of the completions' tokens, in nats, float32, one completion after the other; "gram": inner
+            products of the completions' mean hidden states (CHES is made of them), float64, row by row.
         tokens_per_batch: tokens of a forward pass at most, as the model reads them.
         cache_dir: by default below the user's cache folder.
         precision: autocast of the forward pass: float32, bfloat16 or float16.
+        label: beside the progress bar.
 
     Source: ours
     """
     identity = policy.reference_identity() | {"precision": precision}
-    folder = Path(cache_dir or default_cache_dir()).expanduser() / short_digest(identity)
+    root = Path(cache_dir or default_cache_dir()).expanduser()
+    cache = _Cache({kind: root / short_digest(of) for kind in kinds for of in [_identity_of(kind, identity)]})
     work = _Lists(lists, policy, tokens_per_batch, precision)
     state = PartialState()
-    stored = _read(folder, work.keys)
-    if stored and not work.agrees(stored):
-        log.warning("%s: cached reference log-probabilities differ from the reference; computing all of them", folder)
-        stored = {}
+    stored = cache.read(work.keys)
+    if not work.agrees(stored):
+        log.warning("%s: cached values differ from the reference's; computing all of them", cache)
         state.wait_for_everyone()
         if state.is_main_process:
-            shutil.rmtree(folder)
+            cache.remove()
+        stored = {kind: {} for kind in kinds}
     state.wait_for_everyone()
-    folder.mkdir(parents=True, exist_ok=True)
-    if state.is_main_process:
-        (folder / "identity.json").write_text(json.dumps(identity, indent=1))
-    missing = work.missing(stored)
-    _fill(folder, work, missing[state.process_index :: state.num_processes], show=state.is_main_process)
+    cache.create({kind: _identity_of(kind, identity) for kind in kinds}, write=state.is_main_process)
+    _fill(cache, work, stored, label, share=(state.process_index, state.num_processes))
     state.wait_for_everyone()
-    stored = _read(folder, work.keys)
-    _fill(folder, work, work.missing(stored), show=False)  # what another machine computed onto a disk of its own
-    return work.with_column(stored | _read(folder, work.keys))
+    stored = cache.read(work.keys)
+    _fill(cache, work, stored, "", share=(0, 1))  # what another machine computed onto a disk of its own
+    return cache.read(work.keys)
+
+
+def flat_values(lists: Dataset, stored: Values) -> np.ndarray:
+    """Values of all lists, one after the other."""
+    rows = lists.select_columns(["prompt_ids", "completion_ids"])
+    values = [stored[list_key(row["prompt_ids"], row["completion_ids"])] for row in rows]
+    return np.concatenate(values) if values else np.zeros(0, np.float32)
+
+
+def with_token_column(lists: Dataset, name: str, flat: np.ndarray) -> Dataset:
+    """The lists with a column of one float32 per completion token, from all lists' values one after the other."""
+    lengths = [[len(ids) for ids in row["completion_ids"]] for row in lists.select_columns(["completion_ids"])]
+    inner = pa.ListArray.from_arrays(_offsets([n for row in lengths for n in row]), pa.array(flat, pa.float32()))
+    outer = pa.ListArray.from_arrays(_offsets([len(row) for row in lengths]), inner)
+    fingerprint = Hasher.hash([lists._fingerprint, name, hashlib.sha256(flat.tobytes()).hexdigest()])
+    return lists.add_column(name, outer, new_fingerprint=fingerprint, feature=List(List(Value("float32"))))
 
 
 def default_cache_dir() -> Path:
@@ -99,6 +144,37 @@ def list_key(prompt_ids: Sequence[int], completion_ids: Sequence[Sequence[int]])
         digest.update(len(ids).to_bytes(4, "little"))
         digest.update(np.asarray(ids, dtype=np.int32).tobytes())
     return digest.digest()
+
+
+def _identity_of(kind: Kind, identity: Identity) -> Identity:
+    return identity if kind == "logprobs" else identity | {"values": kind}
+
+
+class _Cache:
+    """A folder for each kind of value."""
+
+    def __init__(self, folders: dict[Kind, Path]) -> None:
+        self.folders = folders
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.folders.values()))
+
+    def read(self, keys: Sequence[bytes]) -> Found:
+        return {kind: _read(folder, keys) for kind, folder in self.folders.items()}
+
+    def write(self, part: Found) -> None:
+        for kind, values in part.items():
+            _write(self.folders[kind], values)
+
+    def create(self, identities: dict[Kind, Identity], *, write: bool) -> None:
+        for kind, folder in self.folders.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            if write:
+                (folder / "identity.json").write_text(json.dumps(identities[kind], indent=1))
+
+    def remove(self) -> None:
+        for folder in self.folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Lists:
@@ -116,62 +192,93 @@ class _Lists:
             self.keys.append(list_key(row["prompt_ids"], row["completion_ids"]))
             self.widths.append(len(row["prompt_ids"]) + max(map(len, row["completion_ids"])))
 
-    def missing(self, stored: Values) -> list[int]:
-        """Rows to compute, one of each key; the longest first, so that a lack of memory shows at once."""
-        rows = {key: row for row, key in enumerate(self.keys) if key not in stored}
-        return sorted(rows.values(), key=lambda row: -self.widths[row])
+    def missing(self, stored: Found, share: tuple[int, int]) -> list[list[int]]:
+        """Rows to compute, one of each key, in blocks; the longest first, so that a lack of memory shows at once.
 
-    def agrees(self, stored: Values) -> bool:
+        A row's block follows from all lists, not from what is stored, and a block's batches are written whole and in
+        order: so those that a kill has left are cut as they would have been without it.
+
+        Args:
+            share: a process's number, and how many there are.
+        """
+        rows = sorted({key: row for row, key in enumerate(self.keys)}.values(), key=lambda row: -self.widths[row])
+        number, count = share
+        blocks = (rows[start : start + BLOCK * count][number::count] for start in range(0, len(rows), BLOCK * count))
+        wanted = ([row for row in block if self._is_missing(row, stored)] for block in blocks)
+        return [block for block in wanted if block]
+
+    def _is_missing(self, row: int, stored: Found) -> bool:
+        return any(self.keys[row] not in values for values in stored.values())
+
+    def agrees(self, stored: Found) -> bool:
         """Whether a few of the stored values, taken by their keys' order, are what the reference says now."""
-        rows = {key: row for row, key in enumerate(self.keys) if key in stored}
+        rows = {key: row for row, key in enumerate(self.keys) if any(key in values for values in stored.values())}
         chosen = [rows[key] for key in sorted(rows)[:CHECKED]]
         allowed = tolerance(self.policy.model.dtype, self.precision)
-        return all(
-            stored[key].shape == values.shape and np.abs(stored[key] - values).max(initial=0) <= allowed
-            for key, values in self.compute(chosen)
-        )
+        for batch in self.compute(chosen, tuple(stored)) if chosen else ():
+            for kind, values in batch.items():
+                for key, own in values.items():
+                    if key in stored[kind] and not _close(stored[kind][key], own, kind, allowed):
+                        return False
+        return True
 
     @torch.no_grad()
-    def compute(self, rows: Sequence[int]) -> Iterator[tuple[bytes, np.ndarray]]:
-        """Key and values of each of these rows, in another order."""
+    def compute(self, rows: Sequence[int], kinds: Sequence[Kind]) -> Iterator[Found]:
+        """Values of these rows, batch by batch, in another order."""
         device = self.policy.model.device
         half = torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
-        for start in range(0, len(rows), BLOCK):
-            examples = self.lists.select(rows[start : start + BLOCK]).to_list()
-            packed = self.policy.packing
-            for part in micro_batches(examples, tokens_per_batch=self.tokens_per_batch, packed=packed):
-                batch = self.policy.collate(part)
-                with self.policy.reference(), half:
-                    logprobs = self.scorer(batch).logprobs.float()
-                values = logprobs[batch.completion_mask].cpu().numpy()
-                sizes = [sum(map(len, example["completion_ids"])) for example in part]
-                for example, own in zip(part, np.split(values, np.cumsum(sizes)[:-1]), strict=True):
-                    yield list_key(example["prompt_ids"], example["completion_ids"]), own
-
-    def with_column(self, stored: Values) -> Dataset:
-        """The lists with their values, as lists of completions' lists."""
-        completions = self.lists.select_columns(["completion_ids"])
-        lengths = [[len(ids) for ids in row["completion_ids"]] for row in completions]
-        flat = np.concatenate([stored[key] for key in self.keys]) if self.keys else np.zeros(0, np.float32)
-        inner = pa.ListArray.from_arrays(_offsets([n for row in lengths for n in row]), pa.array(flat))
-        outer = pa.ListArray.from_arrays(_offsets([len(row) for row in lengths]), inner)
-        fingerprint = Hasher.hash([self.lists._fingerprint, hashlib.sha256(flat.tobytes()).hexdigest()])
-        return self.lists.add_column(COLUMN, outer, new_fingerprint=fingerprint, feature=List(List(Value("float32"))))
+        outputs = ("logprob", "hidden_sum") if "gram" in kinds else ("logprob",)
+        examples = self.lists.select(rows).to_list()
+        for part in micro_batches(examples, tokens_per_batch=self.tokens_per_batch, packed=self.policy.packing):
+            batch = self.policy.collate(part)
+            with self.policy.reference(), half:
+                stats = self.scorer(batch, outputs)
+            keys = [list_key(example["prompt_ids"], example["completion_ids"]) for example in part]
+            yield {kind: dict(zip(keys, VALUES[kind](stats, batch), strict=True)) for kind in kinds}
 
 
-def _fill(folder: Path, work: _Lists, rows: Sequence[int], *, show: bool) -> None:
-    """Compute rows and write them in parts."""
-    part: Values = {}
+def _logprobs(stats: TokenStats, batch: ListBatch) -> list[np.ndarray]:
+    values = stats.logprobs.float()[batch.completion_mask].cpu().numpy()
+    sizes = torch.bincount(batch.list_index, weights=batch.completion_mask.sum(dim=1)).long().tolist()
+    return np.split(values, np.cumsum(sizes)[:-1])
+
+
+def _gram(stats: TokenStats, batch: ListBatch) -> list[np.ndarray]:
+    assert stats.hidden_sum is not None, "it was asked for"
+    means = (stats.hidden_sum / batch.completion_mask.sum(dim=1)[:, None]).cpu()
+    sizes = torch.bincount(batch.list_index).tolist()
+    return [(own @ own.T).flatten().numpy() for own in means.split(sizes)]
+
+
+VALUES: dict[Kind, Callable[[TokenStats, ListBatch], list[np.ndarray]]] = {"logprobs": _logprobs, "gram": _gram}
+"""Kind -> one array per list of a batch."""
+
+
+def _close(stored: np.ndarray, own: np.ndarray, kind: Kind, allowed: float) -> bool:
+    if stored.shape != own.shape:
+        return False
+    scale = np.abs(own).max(initial=0) if kind == "gram" else 1.0  # not in nats, but as large as the model makes it
+    return bool(np.abs(stored - own).max(initial=0) <= allowed * scale)
+
+
+def _fill(cache: _Cache, work: _Lists, stored: Found, label: str, *, share: tuple[int, int]) -> None:
+    """Compute a process's share of what is missing, and write it in parts of whole batches."""
+    blocks = work.missing(stored, share)
+    kinds = tuple(stored)
+    part: Found = {kind: {} for kind in kinds}
     size, written = 0, time.monotonic()
-    with progress("reference", len(rows), unit="lists", show=show and bool(rows)) as advance:
-        for key, values in work.compute(rows):
-            part[key] = values
-            size += len(values)
-            if size >= SHARD_VALUES or time.monotonic() - written > SHARD_SECONDS:
-                _write(folder, part)
-                part, size, written = {}, 0, time.monotonic()
-            advance()
-    _write(folder, part)
+    show = bool(label and blocks and share[0] == 0)
+    with progress(label, sum(map(len, blocks)), unit="lists", show=show) as advance:
+        for block in blocks:
+            for batch in work.compute(block, kinds):
+                for kind in kinds:
+                    part[kind] |= {key: own for key, own in batch[kind].items() if key not in stored[kind]}
+                    size += sum(map(len, batch[kind].values()))
+                if size >= SHARD_VALUES or time.monotonic() - written > SHARD_SECONDS:
+                    cache.write(part)
+                    part, size, written = {kind: {} for kind in kinds}, 0, time.monotonic()
+                advance(len(batch[kinds[0]]))
+    cache.write(part)
 
 
 def _write(folder: Path, part: Values) -> None:

@@ -64,6 +64,7 @@ from align.objectives.pointwise import (
 )
 from align.objectives.policy_gradient import PlPolicyGradient, pl_policy_gradient
 from align.objectives.scores import REFERENCE_FREE, SCORES, ScoreConfig
+from align.objectives.token_reg import token_regularizer
 
 __all__ = [
     "OBJECTIVES",
@@ -80,6 +81,7 @@ __all__ = [
     "check_score",
     "dpop_penalty",
     "pair_weights",
+    "token_regularizer",
     "unknown_objective",
     "wpo_list_weights",
     "wpo_weights",

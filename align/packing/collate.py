@@ -15,7 +15,7 @@ def packed_collate(examples: Sequence[Example]) -> ListBatch:
     of each: log-probabilities are those of separate sequences, under attention that is told `segments`.
 
     Args:
-        examples: lists of any K; with `reference_logprobs` in all of them or in none.
+        examples: lists of any K; with a column of `data.collate.TOKEN_COLUMNS` in all of them or in none.
 
     Source: ours
     """

@@ -1,0 +1,107 @@
+"""Two contrasting contexts for the same completion tokens: what T-REG's token rewards are read under."""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from datasets import Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from align.data.boundary import Tokens, started
+from align.data.schema import Message, Text, is_messages
+from align.data.texts import render_prompt
+
+Side = Literal["better", "worse"]
+Templates = dict[Side, str | None]
+"""A text with `{prompt}` and perhaps `{response}`; None for the default."""
+
+CONTEXTS = Features({"better_ids": List(List(Value("int32"))), "worse_ids": List(List(Value("int32")))})
+"""Of every list one context for all completions, or one for each."""
+
+ANSWERS: Templates = {
+    "better": "helpful, correct, coherent and concise",
+    "worse": "unhelpful, incorrect, incoherent and verbose",
+}
+
+
+def default_template(side: Side, *, chat: bool) -> str:
+    """The template of a side: for the last user message of a conversation, or for a plain text prompt.
+
+    Source: T-REG, arXiv:2412.02685 (published notes); the wording is ours.
+    """
+    if chat:
+        return f"{{prompt}}\n\n(Give an answer that is {ANSWERS[side]}.)"
+    return f"The following answer is {ANSWERS[side]}.\n\n{{prompt}}"
+
+
+def contrast_contexts(
+    prompt: Text,
+    prompt_ids: Sequence[int],
+    completion_ids: Sequence[Sequence[int]],
+    *,
+    moved_tokens: int,
+    templates: Templates,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str | None,
+    special: Tokens,
+) -> dict[str, list[list[int]]]:
+    """The tokens before the completions under either template; the completions' own tokens stay what they are.
+
+    A plain prompt keeps its tokens too, with those of the template's text around them. In a conversation the template
+    takes the place of the last user message, and the chat template is applied again.
+
+    Args:
+        prompt: of the row.
+        prompt_ids: as the policy reads it.
+        completion_ids: likewise, end token included.
+        moved_tokens: last tokens of the prompt that count as the completions' first.
+        chat_template: Jinja text that replaces the tokenizer's own.
+
+    Returns:
+        CONTEXTS: one context for all completions, or one for each where the template has a `{response}`.
+
+    Source: ours
+    """
+
+    def context(template: str, completion: Sequence[int]) -> list[int]:
+        answer = completion[: len(completion) - (completion[-1] in special.ends)]
+        if not is_messages(prompt):
+            return _around(template, prompt_ids, answer, tokenizer, special)
+        text = template.replace("{response}", str(tokenizer.decode(list(answer), skip_special_tokens=True)).strip())
+        rendered = render_prompt(_in_last_user_message(prompt, text), tokenizer, chat_template)  # type: ignore[arg-type]
+        ids, _ = started(tokenizer(rendered, add_special_tokens=False)["input_ids"], special, templated=True)
+        return ids[: len(ids) - moved_tokens]
+
+    contexts = {}
+    for side, own in templates.items():
+        template = own or default_template(side, chat=is_messages(prompt))
+        each = completion_ids if "{response}" in template else completion_ids[:1]
+        contexts[f"{side}_ids"] = [context(template, ids) for ids in each]
+    return contexts
+
+
+def _around(
+    template: str,
+    prompt_ids: Sequence[int],
+    answer: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    special: Tokens,
+) -> list[int]:
+    """The template with token ids in its slots; the start token stands before it."""
+    prefix = list(special.prefix)
+    bare = prompt_ids[len(prefix) :] if list(prompt_ids[: len(prefix)]) == prefix else prompt_ids
+    ids = prefix
+    for piece in re.split(r"(\{prompt\}|\{response\})", template):
+        if piece == "{prompt}":
+            ids += bare
+        elif piece == "{response}":
+            ids += answer
+        elif piece:
+            ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _in_last_user_message(prompt: list[Message], template: str) -> list[Message]:
+    place = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=len(prompt) - 1)
+    content = template.replace("{prompt}", prompt[place]["content"])
+    return [*prompt[:place], {**prompt[place], "content": content}, *prompt[place + 1 :]]

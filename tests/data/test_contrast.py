@@ -1,0 +1,101 @@
+"""Contexts for token rewards: what stands before the completions, whose tokens stay the same."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from align.data import Source, prepare_data
+from align.data.boundary import special_tokens
+from align.data.contrast import contrast_contexts, default_template
+
+
+@pytest.fixture
+def tokenizer(tiny_policy):
+    return AutoTokenizer.from_pretrained(tiny_policy)
+
+
+@pytest.fixture
+def prepared(tmp_path, tokenizer):
+    def prepare(rows: list[dict], **options):
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return prepare_data(sources=[Source(str(path))], eval_fraction=0.0, tokenizer=tokenizer, **options).train
+
+    return prepare
+
+
+def words(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_plain_prompt_keeps_its_tokens_within_the_template(prepared, tokenizer):
+    templates = {"better": "w30 w31 {prompt}", "worse": "w32 {prompt} w33"}
+    (row,) = prepared([{"prompt": "w3 w4", "chosen": " w5", "rejected": " w6 w7"}], contrast=templates)
+    assert row["better_ids"] == [words(tokenizer, "w30 w31 w3 w4")]
+    assert row["worse_ids"] == [words(tokenizer, "w32 w3 w4 w33")]
+    (plain,) = prepared([{"prompt": "w3 w4", "chosen": " w5", "rejected": " w6 w7"}])
+    assert row["completion_ids"] == plain["completion_ids"] and row["prompt_ids"] == plain["prompt_ids"]
+
+
+def test_the_start_token_stands_before_the_template_once(shared_data):
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260k")
+    special = special_tokens(tokenizer)
+    prompt = tokenizer("Once upon a time")["input_ids"]
+    assert prompt[: len(special.prefix)] == list(special.prefix) != []
+    contexts = contrast_contexts(
+        "Once upon a time",
+        prompt,
+        [[300], [301]],
+        moved_tokens=0,
+        templates={"better": "A happy day. {prompt}", "worse": "A sad day. {prompt}"},
+        tokenizer=tokenizer,
+        chat_template=None,
+        special=special,
+    )
+    for name, text in (("better_ids", "A happy day. "), ("worse_ids", "A sad day. ")):
+        (ids,) = contexts[name]
+        bare = len(special.prefix)
+        assert ids == [*special.prefix, *words(tokenizer, text), *prompt[bare:]]
+
+
+def test_a_template_with_a_response_gives_every_completion_its_own_context(prepared, tokenizer):
+    """Revision prompts: the context holds the answer without its end token."""
+    templates = {"better": "w30 {response} w31 {prompt}", "worse": "w32 {prompt}"}
+    (row,) = prepared([{"prompt": "w3 w4", "chosen": " w5", "rejected": " w6 w7"}], contrast=templates)
+    assert row["better_ids"] == [words(tokenizer, "w30 w5 w31 w3 w4"), words(tokenizer, "w30 w6 w7 w31 w3 w4")]
+    assert len(row["worse_ids"]) == 1
+
+
+def test_in_a_conversation_the_last_user_message_changes(prepared, tokenizer):
+    template = "{% for m in messages %}{% if m.role == 'user' %}w9 {% else %}w8 {% endif %}{{ m.content }} {% endfor %}"
+    template += "{% if add_generation_prompt %}w8{% endif %}"
+    row = {
+        "prompt": [
+            {"role": "user", "content": "w3"},
+            {"role": "assistant", "content": "w4"},
+            {"role": "user", "content": "w5 w6"},
+        ],
+        "chosen": [{"role": "assistant", "content": "w10"}],
+        "rejected": [{"role": "assistant", "content": "w11"}],
+    }
+    templates = {"better": "w30 {prompt} w31", "worse": "w32 {response} {prompt}"}
+    (found,) = prepared([row], contrast=templates, chat_template=template)
+    assert found["better_ids"] == [words(tokenizer, "w9 w3 w8 w4 w9 w30 w5 w6 w31 w8")]
+    assert found["worse_ids"] == [words(tokenizer, f"w9 w3 w8 w4 w9 w32 {r} w5 w6 w8") for r in ("w10", "w11")]
+    sides = {side: [{"role": "assistant", "content": f" {row[side][0]['content']}"}] for side in ("chosen", "rejected")}
+    begun = row | sides | {"prompt": row["prompt"][:2]}
+    (found,) = prepared([begun], contrast=templates, chat_template=template)
+    assert found["better_ids"] == [words(tokenizer, "w9 w30 w3 w31 w8 w4")], "the assistant's beginning stays"
+
+
+def test_a_refused_row_has_no_contexts_and_does_no_harm(prepared):
+    sides = {"chosen": " w5", "rejected": " w6"}
+    rows = [{"prompt": "w3 " * 50 + "w4", **sides}, {"prompt": "w3", **sides}]
+    found = prepared(rows, contrast={"better": "w30 {prompt}", "worse": "w31 {prompt}"}, max_length=20)
+    assert len(found) == 1 and len(found[0]["better_ids"]) == 1
+
+
+def test_the_default_templates_differ_by_kind_of_prompt_and_hold_it():
+    texts = [default_template(side, chat=chat) for side in ("better", "worse") for chat in (True, False)]
+    assert len(set(texts)) == 4 and all(text.count("{prompt}") == 1 for text in texts)
