@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_score(commands)
 
-    evaluate = commands.add_parser("evaluate", help="measure a policy against graded rows")
+    evaluate = commands.add_parser("evaluate", help="measure a policy or rewards against graded rows")
     what = evaluate.add_subparsers(required=True, metavar="WHAT")
     rows = what.add_parser("rows", help="ranking metrics of a policy against the rows' grades")
     rows.add_argument("input", metavar="INPUT", help="rows: a file, a folder or a hub data set")
@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     rows.add_argument("--tokens-per-batch", type=int, default=8192)
     rows.add_argument("--json", metavar="OUT", help="write every figure to this file")
     rows.set_defaults(run=_evaluate_rows)
+
+    _add_evaluate_rewards(what)
 
     report = commands.add_parser(
         "report", help="one self-contained HTML page of a run, or of several beside each other"
@@ -112,6 +114,20 @@ def _add_score(commands: Any) -> None:
     score.add_argument("--cache", metavar="FOLDER", help="where rewards are kept for other jobs")
     score.add_argument("--no-cache", action="store_true", help="neither read nor keep rewards there")
     score.set_defaults(run=_score)
+
+
+def _add_evaluate_rewards(what: Any) -> None:
+    rewards = what.add_parser("rewards", help="accuracy and calibration of a scorer, or of the rows' own rewards")
+    rewards.add_argument("input", metavar="INPUT", help="rows with grades: a file, a folder or a hub data set")
+    rewards.add_argument("--reward", metavar="SPEC", help="a scorer; without it the rows' `rewards` are measured")
+    rewards.add_argument("--split", help="split of a hub data set or file of a folder")
+    rewards.add_argument("--by", default="subset", metavar="COLUMN", help="column of the groups (default subset)")
+    rewards.add_argument("--ties", default="half", choices=("half", "wrong"), help="what a tie counts (default half)")
+    rewards.add_argument("--benchmark", choices=("rewardbench", "rewardbench2", "rm-bench"), help="its own arithmetic")
+    rewards.add_argument("--bins", type=int, default=10, help="bins of the reliability table (default 10)")
+    rewards.add_argument("--limit", type=int, help="read only this many rows")
+    rewards.add_argument("--json", metavar="OUT", help="write every figure to this file")
+    rewards.set_defaults(run=_evaluate_rewards)
 
 
 def _inspect(parsed: argparse.Namespace) -> None:
@@ -152,6 +168,22 @@ def _evaluate_rows(parsed: argparse.Namespace) -> None:
         max_length=parsed.max_length,
         chat_template=parsed.chat_template,
         tokens_per_batch=parsed.tokens_per_batch,
+        json_path=parsed.json,
+    )
+
+
+def _evaluate_rewards(parsed: argparse.Namespace) -> None:
+    from align.evaluate.rewards import evaluate_rewards
+
+    evaluate_rewards(
+        parsed.input,
+        reward=parsed.reward,
+        split=parsed.split,
+        by=parsed.by,
+        ties=parsed.ties,
+        benchmark=parsed.benchmark,
+        bins=parsed.bins,
+        limit=parsed.limit,
         json_path=parsed.json,
     )
 

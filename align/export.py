@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from align.errors import UserError
 from align.model.attach import TRAINED, adapter_tensors
 from align.model.load import HUB_ERRORS, LOAD_ERRORS, first_line, load_model, load_tokenizer, model_folder
+from align.model.reward import is_classifier, load_classifier, output_names
 from align.model_card import model_card
 
 log = logging.getLogger("align")
@@ -42,6 +43,8 @@ class Trained:
     """Folder or hub name of the model that the adapter is for; None for a whole model."""
     revision: str | None
     trust_remote_code: bool
+    outputs: list[str]
+    """Names of a reward model's outputs; none for a language model."""
     run: dict[str, Any]
     """`recipe`, `summary` and `environment` of the run, as far as they exist."""
 
@@ -56,8 +59,8 @@ def export(
 ) -> Path:
     """Write what was trained as a folder that transformers, PEFT and vLLM load, with a model card.
 
-    A merge adds the adapter to a fresh float32 copy of the base, compares the log-probabilities of a probe text before
-    and after, and then casts.
+    A merge adds the adapter to a fresh float32 copy of the base, compares the log-probabilities (a reward model's
+    rewards) of a probe text before and after, and then casts.
 
     Args:
         run_or_adapter: A run directory, or a folder with a PEFT adapter or a whole model.
@@ -92,6 +95,7 @@ def export(
         base=trained.base,
         merged=trained.base is not None and merge,
         differences=differences,
+        outputs=trained.outputs,
         **trained.run,
     )
     (partial / "README.md").write_text(card, encoding="utf-8")
@@ -124,14 +128,23 @@ def find_trained(path: Path) -> Trained:
         "environment": _read_json(path / "environment.json"),
     }
     remote = policy.get("trust_remote_code", False)
+    outputs = _reward_outputs(folder, remote)
     if (folder / "adapter_config.json").is_file():
         config = PeftConfig.from_pretrained(str(folder))
-        return Trained(folder, config.base_model_name_or_path, policy.get("revision", config.revision), remote, run)
+        revision = policy.get("revision", config.revision)
+        return Trained(folder, config.base_model_name_or_path, revision, remote, outputs, run)
     if (folder / "config.json").is_file():
-        return Trained(folder, None, None, remote, run)
+        return Trained(folder, None, None, remote, outputs, run)
     if is_run:
         raise UserError(f"{path} has no adapter yet; run `align train {path / 'recipe.yaml'}` to its end")
     raise UserError(f"{path} is neither a run directory (no recipe.yaml) nor an adapter (no adapter_config.json)")
+
+
+def _reward_outputs(folder: Path, trust_remote_code: bool) -> list[str]:
+    if not (folder / "config.json").is_file():
+        return []
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return output_names(config) if is_classifier(config) else []
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -157,12 +170,14 @@ def _copy_adapter(trained: Trained, output: Path, dtype: str | None) -> None:
         tensors = {name: value.to(getattr(torch, dtype)) for name, value in tensors.items()}
     save_file(tensors, output / ADAPTER_FILE, metadata={"format": "pt"})
     shutil.copy(trained.folder / "adapter_config.json", output)
+    if trained.outputs:
+        shutil.copy(trained.folder / "config.json", output)
 
 
 def _write_model(
     trained: Trained, tokenizer: PreTrainedTokenizerBase, output: Path, dtype: str | None
 ) -> dict[str, float]:
-    """Write the whole model; returns by how many nats a probe token's log-probabilities moved at most, per stage."""
+    """Write the whole model; returns by how much a probe's log-probabilities or rewards moved at most, per stage."""
     source = (
         trained.folder
         if trained.base is None
@@ -173,41 +188,47 @@ def _write_model(
     differences = {}
     if trained.base is not None:
         wrapped = _with_adapter(model, trained)
-        before = _logprobs(wrapped, probe)
+        before = _read(wrapped, probe, trained)
         model = wrapped.merge_and_unload()
-        differences["merge"] = _largest_difference(before, _logprobs(model, probe))
+        differences["merge"] = _largest_difference(before, _read(model, probe, trained))
         if not differences["merge"] <= MERGE_TOLERANCE:
             raise UserError(
-                f"{trained.folder}: merging moves log-probabilities by {differences['merge']:.2g} nats, so the merged "
-                "model would not be what was trained; export the adapter without --merge"
+                f"{trained.folder}: merging moves {'rewards' if trained.outputs else 'log-probabilities'} by "
+                f"{differences['merge']:.2g}, so the merged model would not be what was trained; "
+                "export the adapter without --merge"
             )
-    exact = _logprobs(model, probe)
+    exact = _read(model, probe, trained)
     stored = dtype or str(AutoConfig.from_pretrained(source).dtype or torch.float32).removeprefix("torch.")
     model = model.to(getattr(torch, stored))
-    _tie_if_equal(model)
-    if model.generation_config.eos_token_id is None:
+    if trained.outputs:
+        read_with = AutoConfig.from_pretrained(trained.folder, trust_remote_code=trained.trust_remote_code)
+        model.config.get_text_config().pad_token_id = read_with.get_text_config().pad_token_id
+    else:
+        _tie_if_equal(model)
+    if model.can_generate() and model.generation_config.eos_token_id is None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(output)
     del model
-    differences["rounding"] = _largest_difference(exact, _logprobs(_load_float32(output, trained), probe))
+    differences["rounding"] = _largest_difference(exact, _read(_load_float32(output, trained), probe, trained))
     return differences
 
 
 def _load_float32(folder: Path, trained: Trained) -> PreTrainedModel:
-    model, _ = load_model(
-        folder,
-        dtype="float32",
-        attention=None,
-        quantization=None,
-        trust_remote_code=trained.trust_remote_code,
-        dropout=True,
-        device=torch.device("cpu"),
-    )
-    return model.eval()
+    options: dict[str, Any] = {
+        "dtype": "float32",
+        "attention": None,
+        "trust_remote_code": trained.trust_remote_code,
+        "dropout": True,
+        "device": torch.device("cpu"),
+    }
+    if trained.outputs:
+        return load_classifier(folder, trained.outputs, **options)[0].eval()
+    return load_model(folder, quantization=None, **options)[0].eval()
 
 
 def _with_adapter(base: PreTrainedModel, trained: Trained) -> PeftModel:
-    _untie(base)
+    if not trained.outputs:
+        _untie(base)
     try:
         wrapped = PeftModel.from_pretrained(base, trained.folder, adapter_name=TRAINED)
         stored = set(load_file(trained.folder / ADAPTER_FILE))
@@ -242,8 +263,10 @@ def _tie_if_equal(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def _logprobs(model: PreTrainedModel | PeftModel, ids: Tensor) -> Tensor:
-    return model(input_ids=ids).logits.float().log_softmax(-1)
+def _read(model: PreTrainedModel | PeftModel, ids: Tensor, trained: Trained) -> Tensor:
+    """A probe's rewards, or the log-probabilities of all tokens at each of its places."""
+    logits = model(input_ids=ids).logits.float()
+    return logits if trained.outputs else logits.log_softmax(-1)
 
 
 def _largest_difference(a: Tensor, b: Tensor) -> float:

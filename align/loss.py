@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from align.metrics import list_metrics
 from align.objectives import (
     OBJECTIVES,
     REFERENCE_FREE,
@@ -98,6 +99,15 @@ class ListLoss:
             extra = {"baseline": 0.0 if baseline is None else baseline * term.beta} if term.takes_baseline else {}
             losses = losses + term.weight * term.objective(scores, batch.grades, batch.list_mask, **extra)
         return losses if self.wpo is None else losses * self._wpo_weights(stats, batch)
+
+    def metrics(
+        self, batch: ListBatch, stats: TokenStats, reference: Tensor | None, scores: Float[Tensor, "B K"]
+    ) -> dict[str, Float[Tensor, " _"]]:
+        """What is measured of a batch; see `list_metrics`."""
+        return list_metrics(batch, stats, reference, scores)
+
+    def begin_step(self, *_: Any) -> None:
+        """Nothing depends on a whole step but KTO's baseline, which the trainer computes."""
 
     def _scores(self, term: Term, logprobs: Tensor, reference: Tensor | None, batch: ListBatch) -> Tensor:
         return batch.to_lists(term.score(logprobs, reference, batch.completion_mask, batch.list_index))

@@ -15,10 +15,14 @@ from align.model.adapters import AdaLora, AdapterConfig, Lora
 from align.objectives import PROPERTIES, ObjectiveConfig, ScoreConfig, unknown_objective
 from align.objectives.scores import LengthDesensitised, LogRatio, ReverseKL
 from align.objectives.token_reg import Tgdpo, TokenReg, TokenWeights
+from align.reward_loss import RewardSection, build_reward_loss
 from align.types import Strict
 from rewards import ScorerConfig
+from rewards.heads import Attributes, BradleyTerry, RewardObjective
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+REWARD_OBJECTIVES = ("bradley_terry", "attributes")
+"""Objectives that only a reward model has."""
 
 
 class PolicySection(Strict):
@@ -104,8 +108,9 @@ class DataSection(Strict):
     """Tokens of the prompt at most; a longer one loses its beginning."""
     overlong: Literal["truncate", "drop_completion", "drop_list"] = "truncate"
     """What happens to a completion beyond `max_length`; each case is counted."""
-    append_eos: bool = True
-    """End every completion with the end-of-text token so that the policy learns to stop."""
+    append_eos: bool | None = None
+    """End every completion with the end-of-text token so that the policy learns to stop; on by default. A reward model
+    reads a text as it will be scored, without."""
     limit: PositiveInt | None = None
     """Read only this many rows of each source."""
     ches: ChesSection | None = None
@@ -246,8 +251,9 @@ class SamplingSection(Strict):
 class Recipe(Strict):
     """A whole run."""
 
-    task: Literal["preference", "sft"] = "preference"
-    """`sft` trains on the best completion of each row by plain next-token loss: a warm-up before `preference`."""
+    task: Literal["preference", "sft", "reward"] = "preference"
+    """`sft` trains on the best completion of each row by plain next-token loss: a warm-up before `preference`. `reward`
+    trains a reward model: a head on the model of `policy`."""
     output: str
     """The run directory; a run that is already there goes on."""
     policy: PolicySection
@@ -255,7 +261,9 @@ class Recipe(Strict):
     data: DataSection
     score: ScoreConfig = LogRatio()
     """The policy's implicit reward of a completion."""
-    objective: tuple[ObjectiveConfig, ...] = ()
+    reward: RewardSection = RewardSection()
+    """The head, where `task` is `reward`."""
+    objective: tuple[Annotated[ObjectiveConfig | RewardObjective, Field(discriminator="name")], ...] = ()
     """One objective, or several with weights; their sum is the loss of a list."""
     regularizer: TokenReg | None = None
     """T-REG: `{name: token_reg, alpha: 0.25}` adds a token-level term to the first objective."""
@@ -279,6 +287,12 @@ class Recipe(Strict):
     def _sections_agree(self) -> "Recipe":
         if self.task == "preference" and not self.objective:
             raise ValueError("objective: missing; for example `objective: {name: lambda}`")
+        if self.task == "reward":
+            self._check_reward()
+        elif self.reward != RewardSection():
+            raise ValueError("reward: only `task: reward` trains a head; set it, or remove the section")
+        elif named := [term.name for term in self.objective if isinstance(term, BradleyTerry | Attributes)]:
+            raise ValueError(f"objective: `{named[0]}` trains a reward model; set `task: reward`, or use `logistic`")
         if self.task == "sft" and self.objective:
             raise ValueError("objective: `task: sft` has its own loss; remove it or set `task: preference`")
         if self.task == "sft" and (self.regularizer or self.token_weights):
@@ -294,10 +308,25 @@ class Recipe(Strict):
             )
         return self
 
+    def _check_reward(self) -> None:
+        if not self.objective:
+            raise ValueError("objective: missing; for example `objective: {name: bradley_terry}`")
+        of_policy = (self.wpo, self.dpop, self.regularizer, self.token_weights, self.data.ches)
+        if any(section is not None for section in of_policy) or self.score != LogRatio():
+            raise ValueError(
+                "score, wpo, dpop, regularizer, token_weights and data.ches are about a policy's log-probabilities; "
+                "a reward model has none"
+            )
+        if self.data.append_eos is not None:
+            raise ValueError("data.append_eos: a reward model reads a text as it will be scored; leave it out")
+        if self.reward.balance == "more" and len(self.data.sources) < 2:
+            raise ValueError("reward.balance: `more` weighs several data.sources; give two or more, or remove it")
+        build_reward_loss(self.reward, self.objective, sources=len(self.data.sources))
+
     def _check_regularizer(self) -> None:
         if not self.objective or PROPERTIES[self.objective[0].name].min_list_size < 2:
             raise ValueError("regularizer: token_reg weighs pairs of completions; put `logistic` or `lambda` first")
-        score = self.objective[0].score or self.score
+        score = getattr(self.objective[0], "score", None) or self.score
         if isinstance(score, LengthDesensitised) or getattr(score, "divergence", ReverseKL()) != ReverseKL():
             raise ValueError(
                 "regularizer: token_reg is defined for `log_ratio`, `log_ratio_mean`, `likelihood` and "
@@ -390,7 +419,10 @@ def _explain(error: Any) -> str:
     if error["type"] == "value_error":
         return f"`{key}`: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
     if error["type"] == "union_tag_invalid" and location[0] == "objective":
-        return f"`objective.name`: {unknown_objective(error['ctx']['tag'])}"
+        tag = error["ctx"]["tag"]
+        near = difflib.get_close_matches(tag, REWARD_OBJECTIVES, n=1)
+        hint = f"there is no objective `{tag}`; did you mean `{near[0]}`?" if near else unknown_objective(tag)
+        return f"`objective.name`: {hint}"
     if error["type"] == "missing":
         return f"`{key}` is missing"
     return f"`{key}`: {error['msg'][0].lower() + error['msg'][1:]}, got {error['input']!r}"

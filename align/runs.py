@@ -21,6 +21,7 @@ from align.annotate import Annotated, annotate_lists, annotation_table, filter_b
 from align.data import Prepared, Row, Source, prepare_data, prompt_text, read_chat_template, render
 from align.data.collate import collate
 from align.data.contrast import Templates
+from align.data.ratings import with_ratings
 from align.data.steps import micro_batches, plan_steps
 from align.errors import UserError
 from align.evaluate.displacement import diagnose
@@ -34,14 +35,17 @@ from align.model.checks import check_reference_identity
 from align.model.load import load_tokenizer
 from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
-from align.objectives import PROPERTIES, check_grades, check_score
+from align.model.reward import RewardModel, load_reward_model
+from align.objectives import PROPERTIES, ObjectiveConfig, check_grades, check_score
 from align.objectives.token_reg import Column
 from align.recipe import ContrastSection, Recipe
 from align.report import write_report
+from align.reward_loss import RewardLoss, build_reward_loss, check_ratings, ranks, set_of, strength_field
 from align.run_directory import RunDirectory, start_log, write_json
 from align.summary import print_summary
 from align.trainer import AlignTrainer
 from rewards import load_scorer
+from rewards.heads import Attributes, BradleyTerry
 
 log = logging.getLogger("align")
 
@@ -79,23 +83,15 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     set_seed(recipe.train.seed)
-    loss = loss_of(recipe)
+    loss: Any = loss_of(recipe)
     scorer = load_scorer(recipe.sampling.reward) if recipe.sampling.reward else None
     with arguments.main_process_first():
         prepared = prepare(recipe)
     check_objectives(recipe, prepared)
     if arguments.process_index == 0:
         Console(stderr=True).print(render(prepared.audit))
-    # KTO's baseline needs the reference of completions that no cache holds.
-    keep_reference = loss.needs_baseline or not recipe.reference.cache
-    policy = _load_policy(
-        recipe,
-        prepared,
-        total_steps=len(_plan(recipe, prepared.train)),
-        device=arguments.device,
-        keep_reference=keep_reference,
-    )
-    annotated = annotate_lists(recipe, policy, prepared, reference=loss.needs_reference)
+    load = load_with_ratings if recipe.task == "reward" else _load_with_annotations
+    policy, annotated = load(recipe, prepared, loss, device=arguments.device)
     lists, heldout = filter_by_ches(recipe, prepared, annotated.train), annotated.heldout
     plan = _plan(recipe, lists)
     _fit_to_plan(arguments, recipe, steps=len(plan))
@@ -113,15 +109,17 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     )
     _set_checkpointing(recipe, trainer)
 
-    prompts = [_for_scorer(row, policy) for row in prepared.heldout_rows[: recipe.sampling.prompts]]
-    view = TokenView(trainer.scorer, policy, heldout, trainer.accelerator, count=recipe.sampling.token_lists)
+    sampled_rows = [] if recipe.task == "reward" else prepared.heldout_rows[: recipe.sampling.prompts]
+    prompts = [_for_scorer(row, policy) for row in sampled_rows]
+    shown = 0 if recipe.task == "reward" else recipe.sampling.token_lists
+    view = TokenView(trainer.scorer, policy, heldout, trainer.accelerator, count=shown)
 
     def measure() -> Measured:
         moved: dict[int, float] = {}
         metrics = trainer.evaluate_heldout(moved)
         changes = [change for _, change in sorted(gather_object(list(moved.items())))]
         with trainer.accelerator.autocast():
-            completions = _sample(recipe, policy, heldout)
+            completions = _sample(recipe, policy, heldout) if sampled_rows else []
         rewards = scorer.score(prompts, completions) if scorer else []
         return Measured(metrics, completions, list(rewards), view.logprobs(), changes)
 
@@ -193,13 +191,20 @@ def _plan(recipe: Recipe, lists: Dataset) -> list[list[int]]:
     )
 
 
-def loss_of(recipe: Recipe) -> ListLoss:
+def loss_of(recipe: Recipe) -> ListLoss | RewardLoss:
     """The loss of a list under the recipe."""
+    if recipe.task == "reward":
+        return build_reward_loss(recipe.reward, recipe.objective, sources=len(recipe.data.sources))
+    return policy_loss(recipe)
+
+
+def policy_loss(recipe: Recipe) -> ListLoss:
+    """The loss of a list under the recipe of a policy."""
     if recipe.task == "sft":
         return likelihood_loss()
     return build_loss(
         recipe.score,
-        recipe.objective,
+        list_objectives(recipe),
         wpo=recipe.wpo,
         dpop=recipe.dpop,
         regularizer=recipe.regularizer,
@@ -210,7 +215,8 @@ def loss_of(recipe: Recipe) -> ListLoss:
 def prepare(recipe: Recipe) -> Prepared:
     """The recipe's rows as token ids, and their audit."""
     data, policy = recipe.data, recipe.policy
-    fields = data.model_dump(exclude={"sources", "eval_sources", "select", "ches"})
+    fields = data.model_dump(exclude={"sources", "eval_sources", "select", "append_eos", "ches"})
+    own_ends = None if recipe.task == "reward" else data.append_eos is not False
     contrast: Templates | None = None
     if recipe.needs_token_rewards and isinstance(recipe.token_rewards, ContrastSection):
         contrast = {"better": recipe.token_rewards.better, "worse": recipe.token_rewards.worse}
@@ -226,6 +232,7 @@ def prepare(recipe: Recipe) -> Prepared:
         ),
         chat_template=read_chat_template(policy.chat_template),
         min_completions=min_completions(recipe),
+        append_eos=own_ends,
         seed=recipe.train.seed,
         contrast=contrast,
         token_weights=isinstance(recipe.token_weights, Column),
@@ -234,8 +241,15 @@ def prepare(recipe: Recipe) -> Prepared:
 
 
 def min_completions(recipe: Recipe) -> int:
-    """Completions that a row must have to be of use: two to prefer one, one for `sft` and unpaired objectives."""
+    """Completions that a row must have to be of use: two to prefer one, one for what looks at single completions."""
+    if recipe.task == "reward":
+        return 2 if ranks(recipe.objective) else 1
     return max((PROPERTIES[term.name].min_list_size for term in recipe.objective), default=1)
+
+
+def list_objectives(recipe: Recipe) -> list[ObjectiveConfig]:
+    """The objectives that are functions of a list's scores or rewards and its grades alone."""
+    return [term for term in recipe.objective if not isinstance(term, BradleyTerry | Attributes)]
 
 
 def check_objectives(recipe: Recipe, prepared: Prepared) -> None:
@@ -244,42 +258,77 @@ def check_objectives(recipe: Recipe, prepared: Prepared) -> None:
     Raises:
         UserError: names the row.
     """
-    for objective in recipe.objective:
-        check_score(objective.name, objective.score or recipe.score)
+    objectives = list_objectives(recipe)
+    if recipe.task != "reward":
+        for objective in objectives:
+            check_score(objective.name, objective.score or recipe.score)
     for part in (prepared.train, prepared.heldout):
         for source, row, grades in zip(part["source"][:], part["row"][:], part["grades"][:], strict=True):
             one_list = torch.tensor([grades])
-            for objective in recipe.objective:
+            for objective in objectives:
                 try:
                     check_grades(objective.name, one_list, torch.ones_like(one_list, dtype=torch.bool))
                 except UserError as error:
                     raise UserError(f"{source}, row {row}: {error}") from None
 
 
+def _load_with_annotations(
+    recipe: Recipe, prepared: Prepared, loss: ListLoss, *, device: torch.device
+) -> tuple[Policy, Annotated]:
+    """The policy, and the lists with what frozen models say about them."""
+    # KTO's baseline needs the reference of completions that no cache holds.
+    keep_reference = loss.needs_baseline or not recipe.reference.cache
+    steps = len(_plan(recipe, prepared.train))
+    policy = _load_policy(recipe, prepared, total_steps=steps, device=device, keep_reference=keep_reference)
+    return policy, annotate_lists(recipe, policy, prepared, reference=loss.needs_reference)
+
+
 def _load_policy(
     recipe: Recipe, prepared: Prepared, *, total_steps: int, device: torch.device, keep_reference: bool
 ) -> Policy:
+    options = load_options(recipe, prepared, total_steps=total_steps, device=device)
+    policy = load_policy(**options, keep_reference=keep_reference)
+    check_reference_identity(policy, policy.collate([prepared.train[0]]))
+    if recipe.train.precision == "bfloat16":
+        hold_frozen(policy.model, torch.bfloat16)
+    return policy
+
+
+def load_with_ratings(
+    recipe: Recipe, prepared: Prepared, loss: RewardLoss, *, device: torch.device
+) -> tuple[RewardModel, Annotated]:
+    """The reward model, and the lists with what its objectives learn from."""
+    names = recipe.reward.outputs
+    options: dict[str, Any] = {"names": names, "strength": strength_field(recipe.objective)}
+    sets = {name: set_of(name, recipe.data.sources) for name in set(prepared.train["source"][:])}
+    lists = with_ratings(prepared.train, prepared.train_rows, sets=sets, **options)
+    of_no_set = dict.fromkeys(prepared.heldout["source"][:], -1)
+    heldout = with_ratings(prepared.heldout, prepared.heldout_rows, sets=of_no_set, **options)
+    check_ratings(lists, recipe.objective, names)
+    steps = len(_plan(recipe, prepared.train))
+    model = load_reward_model(outputs=names, **load_options(recipe, prepared, total_steps=steps, device=device))
+    if recipe.train.precision == "bfloat16":
+        hold_frozen(model.model, torch.bfloat16)
+    return model, Annotated(lists, heldout, {})
+
+
+def load_options(recipe: Recipe, prepared: Prepared, *, total_steps: int, device: torch.device) -> dict[str, Any]:
+    """What a policy and a reward model are both loaded with."""
     init_batches = None
     if isinstance(recipe.policy.adapter, Eva):
         pad_id = load_tokenizer(recipe.policy.model).pad_token_id
         examples = list(prepared.train.select(range(min(256, len(prepared.train)))))
         batches = micro_batches(examples, tokens_per_batch=recipe.train.tokens_per_batch)
         init_batches = [collate(batch, pad_id=pad_id) for batch in batches]
-    policy = load_policy(
-        **{name: value for name, value in recipe.policy if name != "chat_template"},
-        chat_template=recipe.policy.chat_template,
-        dropout=recipe.train.dropout,
-        seed=recipe.train.seed,
-        device=device,
-        total_steps=total_steps,
-        init_batches=init_batches,
-        keep_reference=keep_reference,
-        packing=recipe.train.packing,
-    )
-    check_reference_identity(policy, policy.collate([prepared.train[0]]))
-    if recipe.train.precision == "bfloat16":
-        hold_frozen(policy.model, torch.bfloat16)
-    return policy
+    return {
+        **dict(recipe.policy),
+        "dropout": recipe.train.dropout,
+        "seed": recipe.train.seed,
+        "device": device,
+        "total_steps": total_steps,
+        "init_batches": init_batches,
+        "packing": recipe.train.packing,
+    }
 
 
 def _measured_once(path: Path, measure: Callable[[], Measured], *, save: bool) -> Measured:
@@ -341,6 +390,7 @@ def _summarise(
     if "ches_normalised" in annotated.heldout.column_names and any(annotated.heldout["ches_normalised"]):
         displacement["displacement"] = diagnose(after.changes, list_ches(annotated.heldout))
     return {
+        "task": recipe.task,
         "objective": [term.model_dump(mode="json") for term in recipe.objective] or recipe.task,
         "adapter": recipe.policy.adapter.model_dump(mode="json"),
         "seed": recipe.train.seed,
@@ -352,7 +402,7 @@ def _summarise(
         "peak_memory_bytes": peak_memory_bytes(),
         "eval_before": before.all_metrics(),
         "eval_after": after.all_metrics(),
-        "samples": side_by_side(prompts[: recipe.sampling.prompts], before, after),
+        "samples": side_by_side(prompts[: len(after.completions)], before, after),
         **displacement,
     }
 

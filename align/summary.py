@@ -22,6 +22,8 @@ ROWS = (
     ("sample_reward", "mean reward of sampled completions", "{:+.4f}"),
 )
 """Key of `eval_before` and `eval_after`, what it is called, and its format."""
+SQUARED_ERROR = "squared_error/"
+"""How the keys of a reward model's attributes begin."""
 
 
 def print_summary(path: str, summary: dict[str, Any], *, show: int, console: Console | None = None) -> None:
@@ -29,7 +31,7 @@ def print_summary(path: str, summary: dict[str, Any], *, show: int, console: Con
     console = console or Console(soft_wrap=False)
     before, after = summary["eval_before"], summary["eval_after"]
     if before:
-        console.print(_table(before, after, summary["data"]["heldout_lists"]))
+        console.print(_table(before, after, summary["data"]["heldout_lists"], task=summary["task"]))
     if "displacement" in summary:
         console.print(sentence(summary["displacement"]))
     for sample in summary["samples"][:show]:
@@ -42,14 +44,22 @@ def print_summary(path: str, summary: dict[str, Any], *, show: int, console: Con
     console.print(Text(f"run directory: {path}"), soft_wrap=True)
 
 
-def _table(before: dict[str, float], after: dict[str, float], lists: int) -> Table:
+def _table(before: dict[str, float], after: dict[str, float], lists: int, *, task: str) -> Table:
     table = Table(title=f"{lists} held-out lists", title_justify="left")
     for header, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(header, justify=justify)  # type: ignore[arg-type]
     for key, label, pattern in ROWS:
         if key in after:
-            table.add_row(label, pattern.format(before[key]), pattern.format(after[key]))
+            table.add_row(in_words(label, task), pattern.format(before[key]), pattern.format(after[key]))
+    for key in sorted(key for key in after if key.startswith(SQUARED_ERROR)):
+        label = f"squared error of {key.removeprefix(SQUARED_ERROR)}"
+        table.add_row(label, f"{before[key]:.4f}", f"{after[key]:.4f}")
     return table
+
+
+def in_words(label: str, task: str) -> str:
+    """A row's name; a reward model's reward is its output, in no unit."""
+    return label.replace("implicit reward", "reward").replace(" (nats)", "") if task == "reward" else label
 
 
 def _sample(sample: dict[str, Any]) -> Text:

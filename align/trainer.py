@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ from align.data.steps import StepLists, agreed_micro_batches, list_parts, part_o
 from align.errors import UserError
 from align.evaluate.lists import evaluate_lists, reference_logprobs
 from align.loss import ListLoss
-from align.metrics import LOG_NAMES, Sums, list_metrics
-from align.model.forward import TokenScorer
+from align.metrics import LOG_NAMES, Sums
 from align.model.policy import Policy
 from align.progress import progress
 from align.run_directory import COMPLETE, RunDirectory, complete_checkpoints
 from align.types import ListBatch, TokenStats
 
 OUTPUTS = ("logprob", "entropy")
+Stats = TokenStats | Tensor
+"""What a model says: a policy of every token, a reward model its rewards [N, A]."""
 
 
 class AlignTrainer(Trainer):
@@ -56,7 +58,7 @@ class AlignTrainer(Trainer):
         heldout: tokenised lists that are measured.
         keep_best: the held-out figure by which run.best is kept.
         """
-        self.scorer = TokenScorer(policy)
+        self.scorer: Any = policy.scorer()
         super().__init__(model=self.scorer, args=args, train_dataset=lists, eval_dataset=heldout)
         self.remove_callback(PrinterCallback)
         self.add_callback(_AfterStep(policy))
@@ -101,6 +103,7 @@ class AlignTrainer(Trainer):
         self.step_began = time.monotonic()
         model.train()
         batches = self._micro_batches(inputs)
+        self.loss.begin_step(self.policy, batches, self.accelerator)
         baseline = self._baseline() if self.loss.needs_baseline else None
         total = torch.zeros((), device=self.args.device)
         for examples in batches[:-1]:
@@ -128,21 +131,21 @@ class AlignTrainer(Trainer):
     ) -> Tensor:
         """A list larger than a forward pass may be: its loss is taken over all of it, its backward pass by parts.
 
-        A first pass without activations gives every token's log-probability and so the loss and its gradient there; a
-        second one carries that gradient through the model, one part at a time.
+        A first pass without activations gives every token's log-probability (a reward model's rewards) and so the loss
+        and its gradient there; a second one carries that gradient through the model, one part at a time.
         """
         whole = self.policy.collate([example])
         batches = [self.policy.collate([part_of_list(example, places)]) for places in parts]
         with torch.no_grad(), self.compute_loss_context_manager():
             found = [model(batch, self.outputs) for batch in batches]
         stats = _joined(whole, parts, found)
-        stats.logprobs.requires_grad_()
+        leaf = _trained_on(stats).requires_grad_()
         loss = self._loss_of(whole, stats, baseline)
-        (gradient,) = torch.autograd.grad(loss, stats.logprobs)
+        (gradient,) = torch.autograd.grad(loss, leaf)
         for batch, places in zip(batches, parts, strict=True):
             with self.compute_loss_context_manager():
-                logprobs = model(batch).logprobs
-            self._backward((logprobs * gradient[places, : logprobs.shape[1]]).sum() + penalty)
+                values = _trained_on(model(batch))
+            self._backward((values * gradient[places, : values.shape[1]]).sum() + penalty)
             penalty = 0.0
         return loss.detach()
 
@@ -153,12 +156,12 @@ class AlignTrainer(Trainer):
             stats = model(batch, self.outputs)
         return self._loss_of(batch, stats, baseline, counts=bool(examples))
 
-    def _loss_of(self, batch: ListBatch, stats: TokenStats, baseline: Tensor | None, *, counts: bool = True) -> Tensor:
+    def _loss_of(self, batch: ListBatch, stats: Any, baseline: Tensor | None, *, counts: bool = True) -> Tensor:
         with self.compute_loss_context_manager():
             reference = reference_logprobs(self.scorer, self.policy, batch) if self.loss.needs_reference else None
         scores = self.loss.scores(stats, reference, batch)
         losses = self.loss(stats, reference, batch, baseline)
-        values = {"loss": losses.detach(), **list_metrics(batch, stats, reference, scores.detach())}
+        values = {"loss": losses.detach(), **self.loss.metrics(batch, stats, reference, scores.detach())}
         self.sums.add(values, counts=counts)
         # Gradients are averaged over processes, so each process's sum counts world_size times.
         share = self.args.world_size / len(self.plan[self.state.global_step]) if counts else 0.0
@@ -211,7 +214,7 @@ class AlignTrainer(Trainer):
         line = {LOG_NAMES.get(name, name): value for name, value in means.items()}
         line |= {name: logs[name] for name in ("grad_norm", "learning_rate")}
         self._write(line | self._rates())
-        note = f"loss {means['loss']:.4f}, ndcg {means.get('ndcg', math.nan):.3f}"
+        note = f"loss {means['loss']:.4f}" + (f", ndcg {means['ndcg']:.3f}" if "ndcg" in means else "")
         self.advance(1, note if self.state.global_step % self.logging_steps == 0 else "")
 
     def _refuse_divergence(self, loss: float) -> None:
@@ -295,21 +298,25 @@ class _AfterStep(TrainerCallback):
         self.policy.after_step(state.global_step + 1)
 
 
-def _joined(whole: ListBatch, parts: list[list[int]], found: list[TokenStats]) -> TokenStats:
+def _trained_on(stats: Stats) -> Tensor:
+    """What the loss is differentiated by: token log-probabilities, or a reward model's rewards."""
+    return stats if isinstance(stats, Tensor) else stats.logprobs
+
+
+def _joined(whole: ListBatch, parts: list[list[int]], found: list[Stats]) -> Stats:
     """The statistics of a list's completions, from those of its parts."""
 
-    def join(name: str) -> Tensor | None:
-        if getattr(found[0], name) is None:
-            return None
-        joined = torch.zeros(whole.targets.shape, device=whole.targets.device)
-        for places, stats in zip(parts, found, strict=True):
-            values = getattr(stats, name)
-            joined[places, : values.shape[1]] = values
+    def join(values: list[Tensor], width: int) -> Tensor:
+        joined = torch.zeros(len(whole.targets), width, device=whole.targets.device)
+        for places, own in zip(parts, values, strict=True):
+            joined[places, : own.shape[1]] = own
         return joined
 
-    logprobs = join("logprobs")
-    assert logprobs is not None
-    return TokenStats(logprobs, entropy=join("entropy"), log_sum_sq_probs=join("log_sum_sq_probs"))
+    if isinstance(found[0], Tensor):
+        return join(found, found[0].shape[1])  # type: ignore[arg-type]
+    width = whole.targets.shape[1]
+    names = [f.name for f in fields(TokenStats) if getattr(found[0], f.name) is not None]
+    return TokenStats(**{name: join([getattr(stats, name) for stats in found], width) for name in names})
 
 
 def _only_item(items: list) -> Any:

@@ -49,6 +49,8 @@ class ListBatch:
     """How much a token's log-probability counts, where the rows say so; 0 beyond a completion's end."""
     position_ids: Int[Tensor, "R T"] | None = None
     """Each token's place in its own sequence, where a row holds several; None where a row is one."""
+    ends_at: Int[Tensor, " N"] | None = None
+    """Flat index r * T + t of each completion's last token, where its reward is read."""
     segments: tuple[tuple[int, ...], ...] | None = None
     """Of every list of a packed row, the tokens of its prompt and of each completion, in the order of the row."""
 
@@ -65,7 +67,7 @@ class ListBatch:
     def to(self, device: torch.device | str, **_: object) -> "ListBatch":
         """The same batch on another device (accelerate passes keywords that do not matter here)."""
         moved: dict[str, Any] = {f.name: _move(getattr(self, f.name), device) for f in fields(self)}
-        return ListBatch(**moved)
+        return type(self)(**moved)
 
 
 @dataclass(frozen=True)

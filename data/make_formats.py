@@ -67,6 +67,7 @@ FORMATS = {
         "task_name": "talk",
     },
     "preference": lambda p, c, g: {"prompt": p, "chosen": c[0], "rejected": c[2], "margin": g[0] - g[2]},
+    "preference_sets": lambda p, c, g: {"prompt": p, "chosen": c[:2], "rejected": [c[2]]},
     "preference_chat": lambda p, c, g: {"prompt": user(p), "chosen": answer(c[0]), "rejected": answer(c[2])},
     "preference_whole_chat": lambda p, c, g: {
         "prompt": p,

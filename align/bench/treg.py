@@ -34,7 +34,7 @@ from align.metrics import list_metrics
 from align.model.forward import TokenScorer
 from align.model.policy import load_policy
 from align.recipe import Recipe, load_recipe
-from align.runs import loss_of, prepare, train
+from align.runs import policy_loss, prepare, train
 
 RECIPE = "recipes/treg.yaml"
 DPO = ["objective={name: logistic}", "data.select=best_worst"]
@@ -95,7 +95,7 @@ def overhead() -> dict[str, Any]:
 def _step(recipe: Recipe, lists: Dataset) -> Task:
     """An optimizer step as AlignTrainer takes it."""
     policy = load_policy(recipe.policy.model, adapter=recipe.policy.adapter)
-    scorer, loss = TokenScorer(policy).train(), loss_of(recipe)
+    scorer, loss = TokenScorer(policy).train(), policy_loss(recipe)
     optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad], lr=1e-5)
     examples = lists.to_list()
 

@@ -14,6 +14,8 @@ class Tokens:
 
     prefix: tuple[int, ...]
     """The tokens before a plain text."""
+    suffix: tuple[int, ...]
+    """The tokens behind a plain text."""
     bos: int | None
     eos: int | None
     ends: frozenset[int]
@@ -30,17 +32,20 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokens:
     added = {token: str(text) for token, text in tokenizer.added_tokens_decoder.items() if text.special}
     no_end = {tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
     ends = frozenset({*added, *tokenizer.all_special_ids} - no_end)
-    return Tokens(tuple(full[:start]), tokenizer.bos_token_id, tokenizer.eos_token_id, ends, tuple(added.values()))
+    around = tuple(full[:start]), tuple(full[start + len(bare) :])
+    return Tokens(*around, tokenizer.bos_token_id, tokenizer.eos_token_id, ends, tuple(added.values()))
 
 
-def split_tokens(texts: list[list[int]], special: Tokens, *, templated: bool, append_eos: bool) -> dict[str, Any]:
+def split_tokens(
+    texts: list[list[int]], special: Tokens, *, templated: bool, append_eos: bool | None
+) -> dict[str, Any]:
     """A row's prompt and completions, cut where all of its token sequences still agree.
 
     Args:
         texts: token ids of the prompt, then of the prompt with each completion.
         special: the tokenizer's.
         templated: whether a chat template made the texts and so placed start and end tokens.
-        append_eos: whether each completion ends with an end token.
+        append_eos: whether each completion ends with an end token; None: as the tokenizer ends a text by itself.
 
     Returns:
         prompt_ids, completion_ids, and moved_tokens (of the prompt, now in the completions), bos_stripped, eos_added
@@ -58,6 +63,8 @@ def split_tokens(texts: list[list[int]], special: Tokens, *, templated: bool, ap
         if append_eos and (not completion or completion[-1] not in ends):
             completion = [*completion, special.eos]  # type: ignore[list-item]
             eos_added += templated
+        if append_eos is None and not templated:
+            completion = [*completion, *special.suffix]
         completions.append(completion)
     return {
         "prompt_ids": prompt[:boundary],
@@ -98,8 +105,8 @@ def fit(
         token_weights: one number per completion token, where the row has them.
 
     Returns:
-        prompt_ids, completion_ids, grades, token_weights where given, and the counts; `refused` is a reason where
-        nothing is left.
+        prompt_ids, completion_ids, grades, the places of those kept, token_weights where given, and the counts;
+        `refused` is a reason where nothing is left.
 
     Source: ours
     """
@@ -123,6 +130,7 @@ def fit(
         "prompt_ids": prompt,
         "completion_ids": kept_ids,
         "grades": [] if refused else [grades[k] for k in kept],
+        "kept": [] if refused else kept,
         "refused": refused,
         "prompt_tokens": len(full_prompt),
         "completion_tokens": [len(ids) for ids in completions],

@@ -32,7 +32,13 @@ def collate(examples: Sequence[Example], *, pad_id: int) -> ListBatch:
         targets[r, : len(ids)] = torch.tensor(ids)
         first = r * width + len(prompt) - 1
         predict_at[r, : len(ids)] = torch.arange(first, first + len(ids))
-    return ListBatch(input_ids=input_ids, targets=targets, predict_at=predict_at, **list_fields(examples))
+    return ListBatch(
+        input_ids=input_ids,
+        targets=targets,
+        predict_at=predict_at,
+        ends_at=torch.tensor([r * width + len(prompt) + len(ids) - 1 for r, (prompt, ids) in enumerate(rows)]),
+        **list_fields(examples),
+    )
 
 
 def list_fields(examples: Sequence[Example]) -> dict[str, Any]:

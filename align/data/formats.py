@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from align.data.schema import (
+    ATTRIBUTES,
     MEDIA_COLUMNS,
     BadRow,
     Row,
@@ -25,6 +26,8 @@ LISTS = ("items", "completions", "responses", "all_generated_responses", "answer
 REWARDS = ("rewards", "scores", "all_rm_scores", "ratings")
 ITEM_TEXTS = ("text", "completion", "response", "answer", "content")
 ITEM_REWARDS = ("reward", "score", "rating", "overall_score", "fine-grained_score")
+ITEM_ATTRIBUTES = ("attributes", "scores")
+COMPLETIONS = ("completion", "response")
 SIDES = ("chosen", "rejected")
 HH_ASSISTANT = "\n\nAssistant:"
 
@@ -115,6 +118,9 @@ def read_items(columns: Columns) -> Columns:
             grades = _as_grades(key, values, f"{name}[{{}}].{key}")
             break
     texts = [_take(item, text, f"{name}[{k}]") for k, item in enumerate(items)]
+    rated = next((key for key in ITEM_ATTRIBUTES if isinstance(items[0].get(key), dict)), None)
+    if rated is not None:
+        columns[ATTRIBUTES] = [item.get(rated) for item in items]
     return _parts(_pop_prompt(columns), texts, f"{name}[{{}}].{text}", **grades)
 
 
@@ -127,7 +133,19 @@ def read_preference(columns: Columns) -> Columns:
         if parts["prompt"] != prompt and prompt not in [message.get("content") for message in parts["prompt"]]:
             raise BadRow("chosen", "a conversation without the prompt", "give the assistant's message alone")
         return parts
-    return _parts(prompt, [chosen, rejected], SIDES, grades=[1.0, 0.0])
+    return _parts(prompt, [chosen, rejected], SIDES, grades=[1.0, 0.0], rewards=columns.pop("rewards", None))
+
+
+def read_preference_sets(columns: Columns) -> Columns:
+    """{prompt, chosen: [...], rejected: [...]}: several right and several wrong completions (benchmarks)."""
+    sides = {name: _take(columns, name) for name in SIDES}
+    for name, side in sides.items():
+        if not isinstance(side, list):
+            raise BadRow(name, "one completion beside a list of them", "give lists in both columns")
+    right, wrong = sides.values()
+    names = tuple(f"{name}[{k}]" for name, side in sides.items() for k in range(len(side)))
+    given = {"grades": [1.0] * len(right) + [0.0] * len(wrong), "rewards": columns.pop("rewards", None)}
+    return _parts(_pop_prompt(columns), [*right, *wrong], names, **given)
 
 
 def read_implicit_preference(columns: Columns) -> Columns:
@@ -153,9 +171,13 @@ def read_dialogue_text(columns: Columns) -> Columns:
 
 
 def read_completion(columns: Columns) -> Columns:
-    """{prompt, completion} with a `label` (true is good), a score, or neither."""
-    completion = columns.pop("completion")
-    return _parts(_pop_prompt(columns), [completion], ("completion",), **_single_grade(columns))
+    """{prompt, completion | response} with a `label` (true is good), a score, ratings by name, or neither."""
+    name = next(name for name in COMPLETIONS if name in columns)
+    completion = columns.pop(name)
+    rated = next((key for key in ITEM_ATTRIBUTES if isinstance(columns.get(key), dict)), None)
+    if rated is not None:
+        columns[ATTRIBUTES] = [columns.pop(rated)]
+    return _parts(_pop_prompt(columns), [completion], (name,), **_single_grade(columns))
 
 
 def read_conversation(columns: Columns) -> Columns:
@@ -174,10 +196,11 @@ FORMATS: dict[str, tuple[Callable[[Columns], bool], Reader]] = {
     "{prompt_ids, completions_ids, grades}": (lambda c: "prompt_ids" in c, read_token_ids),
     "{prompt, items: [{text, score}]}": (lambda c: _has_items(c), read_items),
     "{prompt, completions, grades | rewards | ranks}": (lambda c: any(name in c for name in LISTS), read_list),
+    "{prompt, chosen: [...], rejected: [...]}": (lambda c: _is_sets(c), read_preference_sets),
     "{chosen, rejected} of dialogue text": (lambda c: _is_dialogue(c), read_dialogue_text),
     "{chosen, rejected}": (lambda c: _is_pair(c) and not any(p in c for p in PROMPTS), read_implicit_preference),
     "{prompt, chosen, rejected}": (lambda c: _is_pair(c), read_preference),
-    "{prompt, completion, label}": (lambda c: "completion" in c, read_completion),
+    "{prompt, completion, label}": (lambda c: any(name in c for name in COMPLETIONS), read_completion),
     "{messages, label}": (lambda c: "messages" in c, read_conversation),
 }
 
@@ -261,6 +284,11 @@ def _has_items(columns: Columns) -> bool:
 
 def _is_pair(columns: Columns) -> bool:
     return "chosen" in columns or "rejected" in columns
+
+
+def _is_sets(columns: Columns) -> bool:
+    chosen = columns.get("chosen")
+    return isinstance(chosen, list) and bool(chosen) and all(isinstance(text, str) for text in chosen)
 
 
 def _is_dialogue(columns: Columns) -> bool:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from align.data.audit import Audit, SourceAudit, audit_rows, audit_tokens
 from align.data.boundary import Overlong
 from align.data.contrast import Templates
-from align.data.schema import BadRow, Row, malformed
+from align.data.schema import ATTRIBUTES, BadRow, Row, malformed
 from align.data.select import Selection, hold_out, reduce_row, without_prompts_of
 from align.data.sources import Source, read_source
 from align.data.tokenize import COUNTS, tokenize_rows
@@ -30,8 +30,10 @@ class Prepared:
     heldout: Dataset
     """Likewise; whole lists, whatever `select` and `list_size` do to the training lists."""
     audit: Audit
+    train_rows: list[Row]
+    """The rows of `train`, in its order; a list's `kept` says which of its row's completions it has."""
     heldout_rows: list[Row]
-    """The rows of `heldout`, in its order."""
+    """Likewise of `heldout`."""
 
 
 def prepare_data(
@@ -45,7 +47,7 @@ def prepare_data(
     max_length: int = 1024,
     max_prompt_length: int | None = None,
     overlong: Overlong = "truncate",
-    append_eos: bool = True,
+    append_eos: bool | None = True,
     limit: int | None = None,
     workers: int = 1,
     tokenizer: PreTrainedTokenizerBase,
@@ -99,7 +101,7 @@ def prepare_data(
     train, train_rows = _usable(train_rows, tokenize(train_rows), owners, 1 if select == "best" else min_completions)
     heldout, heldout_rows = _usable(heldout_rows, tokenize(heldout_rows), eval_owners, min_completions)
     audit_rows(audit, [*train_rows, *heldout_rows])
-    return _finish(audit, train, heldout, heldout_rows)
+    return _finish(audit, train, heldout, train_rows, heldout_rows)
 
 
 def grade_row(row: Row, *, grades: GradeMethod, min_completions: int) -> Row:
@@ -116,8 +118,8 @@ def grade_row(row: Row, *, grades: GradeMethod, min_completions: int) -> Row:
         return row
     if row.rewards is not None:
         return replace(row, grades=tuple(grades_from_rewards(row.rewards, grades)))
-    if len(row.completions) == 1:
-        return replace(row, grades=(1.0,))
+    if len(row.completions) == 1 or (min_completions == 1 and ATTRIBUTES in row.meta):
+        return replace(row, grades=(1.0,) * len(row.completions))
     raise BadRow("grades", "missing", "give `grades`, `rewards`, `scores` or `ranks`, one per completion")
 
 
@@ -189,14 +191,14 @@ def _usable(rows: list[Row], tokens: Dataset, owners: Owners, min_completions: i
     return tokens.select(kept), [rows[position] for position in kept]
 
 
-def _finish(audit: Audit, train: Dataset, heldout: Dataset, heldout_rows: list[Row]) -> Prepared:
+def _finish(audit: Audit, train: Dataset, heldout: Dataset, train_rows: list[Row], heldout_rows: list[Row]) -> Prepared:
     audit.train_lists, audit.heldout_lists = len(train), len(heldout)
     audit_tokens(audit, [train, heldout])
     if not len(train):
         reasons = ", ".join(f"{count} {reason}" for reason, count in audit.refused.items()) or "all rows are held out"
         raise UserError(f"data.sources: no training row is left of {audit.read} ({reasons}); mend them or add others")
     counts = list(COUNTS)
-    return Prepared(train.remove_columns(counts), heldout.remove_columns(counts), audit, heldout_rows)
+    return Prepared(train.remove_columns(counts), heldout.remove_columns(counts), audit, train_rows, heldout_rows)
 
 
 def _refuse(tally: SourceAudit, reason: str) -> None:

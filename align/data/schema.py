@@ -10,6 +10,8 @@ from align.errors import UserError
 Message = dict[str, Any]
 Text = str | list[Message] | list[int]
 
+ATTRIBUTES = "attributes"
+"""Column of a row's ratings under several names: an object per completion."""
 ROLES = ("system", "developer", "user", "assistant")
 TOOL_KEYS = ("tool_calls", "tool_call_id", "function_call")
 MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")

@@ -5,9 +5,9 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-from align.data.schema import Row, Text
+from align.data.schema import ATTRIBUTES, Row, Text
 
 Selection = Literal["all", "best_worst", "best"]
 
@@ -71,8 +71,17 @@ def reduce_row(row: Row, *, select: Selection, list_size: int | None, seed: int)
         completions=tuple(row.completions[k] for k in kept),
         grades=tuple(grades[k] for k in kept),
         rewards=row.rewards and tuple(row.rewards[k] for k in kept),
+        meta=_reduced(row.meta, kept, len(grades)),
         token_weights=row.token_weights and tuple(row.token_weights[k] for k in kept),
     )
+
+
+def _reduced(meta: dict[str, Any], kept: Sequence[int], size: int) -> dict[str, Any]:
+    """The other columns, with the attributes of the kept completions."""
+    attributes = meta.get(ATTRIBUTES)
+    if not isinstance(attributes, list) or len(attributes) != size:
+        return meta
+    return {**meta, ATTRIBUTES: [attributes[k] for k in kept]}
 
 
 def prompt_key(prompt: Text) -> str:

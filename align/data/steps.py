@@ -8,6 +8,9 @@ from torch.utils.data import Dataset
 
 from align.data.collate import TOKEN_COLUMNS
 
+PER_COMPLETION = ("completion_ids", "grades", "attributes", *TOKEN_COLUMNS)
+"""Columns of a tokenised list with an entry for each completion."""
+
 
 def plan_steps(weights: Sequence[float], *, lists_per_step: int, epochs: float, steps: int | None, seed: int) -> list:
     """The lists of every optimizer step of a run, a function of its arguments alone.
@@ -128,10 +131,7 @@ def list_parts(example: dict, tokens_per_batch: int) -> list[list[int]]:
 
 def part_of_list(example: dict, places: Sequence[int]) -> dict:
     """A list of some of another's completions."""
-    return {
-        name: [value[k] for k in places] if name in ("completion_ids", "grades", *TOKEN_COLUMNS) else value
-        for name, value in example.items()
-    }
+    return {name: [value[k] for k in places] if name in PER_COMPLETION else value for name, value in example.items()}
 
 
 def agreed_micro_batches(

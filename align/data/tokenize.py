@@ -13,7 +13,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from align.data.boundary import Overlong, Tokens, fit, special_tokens, split_tokens, started
+from align.data.boundary import Overlong, fit, special_tokens, split_tokens, started
 from align.data.contrast import CONTEXTS, Templates, contrast_contexts
 from align.data.schema import Row, is_messages, is_token_ids
 from align.data.texts import PLAIN_TEMPLATE, prompt_text, render
@@ -25,6 +25,7 @@ COLUMNS = Features(
         "prompt_ids": List(Value("int32")),
         "completion_ids": List(List(Value("int32"))),
         "grades": List(Value("float64")),
+        "kept": List(Value("int64")),
         "weight": Value("float64"),
         "source": Value("string"),
         "row": Value("int64"),
@@ -77,7 +78,7 @@ def tokenize_rows(
     max_length: int,
     max_prompt_length: int | None,
     overlong: Overlong,
-    append_eos: bool,
+    append_eos: bool | None,
     workers: int,
     contrast: Templates | None = None,
     token_weights: bool = False,
@@ -91,7 +92,8 @@ def tokenize_rows(
         max_length: tokens of prompt plus completion at most.
         max_prompt_length: tokens of the prompt at most; a longer one loses its beginning, but not its start token.
         overlong: what happens to a completion beyond max_length.
-        append_eos: whether each completion ends with an end token.
+        append_eos: whether each completion ends with an end token; None: as a scorer reads a text, which ends as the
+            tokenizer or the chat template ends it.
         workers: processes.
         contrast: templates of the two contexts for token rewards, where those are wanted.
         token_weights: whether the rows' own weights of tokens are wanted; then every row must have them.
@@ -148,13 +150,14 @@ def tokenize_batch(
     max_length: int,
     max_prompt_length: int | None,
     overlong: Overlong,
-    append_eos: bool,
+    append_eos: bool | None,
     contrast: Templates | None,
 ) -> dict[str, list[Any]]:
     """Columns of a batch of rows, from one call of the tokenizer; arguments as in `tokenize_rows`."""
     special = special_tokens(tokenizer)
     rows = [json.loads(texts) for texts in batch["texts"]]
-    encoded = iter(_encode_texts(rows, batch, tokenizer, chat_template, special))
+    enders = () if append_eos is None else special.specials
+    encoded = iter(_encode_texts(rows, batch, tokenizer, chat_template, enders))
     names = (*COLUMNS, *COUNTS, *(CONTEXTS if contrast else ()))
     columns: dict[str, list[Any]] = {name: [] for name in names if name not in batch}
     columns |= {name: [] for name in ("grades", *TOKEN_WEIGHTS) if name in batch}
@@ -218,14 +221,14 @@ def _encode_texts(
     batch: dict[str, list[Any]],
     tokenizer: PreTrainedTokenizerBase,
     chat_template: str | None,
-    special: Tokens,
+    enders: Sequence[str],
 ) -> list[list[int]]:
     texts = []
     for (prompt, completions), source, number in zip(rows, batch["source"], batch["row"], strict=True):
         if is_token_ids(prompt):
             continue
         try:
-            texts += render(prompt, completions, tokenizer, chat_template, special.specials)
+            texts += render(prompt, completions, tokenizer, chat_template, enders)
         except ValueError as error:
             raise UserError(f"{source}, row {number}: {error}; mend the row or `policy.chat_template`") from None
     if not texts:
@@ -234,7 +237,7 @@ def _encode_texts(
 
 
 def _check(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, chat_template: str | None, append_eos: bool
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, chat_template: str | None, append_eos: bool | None
 ) -> None:
     if append_eos and tokenizer.eos_token_id is None:
         raise UserError("data.append_eos: the tokenizer has no end-of-text token; set `data.append_eos: false`")

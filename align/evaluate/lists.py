@@ -8,7 +8,7 @@ from torch import Tensor
 
 from align.data.steps import agreed_micro_batches
 from align.loss import ListLoss
-from align.metrics import Sums, list_metrics
+from align.metrics import Sums
 from align.model.forward import TokenScorer
 from align.model.policy import Policy
 from align.types import ListBatch
@@ -45,12 +45,12 @@ def evaluate_lists(
         batch = policy.collate(examples or [lists[0]])
         with accelerator.autocast():
             stats = scorer(batch, tuple(dict.fromkeys([*OUTPUTS, *loss.outputs])))
-            reference = reference_logprobs(scorer, policy, batch)
+            reference = reference_logprobs(scorer, policy, batch) if policy.has_reference else None
         scores = loss.scores(stats, reference, batch)
         losses = loss(stats, reference, batch)
-        values = {"loss": losses, **list_metrics(batch, stats, reference, scores)}
+        values = {"loss": losses, **loss.metrics(batch, stats, reference, scores)}
         sums.add(values, counts=bool(examples))
-        if changes is not None:
+        if changes is not None and policy.has_reference:
             changes |= zip([e["place"] for e in examples], values["best_logprob_change"].tolist(), strict=False)
     scorer.train(was_training)
     return sums.means(accelerator)

@@ -20,7 +20,7 @@ from align.objectives.pairwise import Logistic
 from align.objectives.scores import LikelihoodMean
 from align.recipe import load_recipe
 from align.run_directory import RunDirectory, write_json
-from align.runs import loss_of
+from align.runs import policy_loss
 from align.summary import ROWS
 
 
@@ -99,6 +99,8 @@ def load_run(folder: Path, chat_template: str | None, device: str) -> tuple[Poli
     """
     run = RunDirectory(folder)
     recipe = load_recipe(run.recipe)
+    if recipe.task == "reward":
+        raise UserError(f"{folder}: the run of a reward model; measure it with `align evaluate rewards`")
     state = run.best if run.best.exists() else run.last_checkpoint()
     if state is None:
         raise UserError(f"{folder}: the run has no checkpoint yet; let `align train` write one")
@@ -106,7 +108,7 @@ def load_run(folder: Path, chat_template: str | None, device: str) -> tuple[Poli
     policy = load_policy(**section, seed=recipe.train.seed, device=device, total_steps=1)
     policy.load_state(state)
     ranks = recipe.model_copy(update={"regularizer": None, "token_weights": None})  # rows have no token rewards
-    return policy, loss_of(ranks), section["chat_template"]
+    return policy, policy_loss(ranks), section["chat_template"]
 
 
 def _table(model: str, metrics: dict[str, float], prepared: Prepared) -> Table:

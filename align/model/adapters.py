@@ -1,5 +1,6 @@
 """How a policy is trained: adapters by name, and what PEFT makes of them."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import peft
@@ -175,12 +176,23 @@ HEAD_ADAPTERS = ("lora", "rslora", "pissa", "olora")
 """Adapters that the LM head may carry."""
 
 
-def peft_config(adapter: PeftAdapter, *, total_steps: int | None) -> peft.PeftConfig:
+def peft_config(adapter: PeftAdapter, *, total_steps: int | None, head: Sequence[str] | None = None) -> peft.PeftConfig:
     """What PEFT calls this adapter.
+
+    Args:
+        head: modules of a reward model that train whole and are stored with the adapter; None for a language model.
 
     Raises:
         ValueError: AdaLoRA's schedule does not fit `total_steps`.
     """
+    config: Any = _peft_config(adapter, total_steps=total_steps)
+    if head is not None:
+        config.task_type = "SEQ_CLS"
+        config.modules_to_save = list(head)
+    return config
+
+
+def _peft_config(adapter: PeftAdapter, *, total_steps: int | None) -> peft.PeftConfig:
     match adapter:
         case AdaLora():
             return _adalora(**_options(adapter), total_steps=total_steps)

@@ -1,7 +1,7 @@
 """Adapters onto models, new or old; with a frozen copy of the start where the reference needs one."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def attach_adapter(
     folder: Path,
     total_steps: int | None,
     init_batches: Iterable[ListBatch] | None,
+    head: Sequence[str] | None = None,
 ) -> PeftModel:
     """A new adapter on a base model; where its start is not the identity, with a frozen copy of it.
 
@@ -49,6 +50,7 @@ def attach_adapter(
         folder: the base's files; LoftQ compares with the weights in them.
         total_steps: of the run; AdaLoRA's schedule needs them.
         init_batches: some training rows; EVA looks at the layers' inputs on them.
+        head: modules of a reward model that train whole beside the adapter.
 
     Raises:
         UserError: the adapter does not suit the model, or lacks what it needs.
@@ -56,7 +58,7 @@ def attach_adapter(
     if adapter.name == "eva" and init_batches is None:
         raise UserError("policy.adapter: eva starts from training rows, and none were given")
     try:
-        config = peft_config(adapter, total_steps=total_steps)
+        config = peft_config(adapter, total_steps=total_steps, head=head)
         # PEFT writes the model's own name, which is the folder of a download for a hub model.
         base.name_or_path = str(folder) if Path(model).expanduser() == folder else model
         config.revision = revision

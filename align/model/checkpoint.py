@@ -142,4 +142,6 @@ def _restore_allocator(
 
 
 def _beside(name: str, trained: Tensor, start: Tensor) -> Tensor:
+    if "lora_" not in name:  # a reward model's head, which is stored whole
+        return trained
     return torch.cat([trained, start], dim=0) if "lora_A" in name else torch.cat([trained, -start], dim=1)

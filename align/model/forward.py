@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
@@ -74,9 +74,20 @@ def score_tokens(
     )
 
 
-def last_hidden(model: nn.Module, batch: ListBatch, tree: Tree | None = None) -> Float[Tensor, "M H"]:
-    """The decoder's output where each target is predicted, in the order of the completion mask's True cells."""
-    places = batch.predict_at[batch.completion_mask]
+def logprobs(model: nn.Module, batch: ListBatch, tree: Tree | None = None) -> Float[Tensor, "N C"]:
+    """A language model's log-probability of every target."""
+    return score_tokens(model, batch, tree=tree).logprobs
+
+
+def last_hidden(
+    model: nn.Module, batch: ListBatch, tree: Tree | None = None, places: Int[Tensor, " M"] | None = None
+) -> Float[Tensor, "M H"]:
+    """The decoder's output at flat indices r * T + t of a batch's rows.
+
+    Args:
+        places: by default where each target is predicted, in the order of the completion mask's True cells.
+    """
+    places = batch.predict_at[batch.completion_mask] if places is None else places
     with asked_rows(places.unique()):
         decoder = base_model(model).get_decoder()
         output = decoder(input_ids=batch.input_ids, use_cache=False, **_packed(batch, tree))

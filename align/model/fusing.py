@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from align.data.collate import collate
 from align.fused import ACTIVATIONS, Activation, Projection, gated_mlp, lora_linear, on_asked_rows, rms_norm
 from align.model.checks import probe_lists, tolerance
-from align.model.forward import base_model, score_tokens
+from align.model.forward import base_model, logprobs
 from align.model.load import first_line
 
 log = logging.getLogger(__name__)
@@ -21,8 +21,11 @@ ROWWISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 """Modules of a decoder layer that treat every position alone and of which nothing but the output's rows is read."""
 
 
-def enable_fusing(model: nn.Module, *, name: str) -> bool:
+def enable_fusing(model: nn.Module, *, name: str, read: Callable[..., Tensor] = logprobs) -> bool:
     """Give a model's LoRA layers and gated blocks their fused forms, if it is then the same model.
+
+    Args:
+        read: what must stay the same: a function of the model and a batch.
 
     Modules get a `forward` of their own; their classes, parameters and names stay as they are.
 
@@ -35,12 +38,12 @@ def enable_fusing(model: nn.Module, *, name: str) -> bool:
     base = base_model(model)
     batch = collate(probe_lists(base), pad_id=0).to(base.device)
     with torch.no_grad():
-        expected = score_tokens(model, batch).logprobs
+        expected = read(model, batch)
         for module, method in methods.items():
             module.forward = MethodType(method, module)
         try:
-            difference = (score_tokens(model, batch).logprobs - expected).abs().max().item()
-            problem = f"they differ by {difference:.2g} nats on a token"
+            difference = (read(model, batch) - expected).abs().max().item()
+            problem = f"their results differ by {difference:.2g}"
             same = difference <= tolerance(base.dtype)
         except Exception as error:  # whatever a model's own code makes of it
             same, problem = False, first_line(error)

@@ -70,10 +70,10 @@ def load_model(
     Raises:
         UserError: files are missing, damaged, incomplete or of another kind.
     """
-    _check_weight_files(folder)
+    check_weight_files(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        _check_kind(folder, config)
+        check_kind(folder, config)
         turned_off = {} if dropout else turn_dropout_off(config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -157,7 +157,7 @@ def _download(model: str, revision: str | None, patterns: tuple[str, ...]) -> Pa
         ) from error
 
 
-def _check_weight_files(folder: Path) -> None:
+def check_weight_files(folder: Path) -> None:
     if list(folder.glob("*.safetensors")):
         return
     if list(folder.glob("*.bin")) + list(folder.glob("*.pt")) + list(folder.glob("*.pth")):
@@ -168,7 +168,7 @@ def _check_weight_files(folder: Path) -> None:
     raise UserError(f"{folder} has no weights: there is no .safetensors file")
 
 
-def _check_kind(folder: Path, config: PretrainedConfig) -> None:
+def check_kind(folder: Path, config: PretrainedConfig) -> None:
     if config.is_encoder_decoder:
         raise UserError(f"{folder} is an encoder-decoder model ({config.model_type}); a decoder-only model is needed")
 

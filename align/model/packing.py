@@ -1,13 +1,15 @@
 """Which models can take packed rows."""
 
 import logging
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from align.data.collate import collate
 from align.model.checks import probe_lists, tolerance
-from align.model.forward import score_tokens
+from align.model.forward import logprobs
 from align.model.load import first_line
 from align.packing import ATTENTION, Tree, packed_collate
 from align.packing.attention import unread_layers
@@ -15,8 +17,11 @@ from align.packing.attention import unread_layers
 log = logging.getLogger(__name__)
 
 
-def enable_packing(base: PreTrainedModel, *, name: str) -> bool:
+def enable_packing(base: PreTrainedModel, *, name: str, read: Callable[..., Tensor] = logprobs) -> bool:
     """Give a model the attention that packed rows need, if it is then the same model.
+
+    Args:
+        read: what must stay the same: a function of the model, a batch and its tree.
 
     Returns:
         Whether it is; if not, the model is left as it was, and one line says why.
@@ -24,28 +29,28 @@ def enable_packing(base: PreTrainedModel, *, name: str) -> bool:
     attention = base.config.get_text_config()._attn_implementation
     problem = f"there is no packed form of attention {attention}"
     if attention in ATTENTION:
-        problem = _problem(base, attention)
+        problem = _problem(base, attention, read)
     if problem:
         log.warning("%s (%s): lists run as separate padded rows, since %s", name, base.config.model_type, problem)
     return not problem
 
 
 @torch.no_grad()
-def _problem(base: PreTrainedModel, attention: str) -> str:
+def _problem(base: PreTrainedModel, attention: str, read: Callable[..., Tensor]) -> str:
     """Switch to tree attention; if results change, switch back and say how."""
     training = base.training
     base.eval()
     lists = probe_lists(base)
     padded, packed = collate(lists, pad_id=0).to(base.device), packed_collate(lists).to(base.device)
-    expected = score_tokens(base, padded).logprobs
+    expected = read(base, padded)
     try:
         base.set_attn_implementation(ATTENTION[attention])
         tree = Tree(packed.segments or ())
-        found = torch.stack([score_tokens(base, padded).logprobs, score_tokens(base, packed, tree=tree).logprobs])
+        found = torch.stack([read(base, padded), read(base, packed, tree=tree)])
         difference = (found - expected).abs().max().item()
         problem = unread_layers(tree, base.config)
         if not difference <= tolerance(base.dtype):
-            problem = f"packed they differ by {difference:.2g} nats on a token"
+            problem = f"packed its results differ by {difference:.2g}"
     except Exception as error:  # whatever a model's own code makes of arguments that it does not know
         problem = f"its code does not take packed rows ({first_line(error)})"
     if problem and base.config.get_text_config()._attn_implementation != attention:

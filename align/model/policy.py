@@ -26,6 +26,7 @@ from align.model.attach import (
 )
 from align.model.checkpoint import export_adapter, export_model, load_state, save_state
 from align.model.checks import check_forward
+from align.model.forward import TokenScorer
 from align.model.fusing import enable_fusing
 from align.model.identity import Identity, base_identity, reference_identity
 from align.model.load import load_model, load_tokenizer, model_folder
@@ -38,6 +39,8 @@ LORA = Lora()
 
 class Policy:
     """A model that trains, its tokenizer, and its reference."""
+
+    has_reference = True
 
     def __init__(
         self,
@@ -80,6 +83,10 @@ class Policy:
         """Tokenised lists as the model reads them, on its device."""
         batch = packed_collate(examples) if self.packing else collate(examples, pad_id=self.pad_id)
         return batch.to(self.model.device)
+
+    def scorer(self) -> nn.Module:
+        """The model as one module from lists to what the loss is computed from."""
+        return TokenScorer(self)
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ def packed_collate(examples: Sequence[Example]) -> ListBatch:
     completions = [ids for e in examples for ids in e["completion_ids"]]
     targets = torch.full((len(completions), max(map(len, completions))), -1)
     predict_at = torch.zeros_like(targets)
+    ends_at = torch.zeros(len(completions), dtype=torch.long)
     tokens: list[int] = []
     positions: list[torch.Tensor] = []
     segments: list[tuple[int, ...]] = []
@@ -39,12 +40,14 @@ def packed_collate(examples: Sequence[Example]) -> ListBatch:
             predict_at[n + k, :1] = last
             predict_at[n + k, 1:size] = torch.arange(start, start + size - 1)
             tokens += own[k]
+            ends_at[n + k] = len(tokens) - 1
             positions.append(torch.arange(len(prompt), len(prompt) + size))
         n += len(own)
     return ListBatch(
         input_ids=torch.tensor(tokens)[None],
         targets=targets,
         predict_at=predict_at,
+        ends_at=ends_at,
         position_ids=torch.cat(positions)[None],
         segments=tuple(segments),
         **list_fields(examples),

@@ -12,7 +12,8 @@ from align.errors import UserError
 GOOD = b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
 KNOWN = (
     "{prompt_ids, completions_ids, grades}; {prompt, items: [{text, score}]}; "
-    "{prompt, completions, grades | rewards | ranks}; {chosen, rejected} of dialogue text; {chosen, rejected}; "
+    "{prompt, completions, grades | rewards | ranks}; {prompt, chosen: [...], rejected: [...]}; "
+    "{chosen, rejected} of dialogue text; {chosen, rejected}; "
     "{prompt, chosen, rejected}; {prompt, completion, label}; {messages, label}"
 )
 NUMBER = "give a number, larger for a better completion"

@@ -38,6 +38,7 @@ EXPECTED = {
     "answer_objects": (f"\n\nHuman: {PROMPT}\n\nAssistant: ", THREE, None, (-1.0, -2.0, -3.0), {}),
     "context_completions": (USER, THREE_CHAT, None, (0.0, -1.0, -2.0), {"task_name": "talk"}),
     "preference": (PROMPT, PAIR, (1.0, 0.0), None, {"margin": 3}),
+    "preference_sets": (PROMPT, THREE, (1.0, 1.0, 0.0), None, {}),
     "preference_chat": (USER, PAIR_CHAT, (1.0, 0.0), None, {}),
     "preference_whole_chat": (USER, PAIR_CHAT, (1.0, 0.0), None, {}),
     "preference_implicit": (f"Q: {PROMPT}\nA: A", (" banana.", " cherry."), (1.0, 0.0), None, {}),

@@ -14,7 +14,7 @@ from align.data.schema import Row
 from align.errors import UserError
 
 PLAIN = Path(__file__).parents[2] / "recipes" / "templates" / "plain.jinja"
-COLUMNS = ["id", "prompt_ids", "completion_ids", "grades", "weight", "source", "row"]
+COLUMNS = ["id", "prompt_ids", "completion_ids", "grades", "kept", "weight", "source", "row"]
 
 
 def write(file, *rows):

@@ -347,3 +347,16 @@ def test_cache_follows_rows_and_tokenizer(byte_level, monkeypatch):
     templated.chat_template = BARE
     tokenize(rows, templated)
     assert counting.batches == 5
+
+
+def test_a_reward_model_reads_what_a_scorer_reads(any_tokenizer, byte_level):
+    """A text with the tokenizer's own start and end, a conversation with all that the template writes."""
+    entry = tokenize(rows_of(("once more the cat", (" sat", " ate"))), any_tokenizer, append_eos=None)[0]
+    for completion, ids in zip((" sat", " ate"), entry["completion_ids"], strict=True):
+        assert entry["prompt_ids"] + ids == any_tokenizer("once more the cat" + completion)["input_ids"]
+    asked, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
+    rows = rows_of(([asked], ([answer], [answer])))
+    entry = tokenize(rows, byte_level, chat_template=CHATML, append_eos=None)[0]
+    text = byte_level.apply_chat_template([asked, answer], chat_template=CHATML, tokenize=False)
+    whole = byte_level(text, add_special_tokens=False)["input_ids"]
+    assert entry["prompt_ids"] + entry["completion_ids"][0] == whole and text.endswith("\n")

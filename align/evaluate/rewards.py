@@ -1,0 +1,234 @@
+"""`align evaluate rewards`: how good and how calibrated a scorer is, or the rewards that rows hold."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from rich.console import Console
+
+from align.data.schema import Row, Text
+from align.data.sources import read_source
+from align.errors import UserError
+from align.evaluate.reward_tables import ALL, sentences, tables
+from align.run_directory import write_json
+from rewards import load_scorer
+from rewards.benchmarks import (
+    STYLES,
+    TiesPrompt,
+    accuracy,
+    calibration,
+    fitted_temperature,
+    group_figures,
+    length_figures,
+    off_topic_answers,
+    pair_margins,
+    rewardbench,
+    style_matrix,
+    ties_score,
+)
+
+Benchmark = Literal["rewardbench", "rewardbench2", "rm-bench"]
+TIES = "ties"
+"""RewardBench 2's subset with a score of its own, in lower case."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row with the rewards that are measured and the grades they are measured by."""
+
+    row: Row
+    rewards: tuple[float, ...]
+    grades: tuple[float, ...]
+
+    @property
+    def lengths(self) -> list[float]:
+        """Characters of each completion."""
+        return [float(len(_characters(text))) for text in self.row.completions]
+
+
+def evaluate_rewards(
+    path: str,
+    *,
+    reward: str | None = None,
+    split: str | None = None,
+    by: str = "subset",
+    ties: Literal["half", "wrong"] = "half",
+    benchmark: Benchmark | None = None,
+    bins: int = 10,
+    limit: int | None = None,
+    json_path: str | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Accuracy by group, best of n, calibration and what is owed to length, printed and returned.
+
+    Args:
+        path: rows of two or more completions with grades: a file, a folder or a hub data set.
+        reward: a scorer; None measures the rows' own `rewards`.
+        by: the column whose values are the groups.
+        ties: "wrong" counts a tie 0 and not one half; RewardBench and RM-Bench do.
+        benchmark: print that benchmark's own score too, by its own arithmetic.
+        bins: of the reliability table.
+        limit: read only this many rows.
+        json_path: where every figure is written as well.
+
+    Raises:
+        UserError: a row cannot be judged, or does not fit the benchmark.
+    """
+    console = console or Console()
+    source = read_source(path, split=split, limit=limit)
+    rows = [row for row in source.rows if _orders(row, scored=reward is not None)]
+    if not rows:
+        raise UserError(f"{path}: no row grades two completions differently, so there is nothing to judge rewards by")
+    scorer = load_scorer(reward) if reward is not None else None
+    judged = _judge(rows, scorer)
+    worth = 0.0 if ties == "wrong" or benchmark == "rewardbench" else 0.5
+    figures: dict[str, Any] = {
+        "input": path,
+        "reward": reward,
+        "ties": worth,
+        "rows": {"read": source.read, "judged": len(judged), "without_an_order": source.read - len(judged)},
+        **measure(judged, by=by, ties=worth, bins=bins),
+    }
+    if scorer is not None:
+        figures["off_topic"] = off_topic_figures(judged, scorer)
+    if benchmark in ("rewardbench2", "rm-bench"):
+        figures[benchmark] = rewardbench2(judged) if benchmark == "rewardbench2" else rm_bench(judged)
+    for table in tables(figures):
+        console.print(table)
+    console.print("\n".join(sentences(figures)), highlight=False)
+    if json_path:
+        write_json(Path(json_path), figures)
+    return figures
+
+
+def measure(judged: Sequence[Judged], *, by: str, ties: float, bins: int) -> dict[str, Any]:
+    """Everything that rewards and grades alone show.
+
+    Args:
+        by: the column of the groups; rows without it make none.
+        ties: what a tie is worth.
+    """
+    groups: dict[str, list[Judged]] = defaultdict(list)
+    for item in judged:
+        groups[str(item.row.meta.get(by, ALL))].append(item)
+    figures = {name: _group(own, ties) for name, own in groups.items()}
+    margins = [d for item in judged for d in pair_margins(item.rewards, item.grades)]
+    gaps = [d for item in judged for d in pair_margins(item.lengths, item.grades)]
+    temperature = fitted_temperature(margins)
+    fitted = calibration(margins, bins=bins, temperature=temperature) if 0 < temperature < float("inf") else None
+    raw = calibration(margins, bins=bins)
+    return {
+        "overall": _group(judged, ties),
+        "groups": figures if len(figures) > 1 else {},
+        "sections": rewardbench(_column(figures, "accuracy"), _column(figures, "lists")),
+        "calibration": asdict(raw),
+        "temperature": temperature,
+        "calibration_at_temperature": asdict(fitted) if fitted else None,
+        "length": length_figures(margins, gaps, ties=ties),
+    }
+
+
+def off_topic_figures(judged: Sequence[Judged], scorer: Any) -> dict[str, float]:
+    """How often a prompt's own best completion beats one of another prompt that is at least twice as long."""
+    best = [item.row.completions[max(range(len(item.grades)), key=item.grades.__getitem__)] for item in judged]
+    others = off_topic_answers([_characters(text) for text in best])
+    pairs = [(i, other) for i, other in enumerate(others) if other is not None]
+    if not pairs:
+        return {"pairs": 0}
+    prompts = [judged[i].row.prompt for i, _ in pairs]
+    own = scorer.score(prompts, [_like(best[i], prompts[n]) for n, (i, _) in enumerate(pairs)])
+    foreign = scorer.score(prompts, [_like(best[k], prompts[n]) for n, (_, k) in enumerate(pairs)])
+    margins = [a - b for a, b in zip(own, foreign, strict=True)]
+    return {"pairs": len(pairs), "accuracy": accuracy(margins), "margin": fmean(margins)}
+
+
+def rewardbench2(judged: Sequence[Judged]) -> dict[str, float]:
+    """RewardBench 2: best of four by subset, the Ties score, and their plain mean.
+
+    Raises:
+        UserError: a row of the Ties subset whose id is neither `tied:N` nor `ref:N`.
+    """
+    groups: dict[str, list[Judged]] = defaultdict(list)
+    for item in judged:
+        groups[str(item.row.meta.get("subset", ALL))].append(item)
+    scores = {}
+    for name, own in groups.items():
+        scores[name] = _ties(own) if name.lower() == TIES else _group(own, 0.5)["best_of_n"]
+    return {**scores, "overall": fmean(scores.values())}
+
+
+def rm_bench(judged: Sequence[Judged]) -> dict[str, Any]:
+    """RM-Bench: the style matrix of all rows and of every domain.
+
+    Raises:
+        UserError: a row that is not three right and then three wrong completions.
+    """
+    domains: dict[str, list[Judged]] = defaultdict(list)
+    for item in judged:
+        if item.grades != (1.0,) * STYLES + (0.0,) * STYLES:
+            raise UserError(f"{item.row.place}: not {STYLES} chosen and {STYLES} rejected completions, as RM-Bench has")
+        domains[str(item.row.meta.get("domain", ALL))].append(item)
+    figures = {
+        name: style_matrix([i.rewards[:STYLES] for i in own], [i.rewards[STYLES:] for i in own])
+        for name, own in domains.items()
+    }
+    return {"domains": figures, "overall": fmean(f["average"] for f in figures.values())}
+
+
+def _orders(row: Row, *, scored: bool) -> bool:
+    """Whether a row's grades order its completions; a scorer can also be measured by other rewards."""
+    grades = row.grades if row.grades is not None or not scored else row.rewards
+    if grades is None and len(row.completions) > 1:
+        raise UserError(f"{row.place}: no grades to judge rewards by; give `grades`, or `chosen` and `rejected`")
+    if not scored and row.rewards is None:
+        raise UserError(
+            f"{row.place}: no `rewards`; score the rows with `align score`, or name a scorer: --reward SPEC"
+        )
+    return len(set(grades or ())) > 1
+
+
+def _judge(rows: Sequence[Row], scorer: Any) -> list[Judged]:
+    if scorer is None:
+        return [Judged(row, row.rewards or (), row.grades or ()) for row in rows]
+    prompts = [row.prompt for row in rows for _ in row.completions]
+    rewards = iter(scorer.score(prompts, [text for row in rows for text in row.completions]))
+    return [Judged(row, tuple(islice(rewards, len(row.completions))), row.grades or row.rewards or ()) for row in rows]
+
+
+def _group(judged: Sequence[Judged], ties: float) -> dict[str, Any]:
+    return asdict(group_figures([item.rewards for item in judged], [item.grades for item in judged], ties=ties))
+
+
+def _column(figures: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
+    return {name: own[key] for name, own in figures.items()}
+
+
+def _ties(judged: Iterable[Judged]) -> float:
+    kinds: dict[str, dict[str, TiesPrompt]] = {"tied": {}, "ref": {}}
+    for item in judged:
+        kind, _, number = item.row.id.partition(":")
+        if kind not in kinds:
+            raise UserError(f"{item.row.place}: id {item.row.id}; RewardBench 2 names its ties `tied:N` and `ref:N`")
+        sides: dict[bool, list[float]] = {True: [], False: []}
+        for reward, grade in zip(item.rewards, item.grades, strict=True):
+            sides[grade == max(item.grades)].append(reward)
+        kinds[kind][number] = TiesPrompt(tuple(sides[True]), tuple(sides[False]))
+    return ties_score(kinds["tied"], kinds["ref"])
+
+
+def _characters(text: Text) -> str:
+    """A completion's text; token ids are measured by their number."""
+    if isinstance(text, str):
+        return text
+    return "".join(str(part.get("content", "")) if isinstance(part, dict) else "." for part in text)
+
+
+def _like(completion: Text, prompt: Text) -> Text:
+    """A completion in the form that goes with a prompt of another row."""
+    if isinstance(prompt, str) and not isinstance(completion, str):
+        return _characters(completion)
+    return completion

@@ -1,0 +1,125 @@
+"""`align evaluate rewards`: rows in, figures out."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from align.cli import main
+from align.errors import UserError
+from align.evaluate.rewards import evaluate_rewards
+
+FIVE = ("llmbar-natural", "llmbar-adver-neighbor", "llmbar-adver-GPTInst", "llmbar-adver-GPTOut", "llmbar-adver-manual")
+
+
+class ByLength:
+    """A scorer that likes long completions."""
+
+    def score(self, prompts, completions):
+        assert len(prompts) == len(completions)
+        return [float(len(text)) for text in completions]
+
+
+@pytest.fixture
+def by_length(monkeypatch):
+    monkeypatch.setattr("align.evaluate.rewards.load_scorer", lambda spec: ByLength())
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def quiet() -> Console:
+    return Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+
+
+def test_llmbar_gives_the_five_subsets_and_the_length_baseline(shared_data, by_length):
+    """Its README says how often the longer answer is right, in percent of each subset."""
+    path = str(shared_data / "llmbar_rm_bench" / "pairs.jsonl.gz")
+    found = evaluate_rewards(path, reward="length", benchmark="rewardbench", console=quiet())
+    baseline = dict(zip(FIVE, (56.0, 11.9, 13.0, 44.7, 17.4), strict=True))
+    counts = dict(zip(FIVE, (100, 134, 92, 47, 46), strict=True))
+    for name in FIVE:
+        group = found["groups"][name]
+        assert group["lists"] == counts[name] and round(100 * group["accuracy"], 1) == baseline[name]
+    weighted = sum(counts[n] * found["groups"][n]["accuracy"] for n in FIVE) / sum(counts.values())
+    assert found["sections"] == {"Chat Hard": pytest.approx(weighted)}
+    assert found["off_topic"]["accuracy"] == 0.0 and found["off_topic"]["pairs"] > 800
+
+
+def test_the_rows_own_rewards_are_measured(tmp_path, capsys):
+    rows = [
+        {"prompt": "p", "chosen": "good", "rejected": "bad", "rewards": [1.0, 0.0], "subset": "a"},
+        {"prompt": "p", "chosen": "good", "rejected": "bad", "rewards": [0.5, 0.5], "subset": "a"},
+        {"prompt": "p", "completions": ["x", "y", "z"], "grades": [2, 1, 0], "rewards": [1, 3, 2], "subset": "b"},
+        {"prompt": "p", "completions": ["x", "y"], "grades": [1, 1], "rewards": [1, 3]},
+    ]  # fmt: skip
+    main(["evaluate", "rewards", write(tmp_path / "rows.jsonl", rows), "--json", str(tmp_path / "out.json")])
+    figures = json.loads((tmp_path / "out.json").read_text())
+    assert figures["rows"] == {"read": 4, "judged": 3, "without_an_order": 1}
+    assert figures["groups"]["a"]["accuracy"] == 0.75 and figures["groups"]["b"]["accuracy"] == pytest.approx(1 / 3)
+    assert figures["overall"]["accuracy"] == pytest.approx((1 + 0.5 + 1 / 3) / 3)
+    assert figures["groups"]["b"]["reciprocal_rank"] == pytest.approx(1 / 3)
+    printed = capsys.readouterr().out
+    assert "0.7500" in printed and "reliability" in printed and "calibration error" in printed
+    strict = evaluate_rewards(str(tmp_path / "rows.jsonl"), ties="wrong", console=quiet())
+    assert strict["groups"]["a"]["accuracy"] == 0.5 and strict["groups"]["a"]["best_of_n"] == 0.5
+
+
+def test_rewardbench2_and_its_ties(tmp_path):
+    rng = random.Random(4)
+    rows = [{"id": f"m{i}", "prompt": "p", "chosen": ["a"], "rejected": ["b", "c", "d"], "subset": "Math",
+             "rewards": [rng.randrange(3) for _ in range(4)]} for i in range(20)]  # fmt: skip
+    rows += [
+        {"id": "ref:1", "prompt": "p", "chosen": ["a"], "rejected": ["b"], "subset": "Ties", "rewards": [3, 0]},
+        {
+            "id": "tied:1",
+            "prompt": "p",
+            "chosen": ["a", "b"],
+            "rejected": ["c"],
+            "subset": "Ties",
+            "rewards": [3, 2, 0],
+        },
+    ]
+    found = evaluate_rewards(write(tmp_path / "r.jsonl", rows), benchmark="rewardbench2", console=quiet())
+    best = [(r["rewards"][0] == max(r["rewards"])) / r["rewards"].count(max(r["rewards"])) for r in rows[:20]]
+    import math
+
+    ties = 0.3 + 0.3 + 0.2 * (2 > 1) + 0.2 * (2 > 1) + 0.01 * math.tanh(2 / 1 - 1)
+    assert found["rewardbench2"]["Math"] == pytest.approx(sum(best) / 20)
+    assert found["rewardbench2"]["Ties"] == pytest.approx(ties)
+    assert found["rewardbench2"]["overall"] == pytest.approx((sum(best) / 20 + ties) / 2)
+    rows[-1]["id"] = "x"
+    with pytest.raises(UserError, match="row 22: id x"):
+        evaluate_rewards(write(tmp_path / "r.jsonl", rows), benchmark="rewardbench2", console=quiet())
+
+
+def test_rm_bench(tmp_path):
+    rows = [
+        {"prompt": "p", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"], "domain": d, "rewards": r}
+        for d, r in (("chat", [1, 2, 3, 0, 1, 2]), ("code", [0, 0, 0, 1, 1, 1]))
+    ]
+    found = evaluate_rewards(write(tmp_path / "r.jsonl", rows), benchmark="rm-bench", console=quiet())["rm-bench"]
+    chat = found["domains"]["chat"]
+    assert (chat["hard"], chat["normal"], chat["easy"]) == (0.0, 1.0, 1.0) and found["domains"]["code"]["average"] == 0
+    assert found["overall"] == pytest.approx(1 / 3)
+    rows[0]["rejected"] = ["d"]
+    rows[0]["rewards"] = [1, 2, 3, 0]
+    with pytest.raises(UserError, match="row 1: not 3 chosen"):
+        evaluate_rewards(write(tmp_path / "r.jsonl", rows), benchmark="rm-bench", console=quiet())
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "row 1: no `rewards`"),
+        ({"prompt": "p", "completions": ["a", "b"], "rewards": [1, 2]}, "row 1: no grades"),
+        ({"prompt": "p", "completions": ["a", "b"], "grades": [1, 1], "rewards": [1, 2]}, "nothing to judge"),
+    ],
+)
+def test_rows_that_cannot_be_judged(tmp_path, row, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_rewards(write(tmp_path / "r.jsonl", [row]), console=quiet())
