@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -80,7 +80,7 @@ def evaluate_rewards(
     """
     console = console or Console()
     source = read_source(path, split=split, limit=limit)
-    rows = [row for row in source.rows if _orders(row, scored=reward is not None)]
+    rows = [row for row in map(_by_given_grades, source.rows) if _orders(row, scored=reward is not None)]
     if not rows:
         raise UserError(f"{path}: no row grades two completions differently, so there is nothing to judge rewards by")
     scorer = load_scorer(reward) if reward is not None else None
@@ -177,6 +177,12 @@ def rm_bench(judged: Sequence[Judged]) -> dict[str, Any]:
         for name, own in domains.items()
     }
     return {"domains": figures, "overall": fmean(f["average"] for f in figures.values())}
+
+
+def _by_given_grades(row: Row) -> Row:
+    """Of what `align score` wrote, the grades that the row came with: its own are made from the rewards."""
+    given = row.meta.get("given_grades")
+    return row if given is None else replace(row, grades=tuple(given))
 
 
 def _orders(row: Row, *, scored: bool) -> bool:

@@ -69,6 +69,14 @@ def test_the_rows_own_rewards_are_measured(tmp_path, capsys):
     assert strict["groups"]["a"]["accuracy"] == 0.5 and strict["groups"]["a"]["best_of_n"] == 0.5
 
 
+def test_what_align_score_wrote_is_measured_by_the_grades_that_were_given(tmp_path):
+    rows = [{"prompt": "p", "completions": ["a", "bb", "ccc"], "grades": [2.0, 0.0, 1.0]}]
+    scored = str(tmp_path / "scored.jsonl")
+    main(["score", "--reward", "{name: length, max: 2}", "--no-cache", write(tmp_path / "rows.jsonl", rows), scored])
+    found = evaluate_rewards(scored, console=quiet())
+    assert found["overall"]["accuracy"] == pytest.approx((0.5 + 1 + 0) / 3)  # rewards 1, 1, and less
+
+
 def test_rewardbench2_and_its_ties(tmp_path):
     rng = random.Random(4)
     rows = [{"id": f"m{i}", "prompt": "p", "chosen": ["a"], "rejected": ["b", "c", "d"], "subset": "Math",
