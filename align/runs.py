@@ -427,6 +427,7 @@ def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:
         adam_beta1=train.adam_beta1,
         adam_beta2=train.adam_beta2,
         max_grad_norm=train.max_grad_norm,
+        use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused there
         bf16=train.precision == "bfloat16",
         fp16=train.precision == "float16",
         logging_steps=1,

@@ -80,6 +80,14 @@ def test_evaluation_is_the_same_for_every_batch_size(make_recipe, tokens_per_bat
         assert other[key] == pytest.approx(value, abs=2e-5), key
 
 
+def test_mixed_precision_starts_at_the_reference_and_learns(make_recipe):
+    result = train(make_recipe(train={"precision": "bfloat16", "epochs": 5}))
+    before, after = (result.summary[name] for name in ("eval_before", "eval_after"))
+    assert before["best_logprob_change"] == pytest.approx(0, abs=0.05) != after["best_logprob_change"]
+    assert after["loss"] < before["loss"]
+    assert all(tensor.dtype == torch.float32 for tensor in adapter(result.path).values())
+
+
 def test_a_live_reference_is_the_cached_one(make_recipe):
     cached = train(make_recipe("cached", train=SGD))
     live = train(make_recipe("live", train=SGD, reference={"cache": False}))
