@@ -185,7 +185,7 @@ def _data2text() -> Task:
         {"prompt": f"{row['source']}\n", "completions": [row["text"]], "attributes": [row["scores"]]}
         for row in _read("human_attributes/data2text.jsonl.gz")
     ]
-    return Task(*_split(rows), {"name": "attributes"}, names, epochs=2)
+    return Task(*_split(rows), {"name": "attributes"}, names, epochs=4)
 
 
 def _topical_chat() -> Task:
@@ -204,7 +204,7 @@ def _justeval() -> Task:
         {"prompt": f"{row['prompt']}\n", "completions": [row["response"]], "attributes": [row["scores"]]}
         for row in _read("justeval_attributes/attributes.jsonl.gz")
     ]
-    return Task(*_split(rows), {"name": "attributes"}, names, epochs=2, max_length=128)
+    return Task(*_split(rows), {"name": "attributes"}, names, epochs=4, max_length=448)
 
 
 def _split(rows: Rows) -> tuple[Rows, Rows]:
