@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from align.data import Prepared, Source, prepare_data, read_chat_template, render
-from align.errors import UserError
 from align.evaluate.lists import evaluate_lists
 from align.loss import ListLoss, build_loss
 from align.model.adapters import Full
@@ -101,10 +100,9 @@ def load_run(folder: Path, chat_template: str | None, device: str) -> tuple[Poli
     recipe = load_recipe(run.recipe)
     if recipe.task == "reward":
         raise UserError(f"{folder}: the run of a reward model; measure it with `align evaluate rewards`")
-    state = run.best if run.best.exists() else run.last_checkpoint()
-    if state is None:
-        raise UserError(f"{folder}: the run has no checkpoint yet; let `align train` write one")
+    state = run.final_state()
     section = dict(recipe.policy) | {"chat_template": chat_template or recipe.policy.chat_template}
+    del section["start_run"]
     policy = load_policy(**section, seed=recipe.train.seed, device=device, total_steps=1)
     policy.load_state(state)
     ranks = recipe.model_copy(update={"regularizer": None, "token_weights": None})  # rows have no token rewards
