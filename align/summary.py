@@ -65,25 +65,22 @@ def in_words(label: str, task: str) -> str:
 
 
 ITERATION_COLUMNS = (
-    ("reward_before", "reward before", "{:+.4f}"),
+    ("reward_before", "reward", "{:+.4f}"),
     ("reward_after", "after", "{:+.4f}"),
-    ("sampled_reward", "of rollouts", "{:+.4f}"),
     ("lists", "lists", "{}"),
-    ("steps", "steps", "{}"),
     ("tokens_per_second", "tokens/s", "{:.0f}"),
 )
 """Key of an online run's iteration, what it is called, and its format."""
 
 
 def _iterations(iterations: list[dict[str, Any]]) -> Table:
-    stages = list(iterations[0]["seconds"])
-    table = Table(title="iterations; seconds by stage", title_justify="left")
-    for header in ("", *(label for _, label, _ in ITERATION_COLUMNS), *stages):
-        table.add_column(header, justify="right")
+    table = Table(title="iterations", title_justify="left")
+    for header in ("", *(label for _, label, _ in ITERATION_COLUMNS), "seconds"):
+        table.add_column(header, justify="left" if header == "seconds" else "right")
     for one in iterations:
         cells = [pattern.format(one[key]) if one[key] is not None else "" for key, _, pattern in ITERATION_COLUMNS]
-        seconds = [f"{value:.1f}" if value is not None else "" for value in one["seconds"].values()]
-        table.add_row(str(one["iteration"]), *cells, *seconds)
+        seconds = ", ".join(f"{stage} {value:.0f}" for stage, value in one["seconds"].items() if value is not None)
+        table.add_row(str(one["iteration"]), *cells, seconds)
     return table
 
 

@@ -93,8 +93,8 @@ def iteration_recipe(recipe: Recipe, run: RunDirectory, iteration: int) -> Recip
         update={"sources": tuple(SourceSection(path=str(path)) for path in rows), "limit": None}
     )
     policy = recipe.policy.model_copy(update=_start(recipe, run, iteration))
-    output = str(iteration_folder(run, iteration) / "train")
-    return recipe.model_copy(update={"online": None, "output": output, "data": data, "policy": policy})
+    own = {"online": None, "data": data, "policy": policy, "output": str(iteration_folder(run, iteration) / "train")}
+    return recipe.model_copy(update={**own, "sampling": recipe.sampling.model_copy(update={"show": 0})})
 
 
 def _start(recipe: Recipe, run: RunDirectory, iteration: int) -> dict[str, Any]:

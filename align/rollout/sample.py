@@ -23,7 +23,7 @@ from align.rollout.engine import Engine, Sampling
 from align.rollout.engines import open_engine, sync_kind
 from align.rollout.journal import Journal, Line, read_lines
 from align.rollout.prompts import PromptSet, read_prompts
-from align.rollout.weights import write_weights
+from align.rollout.weights import remove_older, write_weights
 from align.run_directory import RunDirectory, start_log, write_json
 from rewards import load_scorer
 
@@ -154,6 +154,7 @@ class Sampler:
                 trained, self.folder / "weights", kind=kind, version=version, dtype=self.recipe.policy.dtype
             )
             self.engine.load(weights)
+            remove_older(weights)
         figures: dict[str, Any] = {"sync_seconds": time.monotonic() - began}
         count = self.recipe.rollout.agreement_prompts
         if count:

@@ -54,6 +54,14 @@ def write_weights(
     return Weights(kind, str(folder.resolve()), version, name)
 
 
+def remove_older(weights: Weights) -> None:
+    """Remove the other folders of the same place: every engine has loaded this one."""
+    present = Path(weights.folder)
+    for folder in present.parent.iterdir():
+        if folder != present:
+            shutil.rmtree(folder)
+
+
 def add_head(folder: Path) -> None:
     """Store the LM head of a tied model under its own name too.
 
