@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 
 from align.errors import UserError
 from align.evaluate.sampling import Sampled, row_seed
@@ -51,6 +52,8 @@ class VllmEngine:
     def __init__(self, arguments: VllmArguments) -> None:
         self.arguments = arguments
         os.environ.update(environment(os.environ))
+        if not torch.cuda.is_available():
+            torch._dynamo.config.disable = True  # the variable comes too late where torch is loaded already
         self.llm = self._start(arguments.folder)
         self.lora: Any = None
         self.loaded: list[Weights] = []

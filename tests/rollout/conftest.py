@@ -9,6 +9,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from align.recipe import Recipe, parse_recipe
+from align.runs import train
+
 WORDS = 64
 SIZES = {
     "vocab_size": WORDS,
@@ -61,10 +64,10 @@ def tied(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def prompts_file(tmp_path) -> Path:
+@pytest.fixture(scope="session")
+def prompts_file(tmp_path_factory) -> Path:
     """Twelve prompts, one of them twice and one too long for most."""
-    path = tmp_path / "prompts.jsonl"
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     texts = [" ".join(f"w{3 + (5 * i + j) % 40}" for j in range(1 + i % 5)) for i in range(12)]
     lines = [{"id": f"p{i}", "prompt": text, "answer": i} for i, text in enumerate(texts)]
     lines += [{"id": "again", "prompt": texts[3]}, {"id": "long", "prompt": "w5 " * 40}]
@@ -87,26 +90,38 @@ def scorer(monkeypatch) -> CountingScorer:
     return made
 
 
-@pytest.fixture
-def online_recipe(make_recipe, untied, prompts_file):
+def online_tree(folder: Path, output: str, model: Path, prompts: Path, **sections) -> Recipe:
     """An online recipe with the transformers engine; sections given are laid over it."""
+    tree = {
+        "output": str(folder / output),
+        "policy": {"model": str(model), "adapter": {"name": "lora", "rank": 4, "alpha": 8}},
+        "reference": {"cache_dir": str(folder / "cache")},
+        "data": {"sources": [str(prompts)], "eval_fraction": 0.25, "append_eos": False, "max_length": 32},
+        "objective": {"name": "lambda"},
+        "rollout": {"completions": 3, "max_tokens": 8, "engine": "transformers", "reward": "unused"},
+        "online": {"iterations": 2, "prompts": 6},
+        "train": {"learning_rate": 1e-2, "lists_per_step": 2, "schedule": "constant", "threads": 1},
+        "sampling": {"prompts": 2, "max_tokens": 4},
+    }
+    for name, section in sections.items():
+        tree[name] = tree.get(name, {}) | section if isinstance(section, dict) and name != "objective" else section
+    return parse_recipe(tree, origin="test")
 
-    def make(output: str = "run", **sections):
-        tree = {
-            "policy": {"model": str(untied)},
-            "data": {
-                "sources": [str(prompts_file)],
-                "eval_fraction": 0.25,
-                "grades": "win_probability",
-                "append_eos": False,
-                "max_length": 32,
-            },
-            "rollout": {"completions": 3, "max_tokens": 8, "engine": "transformers", "reward": "unused"},
-            "online": {"iterations": 2, "prompts": 6},
-            "train": {"lists_per_step": 2, "epochs": 1, "schedule": "constant"},
-        }
-        for name, section in sections.items():
-            tree[name] = tree.get(name, {}) | section if isinstance(section, dict) else section
-        return make_recipe(output, **tree)
+
+@pytest.fixture
+def online_recipe(untied, prompts_file, tmp_path):
+    """Makes an online recipe below the test's folder."""
+
+    def make(output: str = "run", **sections) -> Recipe:
+        return online_tree(tmp_path, output, untied, prompts_file, **sections)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def whole(untied, prompts_file, tmp_path_factory) -> Path:
+    """A finished run of two iterations, of the recipe that `online_recipe` makes."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.rollout.sample.load_scorer", lambda config: CountingScorer())
+        return train(online_tree(tmp_path_factory.mktemp("whole"), "whole", untied, prompts_file)).path

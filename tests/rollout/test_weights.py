@@ -42,7 +42,9 @@ def test_merged_weights_are_the_policy_and_name_their_head(base, request, tmp_pa
     check_same_layout(tmp_path / "weights" / weights.name, base)
     merged = AutoModelForCausalLM.from_pretrained(weights.folder)
     with torch.no_grad():
-        torch.testing.assert_close(merged(input_ids=IDS).logits, policy.model(input_ids=IDS).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            merged(input_ids=IDS).logits, policy.model(input_ids=IDS).logits, atol=1e-4, rtol=1e-4
+        )
 
 
 def test_a_split_model_gets_its_head_into_the_index(tied, tmp_path):
