@@ -18,11 +18,9 @@ from align.rollout.process import EngineProcess
 from align.rollout.server import VllmServers
 from align.rollout.transformers_engine import TransformersEngine
 from align.rollout.vllm_engine import VllmArguments, VllmEngine
-from align.rollout.weights import LARGEST_RANK, adapter_rank, not_servable
+from align.rollout.weights import LARGEST_RANK, Kind, adapter_rank, not_servable
 
 log = logging.getLogger("align")
-
-Kind = Literal["adapter", "merged"]
 
 
 def open_engine(recipe: Recipe, folder: Path) -> Engine:

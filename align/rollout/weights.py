@@ -21,12 +21,11 @@ EMBEDDINGS = "embed_tokens.weight"
 LARGEST_RANK = 512
 """Of an adapter that vLLM can serve."""
 
+Kind = Literal["adapter", "merged"]
 Shapes = dict[str, tuple[int, ...]]
 
 
-def write_weights(
-    trained: Path, output: Path, *, kind: Literal["adapter", "merged"], version: int, dtype: str
-) -> Weights:
+def write_weights(trained: Path, output: Path, *, kind: Kind, version: int, dtype: str) -> Weights:
     """Make the folder that an engine loads, all of it or nothing; what is there already is used.
 
     Args:
