@@ -101,8 +101,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     lists, heldout = filter_by_ches(recipe, prepared, annotated.train), annotated.heldout
     plan = _plan(recipe, lists)
     _fit_to_plan(arguments, recipe, steps=len(plan))
-    if recipe.policy.start_run:
-        start_from(recipe.policy.start_run, policy)
+    start_from(recipe.policy.start_run, policy)
     trainer = AlignTrainer(
         policy=policy,
         loss=loss,
@@ -339,8 +338,10 @@ def load_options(recipe: Recipe, prepared: Prepared, *, total_steps: int, device
     }
 
 
-def start_from(run: str, policy: Policy) -> None:
-    """Put what a run trained into a policy; the reference stays the policy's own."""
+def start_from(run: str | None, policy: Policy) -> None:
+    """Put what a run trained, if one is given, into a policy; the reference stays the policy's own."""
+    if run is None:
+        return
     state = RunDirectory(run).final_state()
     # A frozen start that the policy was loaded with is the reference, whatever the run's own was.
     policy.load_state(state, keep_reference=policy.adapter == "start_adapter")
