@@ -17,8 +17,8 @@ from align.evaluate.sampling import row_seed
 from align.model.adapters import AdaLora, Full, Loftq, Lora, Olora, Pissa
 from align.recipe import Recipe, SourceSection
 from align.rollout.engines import rests
-from align.rollout.prompts import PromptSet, read_prompts
-from align.rollout.sample import Sampler, Stages, describe, describe_prompts, policy_version, score
+from align.rollout.prompts import PromptSet, describe_prompts, read_prompts
+from align.rollout.sample import Sampler, Stages, describe, policy_version, score
 from align.run_directory import RunDirectory, start_log, write_json, write_text
 
 log = logging.getLogger("align")

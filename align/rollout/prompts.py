@@ -67,6 +67,12 @@ def read_prompts(recipe: Recipe) -> PromptSet:
     return PromptSet(rows, [ids for _, ids in chosen.values()], dict(left_out), tokenizer, ends)
 
 
+def describe_prompts(prompts: PromptSet) -> str:
+    """How many prompts there are, and why others are left out."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in prompts.left_out.items())
+    return f"{len(prompts.rows)} prompts" + (f"; left out: {reasons}" if reasons else "")
+
+
 def end_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokens that end a completion: the tokenizer's, and those of the model's generation configuration."""
     configured = None

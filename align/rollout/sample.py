@@ -22,7 +22,7 @@ from align.rollout.agreement import check_agreement
 from align.rollout.engine import Engine, Sampling
 from align.rollout.engines import open_engine, sync_kind
 from align.rollout.journal import Journal, Line, read_lines
-from align.rollout.prompts import PromptSet, read_prompts
+from align.rollout.prompts import PromptSet, describe_prompts, read_prompts
 from align.rollout.weights import remove_older, write_weights
 from align.run_directory import RunDirectory, start_log, write_json
 from rewards import load_scorer
@@ -256,12 +256,6 @@ def policy_version(run: str | None) -> int:
         raise UserError(f"policy.start_run: {run} is no finished run; let `align train` end it")
     steps = json.loads(directory.summary.read_text())["steps"]
     return steps + policy_version(load_recipe(directory.recipe).policy.start_run)
-
-
-def describe_prompts(prompts: PromptSet) -> str:
-    """How many prompts there are, and why others are left out."""
-    left = "".join(f"; left out: {count} {reason}" for reason, count in prompts.left_out.items())
-    return f"{len(prompts.rows)} prompts{left}"
 
 
 def describe(figures: dict[str, Any]) -> str:

@@ -1,10 +1,13 @@
 """Which prompts are sampled, and what is counted of the others."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from align.errors import UserError
+from align.inspect import inspect_recipe
 from align.rollout.loop import chosen_prompts
 from align.rollout.prompts import read_prompts
 
@@ -42,3 +45,11 @@ def test_iterations_take_all_prompts_in_turn(online_recipe):
     across = chosen_prompts(prompts, 7, 2, seed=3).rows  # takes from two turns, and no prompt twice
     assert len({row.id for row in across}) == len(across) >= 5
     assert chosen_prompts(prompts, 12, 4, seed=3) is prompts is chosen_prompts(prompts, None, 4, seed=3)
+
+
+def test_inspect_shows_the_prompts_of_an_online_recipe(online_recipe):
+    console = Console(width=200, record=True, file=io.StringIO())
+    inspect_recipe(online_recipe(), rows=2, console=console)
+    shown = console.export_text()
+    assert "12 prompts; left out: 1 prompt seen before, 1 prompt of more than 24 tokens" in shown
+    assert "p1 (" in shown and "w8|w9" in shown and "p2 (" not in shown
