@@ -63,6 +63,10 @@ def test_nothing_imports_what_the_package_refuses():
             assert not [n for n in imports(file) if below(n, refused)], file
 
 
+def test_the_trainer_knows_nothing_of_rollouts():
+    assert not [name for name in imports(ROOT / "align/trainer.py") if below(name, {"align.rollout"})]
+
+
 def test_vllm_is_imported_inside_functions_only():
     for name in VLLM_MODULES:
         for node in ast.parse((ROOT / name).read_text()).body:

@@ -21,7 +21,7 @@ class Vllm(Strict):
 
     name: Literal["vllm"] = "vllm"
     cache_gib: PositiveFloat = 0.5
-    """Memory of the key-value cache on a CPU, in GiB; on a GPU set `options: {gpu_memory_utilization: 0.4}`."""
+    """Memory of the key-value cache on a CPU, in GiB; on a GPU vLLM takes half of all, or what `options` says."""
     while_training: Literal["auto", "resident", "asleep", "stopped"] = "auto"
     """What the engine does while the policy trains; auto: resident on a CPU, where sleep frees nothing, else asleep."""
     timeout: PositiveFloat = 600.0

@@ -43,7 +43,7 @@ def train_online(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments
         torch.set_num_threads(recipe.train.threads)
     try:
         for iteration in range(1, recipe.online.iterations + 1):
-            with arguments.main_process_first():  # the others find the stages finished
+            with arguments.main_process_first(local=False):  # the others find the stages finished
                 _sample_and_score(recipe, run, iteration, prompts, sampler)
             if rests(recipe) != "resident":
                 sampler.rest(stop=rests(recipe) == "stopped")

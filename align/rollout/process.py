@@ -103,6 +103,7 @@ class EngineProcess:
         if self.process and self.process.poll() is None:
             return False
         self.close()
+        log.info("starting vLLM; what it prints goes to %s", self.log_file)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as output:
             self.process = subprocess.Popen(

@@ -200,7 +200,7 @@ def llm_arguments(arguments: VllmArguments) -> dict[str, Any]:
         room = next((rank for rank in LORA_RANKS if rank >= arguments.lora_rank), LORA_RANKS[-1])
         given |= {"enable_lora": True, "max_lora_rank": room, "max_loras": 1, "max_cpu_loras": 2}
     if torch.cuda.is_available():
-        given["enable_sleep_mode"] = True
+        given |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.5}  # the trainer has its model there too
     else:
         given |= {
             "kv_cache_memory_bytes": arguments.cache_bytes,
