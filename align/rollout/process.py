@@ -84,10 +84,13 @@ class EngineProcess:
 
     def rest(self, *, stop: bool) -> None:
         """As every engine."""
-        if stop:
-            self.close()
-        elif self.process:
-            self._wait("rest")
+        try:
+            if self.process and not stop:
+                self._wait("rest")
+                return
+        except EngineDied as error:
+            log.warning("the engine's process failed (%s); it is started again when it is needed", error)
+        self.close()
 
     def close(self) -> None:
         """Kill the process group: the engine keeps nothing that must be written."""

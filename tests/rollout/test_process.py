@@ -109,6 +109,15 @@ def test_stopping_frees_the_process(engine):
     assert dict(sampler.sample(PROMPTS, SAMPLING)) == EXPECTED
 
 
+def test_a_process_that_died_while_it_rested_is_started_again(engine):
+    sampler = engine("none")
+    list(sampler.sample(PROMPTS, SAMPLING))
+    os.killpg(sampler.pid, signal.SIGKILL)
+    sampler.rest(stop=False)
+    assert sampler.pid is None
+    assert dict(sampler.sample(PROMPTS, SAMPLING)) == EXPECTED
+
+
 def test_settings_that_make_vllm_fail_or_lie_on_a_cpu():
     with pytest.raises(UserError, match="VLLM_BATCH_INVARIANT"):
         environment({"VLLM_BATCH_INVARIANT": "1"})
