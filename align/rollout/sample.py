@@ -214,14 +214,39 @@ def score(recipe: Recipe, folder: Path) -> dict[str, Any]:
         with progress("scoring", len(lines), unit="lists", start=len(lines) - len(left)) as advance:
             for first in range(0, len(left), SCORED_AT_ONCE):
                 block = left[first : first + SCORED_AT_ONCE]
-                flat = [(line["prompt"], text) for line in block for text in line["completions"]]
-                rewards = iter(scorer.score([prompt for prompt, _ in flat], [text for _, text in flat]))
+                rewards = iter(rewards_of(scorer, reward, block))
                 journal.append([{**line, "rewards": [next(rewards) for _ in line["completions"]]} for line in block])
                 advance(len(block))
     if not journal.whole:
         journal.finish([line["id"] for line in lines])
     rewards_ = [reward for line in read_lines(folder / "rows.jsonl") for reward in line.get("rewards", [])]
     return {"mean_reward": fmean(rewards_)} if rewards_ else {}
+
+
+def rewards_of(scorer: Any, config: Any, block: list[Line]) -> list[float]:
+    """The rewards of some lists' completions, one list after the other.
+
+    Args:
+        scorer: what `load_scorer` gave for `config`; it may look at a list as a whole, or at a column of the prompts.
+
+    Raises:
+        UserError: a prompt has no reference answer, and the scorer needs one.
+    """
+    column = getattr(config, "answer_column", None)
+    found: list[float] = []
+    for lines in [[line] for line in block] if getattr(config, "listwise", False) else [block]:
+        owners = [line for line in lines for _ in line["completions"]]
+        prompts = [line["prompt"] for line in owners]
+        texts = [text for line in lines for text in line["completions"]]
+        answers = [] if column is None else [[_answer(line, column) for line in owners]]
+        found += scorer.score(prompts, texts, *answers)
+    return found
+
+
+def _answer(line: Line, column: str) -> Any:
+    if line.get("meta", {}).get(column) is None:
+        raise UserError(f"data.sources: the prompt {line['id']} has no `{column}`, which rollout.reward compares with")
+    return line["meta"][column]
 
 
 def load_trained(recipe: Recipe, trained: Path | None) -> Policy:

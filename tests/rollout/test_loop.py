@@ -74,7 +74,6 @@ class Killed(BaseException):
         ("sample", "check_agreement", 2),  # the second iteration's
         ("sample", "sampled_line", 3),
         ("loop", "score", 2),
-        ("loop", "iteration_recipe", 2),
         ("loop", "_finish", 1),
     ],
 )
@@ -117,18 +116,17 @@ def reference_of(run: Path, iteration: int) -> tuple[str | None, str | None]:
 
 
 def test_the_reference_moves_as_asked(online_recipe, scorer):
-    options = {"iterations": 4, "reference": "moving", "reference_every": 2, "prompts": 4}
+    options = {"iterations": 3, "reference": "moving", "reference_every": 2, "prompts": 4}
     run = train(online_recipe(online=options)).path
-    trained = [str(run / f"iterations/00{i}/train") for i in range(1, 5)]
-    assert [reference_of(run, i) for i in (1, 2, 3, 4)] == [
+    trained = [str(run / f"iterations/00{i}/train") for i in range(1, 4)]
+    assert [reference_of(run, i) for i in (1, 2, 3)] == [
         (None, None),
         (None, trained[0]),
         (f"{trained[1]}/adapter", trained[1]),
-        (f"{trained[1]}/adapter", trained[2]),
     ]
     # The implicit reward is zero exactly where policy and reference are the same.
     margins = [json.loads((Path(path) / "before.json").read_text())["metrics"]["margin"] for path in trained]
-    assert [abs(margin) < 1e-6 for margin in margins] == [True, False, True, False]
+    assert [abs(margin) < 1e-6 for margin in margins] == [True, False, True]
 
 
 def test_the_previous_policy_as_reference_of_full_training(online_recipe, scorer):

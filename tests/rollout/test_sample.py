@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from align.model.policy import load_policy
 from align.rollout.agreement import check_agreement
 from align.rollout.engine import Sampling, Weights
 from align.rollout.journal import read_lines
-from align.rollout.sample import rollout
+from align.rollout.sample import rewards_of, rollout
 from align.rollout.transformers_engine import TransformersEngine
 
 SAMPLING = Sampling(completions=2, max_tokens=6, seed=1, temperature=0.7, stop_ids=(2,))
@@ -172,3 +173,32 @@ def test_agreement_notices_logprobs_without_the_temperature(untied, tmp_path, mo
 def test_equal_completions_are_refused_before_any_work(online_recipe):
     with pytest.raises(UserError, match="temperature 0 gives equal completions"):
         online_recipe(rollout={"temperature": 0})
+
+
+class Recorder:
+    """A scorer that keeps what it is given."""
+
+    def __init__(self):
+        self.calls = []
+
+    def score(self, *columns):
+        self.calls.append(columns)
+        return [float(len(self.calls))] * len(columns[0])
+
+
+LINES = [
+    {"id": "a", "prompt": "p", "completions": ["x", "y"], "meta": {"answer": 1}},
+    {"id": "b", "prompt": "q", "completions": ["z"], "meta": {"answer": 2}},
+]
+
+
+def test_scorers_get_what_they_look_at():
+    alone, listwise, compares = Recorder(), Recorder(), Recorder()
+    assert rewards_of(alone, SimpleNamespace(), LINES) == [1.0, 1.0, 1.0]
+    assert alone.calls == [(["p", "p", "q"], ["x", "y", "z"])]
+    assert rewards_of(listwise, SimpleNamespace(listwise=True), LINES) == [1.0, 1.0, 2.0]
+    assert listwise.calls == [(["p", "p"], ["x", "y"]), (["q"], ["z"])]
+    rewards_of(compares, SimpleNamespace(answer_column="answer"), LINES)
+    assert compares.calls == [(["p", "p", "q"], ["x", "y", "z"], [1, 1, 2])]
+    with pytest.raises(UserError, match="prompt a has no `gold`"):
+        rewards_of(compares, SimpleNamespace(answer_column="gold"), LINES)
