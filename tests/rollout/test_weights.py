@@ -85,7 +85,7 @@ def test_what_a_kill_left_half_written_is_not_used(untied, tmp_path):
     whole = write(tmp_path / "adapter", tmp_path / "weights", "merged")
     partial = tmp_path / "weights" / f"{whole.name}.partial"
     (tmp_path / "weights" / whole.name).rename(partial)
-    for name in ("model.safetensors", "model-00001-of-00002.safetensors"):
+    for name in ("model.safetensors", "stray.safetensors"):
         (partial / name).write_bytes(b"cut")
     again = write(tmp_path / "adapter", tmp_path / "weights", "merged")
     assert again == whole and not partial.exists()
