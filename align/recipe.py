@@ -303,10 +303,6 @@ class Recipe(Strict):
             raise ValueError("objective: `task: sft` has its own loss; remove it or set `task: preference`")
         if self.task == "sft" and (self.regularizer or self.token_weights):
             raise ValueError("task: sft takes no `regularizer` and no `token_weights`; remove them")
-        if self.online and not (self.rollout.reward and self.rollout.completions > 1):
-            raise ValueError("online: needs `rollout.reward`, and `rollout.completions` of 2 or more to rank")
-        if self.online and self.task != "preference":
-            raise ValueError("online: only `task: preference` trains on lists that the policy wrote")
         if self.train.keep_best and not self.train.eval_steps:
             raise ValueError("train.keep_best needs train.eval_steps, the interval at which candidates are measured")
         if self.regularizer:
@@ -316,6 +312,14 @@ class Recipe(Strict):
                 "policy.adapter: adalora must know the number of steps before `data.ches` chooses the lists; "
                 "set train.steps"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _online_can_rank(self) -> "Recipe":
+        if self.online and not (self.rollout.reward and self.rollout.completions > 1):
+            raise ValueError("online: needs `rollout.reward`, and `rollout.completions` of 2 or more to rank")
+        if self.online and self.task != "preference":
+            raise ValueError("online: only `task: preference` trains on lists that the policy wrote")
         return self
 
     def _check_reward(self) -> None:

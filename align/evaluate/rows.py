@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from align.data import Prepared, Source, prepare_data, read_chat_template, render
+from align.errors import UserError
 from align.evaluate.lists import evaluate_lists
 from align.loss import ListLoss, build_loss
 from align.model.adapters import Full
