@@ -31,9 +31,9 @@ from align.runs import train
 
 RECIPE = "recipes/online_lipo.yaml"
 ROUNDS = 3
-PROMPTS = 50
+PROMPTS = 30
 SYNCS = 20
-LOOP = ("online.iterations=2", "online.prompts=50", "sampling.prompts=20")
+LOOP = ("online.iterations=2", "online.prompts=30", "sampling.prompts=20")
 
 
 def run() -> dict[str, Any]:
