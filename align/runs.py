@@ -64,6 +64,10 @@ def train(recipe: Recipe) -> RunResult:
     Raises:
         UserError: the recipe, its data or its model cannot work; said before the first step.
     """
+    if recipe.online:
+        from align.rollout.loop import check_online  # which trains with this module
+
+        check_online(recipe)
     run = RunDirectory(recipe.output)
     arguments = training_arguments(recipe, run)
     main = arguments.process_index == 0
@@ -80,7 +84,7 @@ def train(recipe: Recipe) -> RunResult:
 
 
 def _train_online(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> None:
-    from align.rollout.loop import train_online  # which trains with this module
+    from align.rollout.loop import train_online
 
     train_online(recipe, run, arguments)
 

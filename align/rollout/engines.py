@@ -32,6 +32,7 @@ def open_engine(recipe: Recipe, folder: Path) -> Engine:
     Raises:
         UserError: vLLM is not installed, or a server does not answer.
     """
+    check_engine(recipe)
     policy, config = recipe.policy, recipe.rollout.engine
     base = model_folder(policy.model, policy.revision, trust_remote_code=policy.trust_remote_code)
     if isinstance(config, VllmServer):
@@ -50,15 +51,23 @@ def open_engine(recipe: Recipe, folder: Path) -> Engine:
         trusted=policy.trust_remote_code,
         options=config.options,
     )
-    if importlib.util.find_spec("vllm") is None:
+    if config.in_process:
+        return VllmEngine(arguments)
+    return EngineProcess(arguments, timeout=config.timeout, log_file=folder / "engine.log")
+
+
+def check_engine(recipe: Recipe) -> None:
+    """Refuse an engine that is not installed, before there is a run directory.
+
+    Raises:
+        UserError: says how to install it, or to do without.
+    """
+    if isinstance(recipe.rollout.engine, Vllm) and importlib.util.find_spec("vllm") is None:
         extra = "rollout-cpu" if torch.version.cuda is None else "rollout"
         raise UserError(
             f"rollout.engine: vLLM is not installed; run `align doctor --install {extra}`, or set "
             "`rollout.engine=transformers`"
         )
-    if config.in_process:
-        return VllmEngine(arguments)
-    return EngineProcess(arguments, timeout=config.timeout, log_file=folder / "engine.log")
 
 
 def sync_kind(recipe: Recipe) -> tuple[Kind, int]:

@@ -16,7 +16,7 @@ from align.errors import UserError
 from align.evaluate.sampling import row_seed
 from align.model.adapters import AdaLora, Full, Loftq, Lora, Olora, Pissa
 from align.recipe import Recipe, SourceSection
-from align.rollout.engines import rests
+from align.rollout.engines import check_engine, rests
 from align.rollout.prompts import PromptSet, describe_prompts, read_prompts
 from align.rollout.sample import Sampler, Stages, describe, policy_version, score
 from align.run_directory import RunDirectory, start_log, write_json, write_text
@@ -34,7 +34,6 @@ def train_online(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments
         UserError: something in the recipe cannot work.
     """
     assert recipe.online is not None
-    check_reference(recipe)
     main = arguments.process_index == 0
     prompts = read_prompts(recipe)
     log.info("%s", describe_prompts(prompts))
@@ -70,12 +69,13 @@ def chosen_prompts(prompts: PromptSet, count: int | None, iteration: int, seed: 
     return prompts.choose(list(dict.fromkeys(orders[i // total][i % total] for i in wanted)))
 
 
-def check_reference(recipe: Recipe) -> None:
-    """Refuse a reference that an adapter cannot have.
+def check_online(recipe: Recipe) -> None:
+    """Refuse, before there is a run directory, an engine that is not there or a reference that an adapter cannot have.
 
     Raises:
-        UserError: names both.
+        UserError: says what to set instead.
     """
+    check_engine(recipe)
     assert recipe.online is not None
     wanted, adapter = recipe.online.reference, recipe.policy.adapter
     if wanted == "initial":

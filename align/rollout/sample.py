@@ -20,7 +20,7 @@ from align.progress import progress
 from align.recipe import Recipe, load_recipe
 from align.rollout.agreement import check_agreement
 from align.rollout.engine import Engine, Sampling
-from align.rollout.engines import open_engine, sync_kind
+from align.rollout.engines import check_engine, open_engine, sync_kind
 from align.rollout.journal import Journal, Line, read_lines
 from align.rollout.prompts import PromptSet, describe_prompts, read_prompts
 from align.rollout.weights import remove_older, write_weights
@@ -66,6 +66,7 @@ def rollout(recipe: Recipe) -> Path:
     Raises:
         UserError: the recipe, its prompts, policy or engine cannot work.
     """
+    check_engine(recipe)
     run = RunDirectory(recipe.output)
     run.open(recipe)
     start_log(run, main=True)

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from align.rollout.engine import Sampling, Weights
 from align.rollout.journal import read_lines
 from align.rollout.sample import rewards_of, rollout
 from align.rollout.transformers_engine import TransformersEngine
+from align.runs import train
 
 SAMPLING = Sampling(completions=2, max_tokens=6, seed=1, temperature=0.7, stop_ids=(2,))
 PROMPTS = [[5, 6, 7], [9], [8, 3, 4, 4]]
@@ -144,6 +146,9 @@ def test_vllm_that_is_not_there(online_recipe, monkeypatch):
     monkeypatch.setattr("align.rollout.engines.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="align doctor --install rollout.*rollout.engine=transformers"):
         rollout(online_recipe(online=None, rollout={"engine": "vllm"}))
+    with pytest.raises(UserError, match="rollout.engine=transformers"):
+        train(online_recipe(rollout={"engine": "vllm"}))
+    assert not Path(online_recipe().output).exists()  # so that the same command with another engine can go on
 
 
 def test_an_engine_with_the_policys_weights_agrees_and_one_without_is_found_out(untied, tmp_path, caplog, monkeypatch):
