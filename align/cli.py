@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         ("inspect", _inspect, "the resolved recipe, the data audit and a few rows with their masks; no training"),
         ("annotate", _annotate, "what frozen models compute per row (token rewards, CHES, ...), into the cache"),
         ("train", _train, "train a policy; a run that is already there goes on"),
+        ("rollout", _rollout, "sample completions of the prompts in data.sources, and score them"),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text)
         command.add_argument("recipe", metavar="RECIPE.yaml")
@@ -149,6 +150,13 @@ def _train(parsed: argparse.Namespace) -> None:
     from align.runs import train
 
     train(load_recipe(parsed.recipe, parsed.overrides))
+
+
+def _rollout(parsed: argparse.Namespace) -> None:
+    from align.recipe import load_recipe
+    from align.rollout.sample import rollout
+
+    rollout(load_recipe(parsed.recipe, parsed.overrides))
 
 
 def _export(parsed: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from align.data.collate import Example
 from align.data.steps import plan_steps
 from align.model.load import load_tokenizer
 from align.recipe import Recipe, dump_recipe
+from align.rollout.prompts import describe_prompts, read_prompts
 from align.runs import check_objectives, prepare
 
 CONTEXT_COLOUR, TRAINED_COLOUR = "dim", "green"
@@ -18,6 +19,9 @@ def inspect_recipe(recipe: Recipe, *, rows: int, console: Console | None = None)
     """Print the resolved recipe, the audit of its data and the first rows as the policy reads them."""
     console = console or Console()
     console.print(Text(dump_recipe(recipe)))
+    if recipe.online:
+        _inspect_prompts(recipe, rows=rows, console=console)
+        return
     prepared = prepare(recipe)
     console.print(render(prepared.audit))
     check_objectives(recipe, prepared)
@@ -38,6 +42,15 @@ def inspect_recipe(recipe: Recipe, *, rows: int, console: Console | None = None)
     )
     for example in prepared.train.select(range(min(rows, len(prepared.train)))):
         console.print(describe(example, tokenizer))
+
+
+def _inspect_prompts(recipe: Recipe, *, rows: int, console: Console) -> None:
+    """What an online run starts from: there are no completions yet."""
+    prompts = read_prompts(recipe)
+    console.print(describe_prompts(prompts))
+    for row, ids in list(zip(prompts.rows, prompts.ids, strict=True))[:rows]:
+        text = Text(f"{row.id} ({row.source}, row {row.number})\n", style="bold")
+        console.print(text.append("  " + _tokens(prompts.tokenizer, ids) + "\n", style=CONTEXT_COLOUR))
 
 
 def describe(example: Example, tokenizer: PreTrainedTokenizerBase) -> Text:

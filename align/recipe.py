@@ -16,6 +16,7 @@ from align.objectives import PROPERTIES, ObjectiveConfig, ScoreConfig, unknown_o
 from align.objectives.scores import LengthDesensitised, LogRatio, ReverseKL
 from align.objectives.token_reg import Tgdpo, TokenReg, TokenWeights
 from align.reward_loss import RewardSection, build_reward_loss
+from align.rollout.config import OnlineSection, RolloutSection
 from align.types import Strict
 from rewards import ScorerConfig
 from rewards.heads import Attributes, BradleyTerry, RewardObjective
@@ -38,6 +39,8 @@ class PolicySection(Strict):
     """How it is trained: an adapter by name, or `{name: full}`."""
     start_adapter: str | None = None
     """An existing (say SFT) adapter to go on training; it is then also the reference."""
+    start_run: str | None = None
+    """A finished run of the same model and adapter: start from what it trained, and keep the reference as it is."""
     quantization: Literal["4bit"] | None = None
     """QLoRA: 4-bit base weights; needs bitsandbytes and a GPU."""
     attention: str | None = None
@@ -277,6 +280,9 @@ class Recipe(Strict):
     """DPOP floor: lambda of the penalty on a best completion that falls below its reference log-probability."""
     train: TrainSection = TrainSection()
     sampling: SamplingSection = SamplingSection()
+    rollout: RolloutSection = RolloutSection()
+    online: OnlineSection | None = None
+    """Train in iterations, each on completions that the policy has just written; needs `rollout.reward`."""
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -306,6 +312,14 @@ class Recipe(Strict):
                 "policy.adapter: adalora must know the number of steps before `data.ches` chooses the lists; "
                 "set train.steps"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _online_can_rank(self) -> "Recipe":
+        if self.online and not (self.rollout.reward and self.rollout.completions > 1):
+            raise ValueError("online: needs `rollout.reward`, and `rollout.completions` of 2 or more to rank")
+        if self.online and self.task != "preference":
+            raise ValueError("online: only `task: preference` trains on lists that the policy wrote")
         return self
 
     def _check_reward(self) -> None:

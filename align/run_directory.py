@@ -67,6 +67,19 @@ class RunDirectory:
         whole = complete_checkpoints(self.checkpoints)
         return whole[-1] if whole else None
 
+    def final_state(self) -> Path:
+        """The state of the policy that the run gave, or has come to: its best, if it keeps that, or its last.
+
+        Raises:
+            UserError: there is none yet.
+        """
+        runs = [self, *(RunDirectory(folder / "train") for folder in sorted(self.path.glob("iterations/*")))]
+        states = [run.best if run.best.exists() else run.last_checkpoint() for run in runs]
+        found = [state for state in states if state]
+        if not found:
+            raise UserError(f"{self.path}: the run has no checkpoint yet; let `align train` write one")
+        return found[-1]
+
     def rewind_metrics(self, step: int) -> None:
         """Drop the metrics of steps after `step`, which will be trained again."""
         kept = [line for line in self.read_metrics() if line["step"] <= step]

@@ -64,6 +64,10 @@ def train(recipe: Recipe) -> RunResult:
     Raises:
         UserError: the recipe, its data or its model cannot work; said before the first step.
     """
+    if recipe.online:
+        from align.rollout.loop import check_online  # which trains with this module
+
+        check_online(recipe)
     run = RunDirectory(recipe.output)
     arguments = training_arguments(recipe, run)
     main = arguments.process_index == 0
@@ -71,12 +75,18 @@ def train(recipe: Recipe) -> RunResult:
         run.open(recipe)
     start_log(run, main=main)
     if not run.summary.exists():
-        _train(recipe, run, arguments)
+        (_train_online if recipe.online else _train)(recipe, run, arguments)
     summary = json.loads(run.summary.read_text())
     if main:
         print_summary(str(run.path), summary, show=recipe.sampling.show)
         print(f"report: {write_report([run.path])}")
     return RunResult(run.path, summary)
+
+
+def _train_online(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> None:
+    from align.rollout.loop import train_online
+
+    train_online(recipe, run, arguments)
 
 
 def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> None:
@@ -95,6 +105,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     lists, heldout = filter_by_ches(recipe, prepared, annotated.train), annotated.heldout
     plan = _plan(recipe, lists)
     _fit_to_plan(arguments, recipe, steps=len(plan))
+    start_from(recipe.policy.start_run, policy)
     trainer = AlignTrainer(
         policy=policy,
         loss=loss,
@@ -321,7 +332,7 @@ def load_options(recipe: Recipe, prepared: Prepared, *, total_steps: int, device
         batches = micro_batches(examples, tokens_per_batch=recipe.train.tokens_per_batch)
         init_batches = [collate(batch, pad_id=pad_id) for batch in batches]
     return {
-        **dict(recipe.policy),
+        **{name: value for name, value in recipe.policy if name != "start_run"},
         "dropout": recipe.train.dropout,
         "seed": recipe.train.seed,
         "device": device,
@@ -329,6 +340,15 @@ def load_options(recipe: Recipe, prepared: Prepared, *, total_steps: int, device
         "init_batches": init_batches,
         "packing": recipe.train.packing,
     }
+
+
+def start_from(run: str | None, policy: Policy) -> None:
+    """Put what a run trained, if one is given, into a policy; the reference stays the policy's own."""
+    if run is None:
+        return
+    state = RunDirectory(run).final_state()
+    # A frozen start that the policy was loaded with is the reference, whatever the run's own was.
+    policy.load_state(state, keep_reference=policy.adapter == "start_adapter")
 
 
 def _measured_once(path: Path, measure: Callable[[], Measured], *, save: bool) -> Measured:

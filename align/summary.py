@@ -34,6 +34,8 @@ def print_summary(path: str, summary: dict[str, Any], *, show: int, console: Con
         console.print(_table(before, after, summary["data"]["heldout_lists"], task=summary["task"]))
     if "displacement" in summary:
         console.print(sentence(summary["displacement"]))
+    if "iterations" in summary:
+        console.print(_iterations(summary["iterations"]))
     for sample in summary["samples"][:show]:
         console.print(_sample(sample))
     console.print(
@@ -60,6 +62,26 @@ def _table(before: dict[str, float], after: dict[str, float], lists: int, *, tas
 def in_words(label: str, task: str) -> str:
     """A row's name; a reward model's reward is its output, in no unit."""
     return label.replace("implicit reward", "reward").replace(" (nats)", "") if task == "reward" else label
+
+
+ITERATION_COLUMNS = (
+    ("reward_before", "reward", "{:+.4f}"),
+    ("reward_after", "after", "{:+.4f}"),
+    ("lists", "lists", "{}"),
+    ("tokens_per_second", "tokens/s", "{:.0f}"),
+)
+"""Key of an online run's iteration, what it is called, and its format."""
+
+
+def _iterations(iterations: list[dict[str, Any]]) -> Table:
+    table = Table(title="iterations", title_justify="left")
+    for header in ("", *(label for _, label, _ in ITERATION_COLUMNS), "seconds"):
+        table.add_column(header, justify="left" if header == "seconds" else "right")
+    for one in iterations:
+        cells = [pattern.format(one[key]) if one[key] is not None else "" for key, _, pattern in ITERATION_COLUMNS]
+        seconds = ", ".join(f"{stage} {value:.0f}" for stage, value in one["seconds"].items() if value is not None)
+        table.add_row(str(one["iteration"]), *cells, seconds)
+    return table
 
 
 def _sample(sample: dict[str, Any]) -> Text:

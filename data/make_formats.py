@@ -93,6 +93,14 @@ FORMATS = {
     "labelled_messages": lambda p, c, g: {"messages": user(p) + answer(c[0]), "label": g[0] > 2},
     "sft": lambda p, c, g: {"prompt": p, "completion": c[0]},
     "sft_messages": lambda p, c, g: {"messages": user(p) + answer(c[0])},
+    "sampled": lambda p, c, g: {
+        "prompt": p,
+        "completions": c,
+        "prompt_ids": list(p.encode()),
+        "completion_ids": [[*x.encode(), 0] for x in c],
+        "rewards": g,
+        "policy_version": 40,
+    },
     "token_ids": lambda p, c, g: {
         "prompt_ids": list(p.encode()),
         "completions_ids": [list(x.encode()) for x in c],

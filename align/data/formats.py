@@ -54,7 +54,7 @@ def read_row(raw: object, source: str, number: int) -> Row:
         if columns.get(name):
             raise BadRow(name, "images, audio, video and tools are not supported", "remove the column")
     reader = find_reader(columns)
-    prompt_name = next((name for name in ("prompt_ids", *PROMPTS) if name in columns), "prompt")
+    prompt_name = next((name for name in (*PROMPTS, "prompt_ids") if name in columns), "prompt")
     identity = columns.pop("id", None)
     meta = columns.pop("meta", {})
     if not isinstance(meta, dict):
@@ -64,9 +64,31 @@ def read_row(raw: object, source: str, number: int) -> Row:
     names = {"prompt": f"{prompt_name}[{{}}]", **parts.pop("names")}
     try:
         row = make_row(id=identity, meta={**columns, **meta}, source=source, number=number, **parts)
-        return row if weights is None else replace(row, token_weights=weights_of_tokens(weights, row.completions))
+        if weights is None:
+            return row
+        return replace(row, token_weights=weights_of_tokens(weights, row.completion_ids or row.completions))
     except BadRow as error:
         raise BadRow(_own_name(error.field or "", names), error.problem, error.remedy) from None
+
+
+def read_prompt(raw: object, source: str, number: int) -> Row:
+    """A row of which the prompt alone counts, for sampling; it may be of any known format, or hold nothing else.
+
+    Returns:
+        The row without completions, grades and rewards.
+
+    Raises:
+        BadRow: no prompt, or malformed.
+        UnusableRow: its format has the prompt at the beginning of two texts, and they differ.
+    """
+    if isinstance(raw, dict):
+        named = {name for name, value in raw.items() if value is not None}
+        if "prompt_ids" in named and not named & {"completion_ids", "completions_ids", "chosen_ids"}:
+            raw = {**raw, "completion_ids": [0]}
+        elif not named & {*LISTS, *SIDES, "completion", "prompt_ids"} and not _ends_with_answer(raw):
+            raw = {**raw, "completions": [""]}
+    row = read_row(raw, source, number)
+    return replace(row, completions=(), grades=None, rewards=None, prompt_ids=None, completion_ids=None)
 
 
 def find_reader(columns: Columns) -> "Reader":
@@ -102,6 +124,12 @@ def read_list(columns: Columns) -> Columns:
     name = next(name for name in LISTS if name in columns)
     completions = columns.pop(name)
     return _parts(_pop_prompt(columns), completions, f"{name}[{{}}]", **_list_grades(columns))
+
+
+def read_sampled(columns: Columns) -> Columns:
+    """{prompt, completions, prompt_ids, completion_ids}: a policy's own samples, as `align rollout` writes them."""
+    ids = {name: columns.pop(name) for name in ("prompt_ids", "completion_ids")}
+    return {**read_list(columns), **ids}
 
 
 def read_items(columns: Columns) -> Columns:
@@ -193,7 +221,8 @@ def read_conversation(columns: Columns) -> Columns:
 Reader = Callable[[Columns], Columns]
 
 FORMATS: dict[str, tuple[Callable[[Columns], bool], Reader]] = {
-    "{prompt_ids, completions_ids, grades}": (lambda c: "prompt_ids" in c, read_token_ids),
+    "{prompt_ids, completions_ids, grades}": (lambda c: "prompt_ids" in c and not _is_sampled(c), read_token_ids),
+    "{prompt, completions, prompt_ids, completion_ids, rewards}": (lambda c: _is_sampled(c), read_sampled),
     "{prompt, items: [{text, score}]}": (lambda c: _has_items(c), read_items),
     "{prompt, completions, grades | rewards | ranks}": (lambda c: any(name in c for name in LISTS), read_list),
     "{prompt, chosen: [...], rejected: [...]}": (lambda c: _is_sets(c), read_preference_sets),
@@ -280,6 +309,15 @@ def _single_grade(columns: Columns) -> Columns:
 def _has_items(columns: Columns) -> bool:
     name = next((name for name in LISTS if name in columns), None)
     return name is not None and is_messages(columns[name]) and "role" not in columns[name][0]
+
+
+def _is_sampled(columns: Columns) -> bool:
+    return "completions" in columns and "prompt_ids" in columns and any(name in columns for name in PROMPTS)
+
+
+def _ends_with_answer(columns: Columns) -> bool:
+    messages = columns.get("messages")
+    return is_messages(messages) and messages[-1].get("role") == "assistant"  # type: ignore[index]
 
 
 def _is_pair(columns: Columns) -> bool:

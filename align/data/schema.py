@@ -39,6 +39,10 @@ class Row:
     """Relative share of its source in the mixture."""
     token_weights: tuple[tuple[float, ...], ...] | None = None
     """How much every completion token counts; in rows of token ids only."""
+    prompt_ids: list[int] | None = None
+    """The token ids that a policy read when it wrote the completions; then nothing is tokenised again."""
+    completion_ids: tuple[list[int], ...] | None = None
+    """The token ids that it wrote, end token included; there where `prompt_ids` are."""
 
     @property
     def place(self) -> str:
@@ -81,6 +85,8 @@ def make_row(
     meta: dict[str, Any],
     source: str,
     number: int,
+    prompt_ids: object = None,
+    completion_ids: object = None,
 ) -> Row:
     """A checked row; a conversation wherever the prompt or a completion is one.
 
@@ -93,6 +99,8 @@ def make_row(
         meta: columns to keep.
         source: the file it comes from.
         number: its place there, from 1.
+        prompt_ids: the prompt's token ids where a policy sampled the completions, else None.
+        completion_ids: a list of those of each completion; with `prompt_ids` or not at all.
 
     Returns:
         The row.
@@ -116,6 +124,7 @@ def make_row(
         meta=meta,
         source=source,
         number=number,
+        **_sampled_ids(prompt_ids, completion_ids, len(checked)),
     )
 
 
@@ -178,6 +187,19 @@ def is_token_ids(value: object) -> bool:
         and bool(value)
         and all(isinstance(entry, int) and not isinstance(entry, bool) for entry in value)
     )
+
+
+def _sampled_ids(prompt_ids: object, completion_ids: object, count: int) -> dict[str, Any]:
+    if prompt_ids is None and completion_ids is None:
+        return {}
+    if not is_token_ids(prompt_ids):
+        raise BadRow("prompt_ids", f"{_kind(prompt_ids)}, not token ids", "give them beside completion_ids")
+    if not isinstance(completion_ids, list) or not all(is_token_ids(ids) for ids in completion_ids):
+        raise BadRow("completion_ids", "not a list of lists of token ids", "give one or more ids for each completion")
+    if len(completion_ids) != count:
+        raise BadRow("completion_ids", f"{len(completion_ids)} entries for {count} completions", "give one each")
+    checked = tuple(_token_ids(ids, f"completion_ids[{k}]") for k, ids in enumerate(completion_ids))
+    return {"prompt_ids": _token_ids(prompt_ids, "prompt_ids"), "completion_ids": checked}  # type: ignore[arg-type]
 
 
 def _prompt(value: object) -> Text:

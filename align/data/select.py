@@ -73,6 +73,7 @@ def reduce_row(row: Row, *, select: Selection, list_size: int | None, seed: int)
         rewards=row.rewards and tuple(row.rewards[k] for k in kept),
         meta=_reduced(row.meta, kept, len(grades)),
         token_weights=row.token_weights and tuple(row.token_weights[k] for k in kept),
+        completion_ids=row.completion_ids and tuple(row.completion_ids[k] for k in kept),
     )
 
 

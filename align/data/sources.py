@@ -6,7 +6,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -61,7 +61,12 @@ class SourceRows:
 
 
 def read_source(
-    path: str, *, split: str | None = None, revision: str | None = None, limit: int | None = None
+    path: str,
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    limit: int | None = None,
+    read_one: Callable[[object, str, int], Row] = read_row,
 ) -> SourceRows:
     """All rows of a file, a folder of files, or a hub data set.
 
@@ -70,6 +75,7 @@ def read_source(
         split: split of a hub data set (by default train), or the stem of the files to read in a folder.
         revision: of a hub data set.
         limit: at most this many rows are read.
+        read_one: `read_row`, or `read_prompt` where the prompts alone count.
 
     Returns:
         The rows in file order, how many were read, and how many cannot be used, by reason.
@@ -82,7 +88,7 @@ def read_source(
     refused: Counter[str] = Counter()
     bad: list[str] = []
     read = 0
-    for record in islice(stream_rows(path, split=split, revision=revision), limit):
+    for record in islice(stream_rows(path, split=split, revision=revision, read_one=read_one), limit):
         read += 1
         match record.row:
             case BadRow() as error:
@@ -98,7 +104,13 @@ def read_source(
     return SourceRows(rows=rows, read=read, refused=dict(refused))
 
 
-def stream_rows(path: str, *, split: str | None = None, revision: str | None = None) -> Iterator[StreamedRow]:
+def stream_rows(
+    path: str,
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    read_one: Callable[[object, str, int], Row] = read_row,
+) -> Iterator[StreamedRow]:
     """What `read_source` reads, one row at a time, the malformed ones among them.
 
     Raises:
@@ -107,7 +119,7 @@ def stream_rows(path: str, *, split: str | None = None, revision: str | None = N
     for file, number, raw in _records(path, split, revision):
         row: Row | BadRow | UnusableRow
         try:
-            row = raw if isinstance(raw, BadRow) else read_row(raw, file, number)
+            row = raw if isinstance(raw, BadRow) else read_one(raw, file, number)
         except (BadRow, UnusableRow) as error:
             row = error
         yield StreamedRow(file, number, row.raw if row is raw and isinstance(row, BadRow) else raw, row)

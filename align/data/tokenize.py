@@ -162,7 +162,7 @@ def tokenize_batch(
     columns: dict[str, list[Any]] = {name: [] for name in names if name not in batch}
     columns |= {name: [] for name in ("grades", *TOKEN_WEIGHTS) if name in batch}
     weights = batch.get("token_weights") or [None] * len(rows)
-    for (prompt, completions), grades, own in zip(rows, batch["grades"], weights, strict=True):
+    for (shown, prompt, completions), grades, own in zip(rows, batch["grades"], weights, strict=True):
         if is_token_ids(prompt):
             split: dict[str, Any] = {"prompt_ids": prompt, "completion_ids": completions}
             split |= {"moved_tokens": 0, "bos_stripped": False, "eos_added": 0}
@@ -181,7 +181,7 @@ def tokenize_batch(
         )
         if contrast:
             fitted |= contrast_contexts(
-                prompt,
+                shown,
                 fitted["prompt_ids"],
                 fitted["completion_ids"],
                 moved_tokens=split["moved_tokens"],
@@ -198,7 +198,7 @@ def tokenize_batch(
 def _content(rows: Sequence[Row]) -> dict[str, list[Any]]:
     return {
         "id": [row.id for row in rows],
-        "texts": [json.dumps([row.prompt, row.completions]) for row in rows],
+        "texts": [json.dumps([row.prompt, *_as_read(row)]) for row in rows],
         "grades": [list(row.grades or ()) for row in rows],
         "weight": [row.weight for row in rows],
         "source": [row.source for row in rows],
@@ -216,6 +216,11 @@ def _weights_of(row: Row) -> tuple[tuple[float, ...], ...]:
     return row.token_weights
 
 
+def _as_read(row: Row) -> tuple[Any, Any]:
+    """Prompt and completions, as the token ids that were sampled where the row has them."""
+    return (row.prompt, row.completions) if row.completion_ids is None else (row.prompt_ids, row.completion_ids)
+
+
 def _encode_texts(
     rows: list[Any],
     batch: dict[str, list[Any]],
@@ -224,7 +229,7 @@ def _encode_texts(
     enders: Sequence[str],
 ) -> list[list[int]]:
     texts = []
-    for (prompt, completions), source, number in zip(rows, batch["source"], batch["row"], strict=True):
+    for (_, prompt, completions), source, number in zip(rows, batch["source"], batch["row"], strict=True):
         if is_token_ids(prompt):
             continue
         try:
@@ -243,14 +248,15 @@ def _check(
         raise UserError("data.append_eos: the tokenizer has no end-of-text token; set `data.append_eos: false`")
     vocabulary = len(tokenizer)
     for row in rows:
-        if is_messages(row.prompt) and chat_template is None and tokenizer.chat_template is None:
+        prompt, completions = _as_read(row)
+        if is_messages(prompt) and chat_template is None and tokenizer.chat_template is None:
             raise UserError(
                 f"{row.place}, field prompt: a conversation, and the tokenizer has no chat template; "
                 f"set `policy.chat_template: {PLAIN_TEMPLATE}`"
             )
-        if is_token_ids(row.prompt):
-            largest = max(max(ids) for ids in (row.prompt, *row.completions))  # type: ignore[type-var]
-            if largest >= vocabulary:  # type: ignore[operator]
+        if is_token_ids(prompt):
+            largest = max(max(ids) for ids in (prompt, *completions))
+            if largest >= vocabulary:
                 raise UserError(
                     f"{row.place}, field prompt_ids: token id {largest} is beyond the vocabulary of {vocabulary}; "
                     f"use the policy's own tokenizer"

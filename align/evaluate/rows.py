@@ -101,10 +101,9 @@ def load_run(folder: Path, chat_template: str | None, device: str) -> tuple[Poli
     recipe = load_recipe(run.recipe)
     if recipe.task == "reward":
         raise UserError(f"{folder}: the run of a reward model; measure it with `align evaluate rewards`")
-    state = run.best if run.best.exists() else run.last_checkpoint()
-    if state is None:
-        raise UserError(f"{folder}: the run has no checkpoint yet; let `align train` write one")
+    state = run.final_state()
     section = dict(recipe.policy) | {"chat_template": chat_template or recipe.policy.chat_template}
+    del section["start_run"]
     policy = load_policy(**section, seed=recipe.train.seed, device=device, total_steps=1)
     policy.load_state(state)
     ranks = recipe.model_copy(update={"regularizer": None, "token_weights": None})  # rows have no token rewards

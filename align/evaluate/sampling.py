@@ -1,18 +1,23 @@
 """Completions sampled from a policy by transformers' `generate`, each a function of its own prompt and the seed."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
@@ -20,7 +25,18 @@ from transformers import (
 Policy = PreTrainedModel | PeftModel
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Sampled:
+    """One completion as it was drawn."""
+
+    ids: list[int]
+    """Its tokens, the one that ended it included."""
+    logprobs: list[float]
+    """Of each token, in nats, under the distribution that it was drawn from: tempered and filtered."""
+    ended: bool
+    """By an end token or a stop string, not by its length."""
+
+
 def sample_completions(
     model: Policy,
     tokenizer: PreTrainedTokenizerBase,
@@ -34,6 +50,39 @@ def sample_completions(
     per_prompt: int = 1,
     tokens_per_batch: int = 8192,
 ) -> list[list[str]]:
+    """`sample_tokens` as texts.
+
+    Returns:
+        `per_prompt` texts for each prompt, without special tokens; a text is empty where the end came at once.
+
+    Source: ours
+    """
+    texts = [[""] * per_prompt for _ in prompt_ids]
+    ends = end_ids(model, tokenizer)
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    options |= {"max_tokens": max_tokens, "per_prompt": per_prompt, "tokens_per_batch": tokens_per_batch}
+    for prompt, sample, sampled in sample_tokens(model, tokenizer, prompt_ids, **options):
+        texts[prompt][sample] = completion_text(tokenizer, prompt_ids[prompt], sampled.ids, ends)
+    return texts
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: list[list[int]],
+    *,
+    max_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    stop: Sequence[str] = (),
+    stop_ids: Sequence[int] = (),
+    seed: int = 0,
+    per_prompt: int = 1,
+    tokens_per_batch: int = 8192,
+) -> Iterator[tuple[int, int, Sampled]]:
     """Sample completions; a row's token is argmax_v (logit_v / temperature + Gumbel noise), which samples the softmax.
 
     The noise of a row follows from (seed, its prompt's tokens, which sample of the prompt it is), so a completion does
@@ -48,51 +97,89 @@ def sample_completions(
         temperature: Divides the logits; 0 takes the likeliest token.
         top_k: Only this many of the likeliest tokens; 0 for all.
         top_p: Only the likeliest tokens that reach this probability together.
+        min_p: Only tokens at least this likely relative to the likeliest; 0 for all.
+        stop: Texts that end a completion where they appear in it.
+        stop_ids: Tokens that end it, besides the end tokens.
         seed: Of all noise.
         per_prompt: Completions of each prompt; they are all the same where the temperature is 0.
         tokens_per_batch: Rows times (prompt and completion) tokens of one `generate` at most.
 
     Returns:
-        `per_prompt` texts for each prompt, without special tokens; a text is empty where the end came at once.
+        (prompt, sample, completion) as batches finish, the longest prompts first.
 
     Source: ours (the Gumbel-max trick)
     """
     rows = [(prompt, sample) for prompt in range(len(prompt_ids)) for sample in range(per_prompt)]
-    texts = [[""] * per_prompt for _ in prompt_ids]
+    ends = [*end_ids(model, tokenizer), *stop_ids]
     was_training = model.training
-    model.eval()
     for batch in _batches(rows, [len(ids) + max_tokens for ids in prompt_ids], tokens_per_batch):
         prompts = [prompt_ids[prompt] for prompt, _ in batch]
-        seeds = [_row_seed(seed, prompt_ids[prompt], sample) for prompt, sample in batch]
-        noise = GumbelNoise(seeds, temperature, top_k, top_p, model.device) if temperature > 0 else None
-        for (prompt, sample), ids in zip(batch, _generate(model, tokenizer, prompts, max_tokens, noise), strict=True):
-            texts[prompt][sample] = _completion_text(tokenizer, prompt_ids[prompt], ids)
-    model.train(was_training)
-    return texts
+        seeds = [row_seed(seed, prompt_ids[prompt], sample) for prompt, sample in batch]
+        noise = GumbelNoise(seeds, temperature, top_k, top_p, model.device, min_p)
+        model.eval()
+        drawn = _generate(model, tokenizer, prompts, max_tokens, noise, ends, stop)
+        model.train(was_training)
+        for (prompt, sample), sampled in zip(batch, drawn, strict=True):
+            yield prompt, sample, sampled
 
 
 class GumbelNoise(LogitsProcessor):
-    """Makes the greedy choice a sample: filters and scales the logits, then adds each row's own Gumbel noise."""
+    """Makes the greedy choice a sample: scales and filters the logits, then adds each row's own Gumbel noise.
+
+    `logprobs` holds, for each step, the log-probability of the token that each row draws; at temperature 0 of the
+    likeliest token under the softmax.
+    """
 
     def __init__(
-        self, seeds: list[int], temperature: float, top_k: int, top_p: float, device: torch.device | str
+        self,
+        seeds: list[int],
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        device: torch.device | str,
+        min_p: float = 0.0,
     ) -> None:
         self.temperature = temperature
         self.filters: list[Callable[..., Tensor]] = []
+        if min_p > 0:
+            self.filters.append(MinPLogitsWarper(min_p))
         if top_k > 0:
             self.filters.append(TopKLogitsWarper(top_k))
         if top_p < 1:
             self.filters.append(TopPLogitsWarper(top_p))
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self.logprobs: list[Float[Tensor, " R"]] = []
 
     def __call__(self, input_ids: Int[Tensor, "R T"], scores: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
+        if self.temperature == 0:
+            return self._drawn(scores, scores)
         noise = [
             torch.empty_like(row).exponential_(generator=g) for row, g in zip(scores, self.generators, strict=True)
         ]
         logits = scores / self.temperature
         for keep in self.filters:
             logits = keep(input_ids, logits)
-        return logits - torch.stack(noise).log()
+        return self._drawn(logits - torch.stack(noise).log(), logits)
+
+    def _drawn(self, noisy: Float[Tensor, "R V"], logits: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
+        token = noisy.argmax(-1, keepdim=True)
+        self.logprobs.append(logits.float().log_softmax(-1).gather(-1, token).squeeze(-1))
+        return noisy
+
+
+class _StopTexts(StoppingCriteria):
+    """Ends a row where one of the texts appears in its completion; `lengths` says after how many tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], width: int) -> None:
+        self.tokenizer, self.stop, self.width = tokenizer, stop, width
+        self.lengths: dict[int, int] = {}
+
+    def __call__(self, input_ids: Int[Tensor, "R T"], scores: Any, **_: Any) -> Bool[Tensor, " R"]:
+        for row, ids in enumerate(input_ids[:, self.width :].tolist()):
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            if row not in self.lengths and any(stop in text for stop in self.stop):
+                self.lengths[row] = len(ids)
+        return torch.tensor([row in self.lengths for row in range(len(input_ids))], device=input_ids.device)
 
 
 def _generate(
@@ -100,11 +187,12 @@ def _generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     max_tokens: int,
-    noise: GumbelNoise | None,
-) -> list[list[int]]:
-    """Each row's new tokens, from a left-padded batch; what follows a row's end token is padding."""
-    ends = _end_ids(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    noise: GumbelNoise,
+    ends: list[int],
+    stop: Sequence[str],
+) -> list[Sampled]:
+    """Each row's completion, from a left-padded batch; what follows a row's end token is padding."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     width = max(map(len, prompts))
     input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
@@ -118,30 +206,50 @@ def _generate(
         repetition_penalty=1.0,
         use_cache=True,
     )
-    processors = LogitsProcessorList([noise] if noise else [])
+    stops = _StopTexts(tokenizer, stop, width)
     output = model.generate(  # type: ignore[operator]  # transformers keeps it outside PreTrainedModel
-        input_ids=input_ids, attention_mask=mask, generation_config=config, logits_processor=processors
+        input_ids=input_ids,
+        attention_mask=mask,
+        generation_config=config,
+        logits_processor=LogitsProcessorList([noise]),
+        stopping_criteria=StoppingCriteriaList([stops] if stop else []),
     )
-    return [_until_end(row, ends) for row in output[:, width:].tolist()]
+    logprobs = torch.stack(noise.logprobs, 1).tolist()
+    drawn = []
+    for row, ids in enumerate(output[:, width:].tolist()):
+        end = next((i for i, token in enumerate(ids, start=1) if token in ends), None)
+        length = min(end or len(ids), stops.lengths.get(row, len(ids)))
+        drawn.append(Sampled(ids[:length], logprobs[row][:length], ended=end is not None or row in stops.lengths))
+    return drawn
 
 
-def _end_ids(model: Policy, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids(model: Policy, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a completion: the tokenizer's and those of the model's generation configuration."""
     configured = model.generation_config.eos_token_id
     many = configured if isinstance(configured, list) else [configured]
     return [end for end in dict.fromkeys([tokenizer.eos_token_id, *many]) if end is not None]
 
 
-def _until_end(ids: list[int], ends: list[int]) -> list[int]:
-    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+def completion_text(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    completion: list[int],
+    ends: Sequence[int],
+    stop: Sequence[str] = (),
+) -> str:
+    """What the completion adds to the prompt's text, up to its end token or stop text.
 
-
-def _completion_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], completion: list[int]) -> str:
-    """What the completion adds to the prompt's text; some tokenizers drop a leading space when they decode it alone."""
+    The two are decoded together: some tokenizers drop a leading space when they decode a completion alone.
+    """
+    if completion and completion[-1] in ends:
+        completion = completion[:-1]
     both = str(tokenizer.decode(prompt + completion, skip_special_tokens=True))
-    return both[len(tokenizer.decode(prompt, skip_special_tokens=True)) :]
+    text = both[len(tokenizer.decode(prompt, skip_special_tokens=True)) :]
+    return text[: min((place for place in map(text.find, stop) if place >= 0), default=len(text))]
 
 
-def _row_seed(seed: int, prompt: list[int], sample: int) -> int:
+def row_seed(seed: int, prompt: list[int], sample: int) -> int:
+    """A seed that follows from another one, a prompt's tokens and a number; below 2^56."""
     digest = hashlib.blake2b(repr((seed, prompt, sample)).encode(), digest_size=7).digest()
     return int.from_bytes(digest)
 

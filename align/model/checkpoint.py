@@ -34,8 +34,10 @@ def save_state(model: PreTrainedModel | PeftModel, folder: Path, *, base: Identi
 
 
 @torch.no_grad()
-def load_state(model: PreTrainedModel | PeftModel, folder: Path, *, base: Identity) -> None:
-    """Put `save_state`'s tensors back.
+def load_state(
+    model: PreTrainedModel | PeftModel, folder: Path, *, base: Identity, keep_reference: bool = False
+) -> None:
+    """Put `save_state`'s tensors back; with `keep_reference` without the frozen start that may be among them.
 
     Raises:
         UserError: no such file, another base, or tensors of another adapter.
@@ -51,6 +53,8 @@ def load_state(model: PreTrainedModel | PeftModel, folder: Path, *, base: Identi
     rank_pattern = json.loads(metadata.get("rank_pattern", "null"))
     allocator = {name: values.pop(name) for name in list(values) if name.startswith(ALLOCATOR)}
     present = _parameters(model)
+    if keep_reference:
+        present, values = _without_reference(present), _without_reference(values)
     if {n: p.shape for n, p in present.items()} != {n: v.shape for n, v in values.items()}:
         raise UserError(f"{folder} was trained with another adapter than `policy.adapter` describes; start a new run")
     _set_parameters(model, present, values)
@@ -96,6 +100,10 @@ def start_was_subtracted(model: PreTrainedModel | PeftModel) -> bool:
 def _parameters(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
     """What training moves, and the frozen start of an adapter."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad or f".{REFERENCE}" in name}
+
+
+def _without_reference(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if f".{REFERENCE}" not in name}
 
 
 def _set_parameters(model: PreTrainedModel | PeftModel, present: dict[str, Tensor], values: dict[str, Tensor]) -> None:

@@ -51,12 +51,17 @@ class TokenScorer(nn.Module):
 
 
 def score_tokens(
-    model: nn.Module, batch: ListBatch, outputs: tuple[str, ...] = ("logprob",), tree: Tree | None = None
+    model: nn.Module,
+    batch: ListBatch,
+    outputs: tuple[str, ...] = ("logprob",),
+    tree: Tree | None = None,
+    temperature: float = 1.0,
 ) -> TokenStats:
     """What a causal language model, with or without an adapter, says about a batch's targets; see TokenScorer.
 
     Args:
         tree: of a packed batch; by default made from it.
+        temperature: divides the logits.
     """
     mask = batch.completion_mask
     rows = last_hidden(model, batch, tree)
@@ -64,8 +69,9 @@ def score_tokens(
     # Entropy and the like are looked at, not trained on, so a frozen head needs no second pass for their gradients.
     frozen = head["lora"] is None and not head["weight"].requires_grad
     grad: Literal["direction", "auto"] = "direction" if frozen and rows.requires_grad else "auto"
+    targets = batch.targets[mask]
     of_head = tuple(name for name in outputs if name != "hidden_sum")
-    stats = linear_logprobs(rows, targets=batch.targets[mask], outputs=of_head, grad=grad, **head)
+    stats = linear_logprobs(rows, targets=targets, outputs=of_head, grad=grad, temperature=temperature, **head)
     return TokenStats(
         logprobs=_scatter(stats.logprob, mask),
         entropy=_scatter(stats.entropy, mask) if stats.entropy is not None else None,

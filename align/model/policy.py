@@ -155,13 +155,16 @@ class Policy:
         """Write all that training has changed, bit for bit, and the start it is measured from."""
         save_state(self.model, folder, base=self.base)
 
-    def load_state(self, folder: Path) -> None:
+    def load_state(self, folder: Path, *, keep_reference: bool = False) -> None:
         """Go on from `save_state`.
+
+        Args:
+            keep_reference: take the trained weights alone, and leave the frozen start that they are measured from.
 
         Raises:
             UserError: the state is missing or belongs to another base or adapter.
         """
-        load_state(self.model, folder, base=self.base)
+        load_state(self.model, folder, base=self.base, keep_reference=keep_reference)
         self.trained = True
 
 

@@ -106,9 +106,9 @@ class RewardModel(Policy):
         if self.set_gradients is not None:
             save_file({"set_gradients": self.set_gradients}, folder / MOMENTUM_FILE)
 
-    def load_state(self, folder: Path) -> None:
+    def load_state(self, folder: Path, *, keep_reference: bool = False) -> None:
         """See Policy."""
-        super().load_state(folder)
+        super().load_state(folder, keep_reference=keep_reference)
         if (folder / MOMENTUM_FILE).is_file():
             self.set_gradients = load_file(folder / MOMENTUM_FILE)["set_gradients"].to(self.model.device)
 

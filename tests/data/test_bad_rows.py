@@ -11,7 +11,8 @@ from align.errors import UserError
 
 GOOD = b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
 KNOWN = (
-    "{prompt_ids, completions_ids, grades}; {prompt, items: [{text, score}]}; "
+    "{prompt_ids, completions_ids, grades}; {prompt, completions, prompt_ids, completion_ids, rewards}; "
+    "{prompt, items: [{text, score}]}; "
     "{prompt, completions, grades | rewards | ranks}; {prompt, chosen: [...], rejected: [...]}; "
     "{chosen, rejected} of dialogue text; {chosen, rejected}; "
     "{prompt, chosen, rejected}; {prompt, completion, label}; {messages, label}"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from align.data.formats import FORMATS, find_reader, read_row
-from align.data.schema import UnusableRow
+from align.data.formats import FORMATS, find_reader, read_prompt, read_row
+from align.data.schema import BadRow, UnusableRow
 from align.data.sources import read_source
 
 FOLDER = Path(__file__).parents[2] / "data" / "formats"
@@ -50,6 +50,7 @@ EXPECTED = {
     "labelled_messages": (USER, PAIR_CHAT[:1], (1.0,), None, {}),
     "sft": (PROMPT, PAIR[:1], None, None, {}),
     "sft_messages": (USER, PAIR_CHAT[:1], None, None, {}),
+    "sampled": (PROMPT, THREE, None, (3.0, 2.0, 0.0), {"policy_version": 40}),
     "token_ids": (list(PROMPT.encode()), tuple(list(t.encode()) for t in THREE), (3.0, 2.0, 0.0), None, {}),
     "token_ids_pair": (list(PROMPT.encode()), tuple(list(t.encode()) for t in PAIR), (1.0, 0.0), None, {}),
 }
@@ -155,3 +156,39 @@ def test_dialogue_is_cut_at_its_last_assistant_mark():
     dialogue = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
     row = read(chosen=dialogue + " x", rejected=dialogue + " y")
     assert (row.prompt, row.completions) == (dialogue, (" x", " y"))
+
+
+def test_sampled_rows_keep_the_token_ids_beside_the_texts():
+    row = read_source(str(FOLDER / "sampled.jsonl")).rows[0]
+    assert row.prompt_ids == list(PROMPT.encode())
+    assert row.completion_ids == tuple([*text.encode(), 0] for text in THREE)
+
+
+@pytest.mark.parametrize(
+    ("ids", "field"),
+    [
+        ({"prompt_ids": "p", "completion_ids": [[1], [2]]}, "prompt_ids"),
+        ({"prompt_ids": [1], "completion_ids": [[1], []]}, "completion_ids"),
+        ({"prompt_ids": [1], "completion_ids": [[1]]}, "completion_ids"),
+        ({"prompt_ids": [1], "completion_ids": [[1], [-2]]}, "completion_ids[1]"),
+    ],
+)
+def test_sampled_ids_are_checked(ids, field):
+    with pytest.raises(BadRow) as error:
+        read(prompt="p", completions=["a", "b"], rewards=[1, 0], **ids)
+    assert error.value.field == field
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_prompt_of_any_format(name):
+    row = read_prompt(_first(FOLDER / f"{name}.jsonl"), "rows.jsonl", 1)
+    assert (row.prompt, row.completions, row.rewards, row.completion_ids) == (EXPECTED[name][0], (), None, None)
+
+
+def test_a_prompt_needs_nothing_beside_it():
+    assert read_prompt({"prompt": "p", "answer": "42"}, "rows.jsonl", 1).meta == {"answer": "42"}
+    assert read_prompt({"prompt": USER}, "rows.jsonl", 1).prompt == USER
+    assert read_prompt({"messages": USER}, "rows.jsonl", 1).prompt == USER
+    assert read_prompt({"prompt_ids": [3, 4]}, "rows.jsonl", 1).prompt == [3, 4]
+    with pytest.raises(BadRow, match="prompt"):
+        read_prompt({"question": "p"}, "rows.jsonl", 1)

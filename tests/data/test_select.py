@@ -92,3 +92,9 @@ def test_ties_are_broken_by_seed_and_id_and_repeatably():
 def test_all_tied_keeps_two_different_completions():
     row = reduce_row(make("p", (1.0, 1.0, 1.0)), select="best_worst", list_size=None, seed=0)
     assert len(set(row.completions)) == 2
+
+
+def test_sampled_ids_stay_with_their_completions():
+    row = replace(make("p", (0.2, 0.9, 0.5, 0.1)), prompt_ids=[1], completion_ids=([3], [4], [5], [6]))
+    pair = reduce_row(row, select="best_worst", list_size=None, seed=0)
+    assert (pair.completions, pair.completion_ids) == (("c1", "c3"), ([4], [6]))

@@ -360,3 +360,12 @@ def test_a_reward_model_reads_what_a_scorer_reads(any_tokenizer, byte_level):
     text = byte_level.apply_chat_template([asked, answer], chat_template=CHATML, tokenize=False)
     whole = byte_level(text, add_special_tokens=False)["input_ids"]
     assert entry["prompt_ids"] + entry["completion_ids"][0] == whole and text.endswith("\n")
+
+
+def test_sampled_ids_are_taken_as_they_are(byte_level):
+    ids = ([9, 9, 2], [7])  # no tokenizer would make these of the texts
+    rows = [replace(row, prompt_ids=[1, 5], completion_ids=ids) for row in rows_of(("the cat", (" sat", " ran")))]
+    [found] = tokenize(rows, byte_level, append_eos=True)
+    assert (found["prompt_ids"], found["completion_ids"]) == ([1, 5], [[9, 9, 2], [7]])
+    with pytest.raises(UserError, match="beyond the vocabulary"):
+        tokenize([replace(rows[0], completion_ids=([len(byte_level)], [7]))], byte_level)

@@ -5,7 +5,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from align.evaluate.sampling import GumbelNoise, _batches, sample_completions
+from align.evaluate.sampling import (
+    GumbelNoise,
+    _batches,
+    completion_text,
+    end_ids,
+    sample_completions,
+    sample_tokens,
+)
 
 WORDS = ["<pad>", "</s>", *"abcdefghijklmnop"]
 PROMPTS = [[3, 4, 5, 6, 7], [8], [9, 10], [4, 4], [5, 9, 11, 2], [0, 3, 4]]  # the last starts with the padding token
@@ -111,3 +118,57 @@ def test_random_state_and_mode_are_left_as_they_were(model, tokenizer):
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
     model.eval()
+
+
+def drawn_from(model, prompt, ids, *, temperature, top_k=0, top_p=1.0, min_p=0.0):
+    """Log-probability of each token, step by step in float64: divide, then keep by min-p, top-k and top-p in turn."""
+    expected = []
+    for t, token in enumerate(ids):
+        logits = model(torch.tensor([prompt + ids[:t]])).logits[0, -1].double() / temperature
+        p = logits.softmax(-1)
+        p = torch.where(p >= min_p * p.max(), p, 0.0)
+        if top_k:
+            p = torch.where(p >= p.sort(descending=True).values[top_k - 1], p, 0.0)
+        p = p / p.sum()
+        order = p.argsort(descending=True)
+        before = p[order].cumsum(0) - p[order]
+        p[order[before >= top_p]] = 0.0
+        expected.append(float((p / p.sum())[token].log()))
+    return expected
+
+
+@pytest.mark.parametrize(
+    "filters", [{}, {"top_k": 4}, {"top_p": 0.7}, {"min_p": 0.3}, {"min_p": 0.1, "top_k": 6, "top_p": 0.8}]
+)
+def test_logprobs_are_those_of_the_distribution_that_was_drawn_from(model, tokenizer, filters):
+    options = {"max_tokens": 5, "temperature": 0.8, "per_prompt": 3, **filters}
+    with torch.no_grad():
+        for prompt, _, sampled in sample_tokens(model, tokenizer, PROMPTS, **options):
+            expected = drawn_from(model, PROMPTS[prompt], sampled.ids, temperature=0.8, **filters)
+            assert sampled.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_completion_keeps_the_token_that_ended_it(model, tokenizer):
+    options = {"max_tokens": 30, "temperature": 2.0, "per_prompt": 40, "stop_ids": [7]}
+    found = [sampled for *_, sampled in sample_tokens(model, tokenizer, [[3]], **options)]
+    ended = [sampled for sampled in found if sampled.ended]
+    assert {sampled.ids[-1] for sampled in ended} == {tokenizer.eos_token_id, 7}
+    assert not any({tokenizer.eos_token_id, 7} & set(sampled.ids[:-1]) for sampled in ended)
+    assert all(len(sampled.ids) == 30 == len(sampled.logprobs) for sampled in found if not sampled.ended)
+    assert len(ended) < len(found)
+
+
+def test_a_stop_text_ends_a_completion_and_may_span_tokens(model, tokenizer):
+    options = {"max_tokens": 40, "temperature": 2.0, "per_prompt": 60, "seed": 1}
+    free = [sampled.ids for *_, sampled in sample_tokens(model, tokenizer, [[3]], **options)]
+    found = [sampled.ids for *_, sampled in sample_tokens(model, tokenizer, [[3]], stop=["ca", "h"], **options)]
+
+    def text(ids):
+        return tokenizer.decode(ids, skip_special_tokens=True)
+
+    for whole, ids in zip(free, found, strict=True):
+        lengths = [n for n in range(1, len(whole) + 1) if "ca" in text(whole[:n]) or "h" in text(whole[:n])]
+        assert ids == whole[: min(lengths, default=len(whole))]
+        shown = completion_text(tokenizer, [3], ids, end_ids(model, tokenizer), ["ca", "h"])
+        assert shown == text(ids).split("ca")[0].split("h")[0]
+    assert {text(ids)[-2:] for ids in found} > {"ca"} and any(text(ids).endswith("h") for ids in found)

@@ -1,0 +1,115 @@
+"""The recipe's `rollout` and `online` sections."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+
+from align.types import Strict
+from rewards import ScorerConfig
+
+
+class Transformers(Strict):
+    """transformers' `generate` in this process: slow, and good for every model."""
+
+    name: Literal["transformers"] = "transformers"
+    tokens_per_batch: PositiveInt = 8192
+    """Rows times (prompt and completion) tokens of one `generate` at most."""
+
+
+class Vllm(Strict):
+    """vLLM on this machine, in a process of its own; `align doctor --install rollout-cpu` or `rollout` installs it."""
+
+    name: Literal["vllm"] = "vllm"
+    cache_gib: PositiveFloat = 0.5
+    """Memory of the key-value cache on a CPU, in GiB; on a GPU vLLM takes half of all, or what `options` says."""
+    while_training: Literal["auto", "resident", "asleep", "stopped"] = "auto"
+    """What the engine does while the policy trains; auto: resident on a CPU, where sleep frees nothing, else asleep."""
+    timeout: PositiveFloat = 600.0
+    """Seconds without a finished prompt after which the engine is taken for stuck and started again."""
+    in_process: bool = False
+    """For tests: vLLM in this process, which it changes (threads, random state, environment)."""
+    options: dict[str, Any] = {}
+    """More arguments of `vllm.LLM`, such as tensor_parallel_size or gpu_memory_utilization."""
+
+
+class VllmServer(Strict):
+    """Served models (`vllm serve`, or what speaks its API): requests go to the endpoint with the fewest in flight.
+
+    Start every server with `--logprobs-mode processed_logprobs --max-logprobs 1`, and for a policy that changes with
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and `--enable-lora` (adapter) or VLLM_SERVER_DEV_MODE=1 (merged; keep such a
+    server away from other networks). The servers read the weights from the run directory, by the same path. On a CPU
+    add `--no-enable-chunked-prefill --max-num-batched-tokens 4096`, or seeded requests can crash it.
+    """
+
+    name: Literal["vllm-server"] = "vllm-server"
+    urls: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Such as http://127.0.0.1:8000, one for each server."""
+    model: str | None = None
+    """The served base model's name; by default the first that a server lists."""
+    concurrency: PositiveInt = 16
+    """Prompts in flight at each endpoint."""
+    tries: PositiveInt = 6
+    """Attempts at a request; after the n-th failure it waits 2^(n-1) seconds, 30 at most."""
+    timeout: PositiveFloat = 600.0
+    """Seconds that one request may take."""
+    api_key: str | None = None
+    """Name of the environment variable that holds the key; none is sent otherwise."""
+
+
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+EngineConfig = Annotated[Transformers | Vllm | VllmServer, Field(discriminator="name"), BeforeValidator(_by_name)]
+
+
+class RolloutSection(Strict):
+    """Completions that the policy writes: `align rollout`, and the sampling of an online run.
+
+    The prompts are those of `data.sources`; completions that the rows have are not read.
+    """
+
+    completions: PositiveInt = 8
+    """Of each prompt: the list size."""
+    max_tokens: PositiveInt = 64
+    """Of a completion, the end token included; a prompt that leaves no room for it is left out, and counted."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Only tokens at least this likely relative to the likeliest."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end a completion, besides the model's own."""
+    reward: ScorerConfig | None = None
+    """Scorer of the completions; without one, `align rollout` writes rows without rewards."""
+    engine: EngineConfig = Vllm()
+    """What samples: vllm, vllm-server or transformers."""
+    sync: Literal["auto", "adapter", "merged"] = "auto"
+    """How a trained policy gets into vLLM: its adapter, or merged with the base; auto: merged on a CPU and where vLLM
+    cannot serve the adapter, else the adapter."""
+    agreement_prompts: Annotated[int, Field(ge=0)] = 4
+    """Prompts on which the engine's log-probabilities are compared with the trainer's after every change of weights."""
+    agreement_bound: PositiveFloat | None = None
+    """Nats of a token by which they may differ without a warning; by default 1e-3, or 0.25 in half precision."""
+
+    @model_validator(mode="after")
+    def _lists_vary(self) -> "RolloutSection":
+        if self.temperature == 0 and self.completions > 1:
+            raise ValueError("temperature 0 gives equal completions; set `completions: 1`, or a higher temperature")
+        return self
+
+
+class OnlineSection(Strict):
+    """Sample, score, train, again: every iteration trains on completions of the policy as it then is."""
+
+    iterations: PositiveInt = 3
+    prompts: PositiveInt | None = None
+    """Prompts of an iteration, taken in turn from all of them in a random order; by default all, every time."""
+    reference: Literal["initial", "previous", "moving"] = "initial"
+    """The recipe's own reference, the policy before the present iteration, or one that moves every few iterations."""
+    reference_every: PositiveInt = 2
+    """Iterations between two moves of a `moving` reference."""
+    replay: Annotated[int, Field(ge=0)] = 0
+    """Earlier iterations whose lists are trained on again: no list is older than this many iterations."""

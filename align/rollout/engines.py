@@ -1,0 +1,113 @@
+"""The recipe's engine, and how a trained policy gets into it."""
+
+import importlib.util
+import logging
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from align.errors import UserError
+from align.model.adapters import AdaLora, Dora, Eva, Full, Ia3, Miss, Olora, Pissa
+from align.model.load import load_tokenizer, model_folder
+from align.recipe import Recipe
+from align.rollout.config import Transformers, Vllm, VllmServer
+from align.rollout.engine import Engine
+from align.rollout.process import EngineProcess
+from align.rollout.server import VllmServers
+from align.rollout.transformers_engine import TransformersEngine
+from align.rollout.vllm_engine import VllmArguments, VllmEngine
+from align.rollout.weights import LARGEST_RANK, Kind, adapter_rank, not_servable
+
+log = logging.getLogger("align")
+
+
+def open_engine(recipe: Recipe, folder: Path) -> Engine:
+    """The engine that `rollout.engine` names, with the base model loaded or ready to be.
+
+    Args:
+        folder: where a process of its own writes what it prints, to engine.log.
+
+    Raises:
+        UserError: vLLM is not installed, or a server does not answer.
+    """
+    check_engine(recipe)
+    policy, config = recipe.policy, recipe.rollout.engine
+    base = model_folder(policy.model, policy.revision, trust_remote_code=policy.trust_remote_code)
+    if isinstance(config, VllmServer):
+        return VllmServers(**{name: value for name, value in config if name != "name"})
+    if isinstance(config, Transformers):
+        tokenizer = load_tokenizer(policy.model, revision=policy.revision, trust_remote_code=policy.trust_remote_code)
+        options = {"dtype": policy.dtype, "tokens_per_batch": config.tokens_per_batch}
+        return TransformersEngine(base, tokenizer, trusted=policy.trust_remote_code, **options)  # type: ignore[arg-type]
+    kind, rank = sync_kind(recipe)
+    arguments = VllmArguments(
+        folder=str(base),
+        dtype=policy.dtype,
+        max_length=recipe.data.max_length,
+        lora_rank=rank if kind == "adapter" else 0,
+        cache_bytes=int(config.cache_gib * 2**30),
+        trusted=policy.trust_remote_code,
+        options=config.options,
+    )
+    if config.in_process:
+        return VllmEngine(arguments)
+    return EngineProcess(arguments, timeout=config.timeout, log_file=folder / "engine.log")
+
+
+def check_engine(recipe: Recipe) -> None:
+    """Refuse an engine that is not installed, before there is a run directory.
+
+    Raises:
+        UserError: says how to install it, or to do without.
+    """
+    if isinstance(recipe.rollout.engine, Vllm) and importlib.util.find_spec("vllm") is None:
+        extra = "rollout-cpu" if torch.version.cuda is None else "rollout"
+        raise UserError(
+            f"rollout.engine: vLLM is not installed; run `align doctor --install {extra}`, or set "
+            "`rollout.engine=transformers`"
+        )
+
+
+def sync_kind(recipe: Recipe) -> tuple[Kind, int]:
+    """How the trained policy gets into the engine, and its adapter's rank there."""
+    asked, why = recipe.rollout.sync, ""
+    rank = 0
+    if recipe.policy.start_adapter:
+        folder = Path(recipe.policy.start_adapter).expanduser()
+        why, rank = not_servable(folder), adapter_rank(folder)
+    else:
+        why, rank = _of_config(recipe)
+    if isinstance(recipe.rollout.engine, Transformers):
+        return ("merged" if isinstance(recipe.policy.adapter, Full) else "adapter"), rank
+    if why:
+        if asked == "adapter":
+            log.info("rollout.sync: vLLM cannot serve this adapter, since %s; it is merged with the base instead", why)
+        return "merged", rank
+    on_cpu = isinstance(recipe.rollout.engine, Vllm) and not torch.cuda.is_available()
+    if asked == "auto":
+        return ("merged" if on_cpu else "adapter"), rank
+    return asked, rank
+
+
+def _of_config(recipe: Recipe) -> tuple[str, int]:
+    """Why vLLM cannot serve the recipe's adapter, if it cannot, and the largest rank that it has when exported."""
+    adapter = recipe.policy.adapter
+    if isinstance(adapter, Full | Dora | AdaLora | Miss | Ia3):
+        return f"its kind is {adapter.name}", 0
+    factor = 2.0 if isinstance(adapter, Pissa | Olora) else adapter.rho if isinstance(adapter, Eva) else 1.0
+    rank = math.ceil(factor * adapter.rank)
+    return (f"its rank is above {LARGEST_RANK}" if rank > LARGEST_RANK else ""), rank
+
+
+def rests(recipe: Recipe) -> Literal["resident", "asleep", "stopped"]:
+    """What the engine does while the policy trains."""
+    config = recipe.rollout.engine
+    if isinstance(config, Transformers):
+        return "stopped"
+    if isinstance(config, VllmServer):
+        return "resident"
+    if config.while_training == "auto":
+        return "asleep" if torch.cuda.is_available() else "resident"
+    return config.while_training

@@ -1,0 +1,218 @@
+"""Online training: sample, score, train on what was sampled, and again. Each training is an ordinary run on rows."""
+
+import json
+import logging
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from align.errors import UserError
+from align.evaluate.sampling import row_seed
+from align.model.adapters import AdaLora, Full, Loftq, Lora, Olora, Pissa
+from align.recipe import Recipe, SourceSection
+from align.rollout.engines import check_engine, rests
+from align.rollout.prompts import PromptSet, describe_prompts, read_prompts
+from align.rollout.sample import Sampler, Stages, describe, policy_version, score
+from align.run_directory import RunDirectory, start_log, write_json, write_text
+
+log = logging.getLogger("align")
+
+
+def train_online(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> None:
+    """Run all iterations of the recipe's `online` section, or those that are left; write the run's summary.
+
+    Iteration i keeps its files in `iterations/00i`: sampled.jsonl, rows.jsonl (with rewards), stages.json (figures),
+    and train/, a run directory on those rows.
+
+    Raises:
+        UserError: something in the recipe cannot work.
+    """
+    assert recipe.online is not None
+    main = arguments.process_index == 0
+    prompts = read_prompts(recipe)
+    log.info("%s", describe_prompts(prompts))
+    sampler = Sampler(recipe, run.path)
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    try:
+        for iteration in range(1, recipe.online.iterations + 1):
+            with arguments.main_process_first(local=False):  # the others find the stages finished
+                _sample_and_score(recipe, run, iteration, prompts, sampler)
+            if rests(recipe) != "resident":
+                sampler.rest(stop=rests(recipe) == "stopped")
+            _train_iteration(recipe, run, iteration, main=main)
+    finally:
+        sampler.close()
+    if main:
+        _finish(recipe, run)
+
+
+def iteration_folder(run: RunDirectory, iteration: int) -> Path:
+    """Where an iteration keeps its files; the first is 1."""
+    return run.path / "iterations" / f"{iteration:03d}"
+
+
+def chosen_prompts(prompts: PromptSet, count: int | None, iteration: int, seed: int) -> PromptSet:
+    """The prompts of an iteration: the next `count` in a random order that begins anew when all were taken."""
+    total = len(prompts.rows)
+    if count is None or count >= total:
+        return prompts
+    wanted = range((iteration - 1) * count, iteration * count)
+    turns = range(wanted[0] // total, wanted[-1] // total + 1)
+    orders = {turn: random.Random(f"{seed} {turn}").sample(range(total), total) for turn in turns}
+    return prompts.choose(list(dict.fromkeys(orders[i // total][i % total] for i in wanted)))
+
+
+def check_online(recipe: Recipe) -> None:
+    """Refuse, before there is a run directory, an engine that is not there or a reference that an adapter cannot have.
+
+    Raises:
+        UserError: says what to set instead.
+    """
+    check_engine(recipe)
+    assert recipe.online is not None
+    wanted, adapter = recipe.online.reference, recipe.policy.adapter
+    if wanted == "initial":
+        return
+    if isinstance(adapter, Pissa | Olora | AdaLora | Loftq) or (wanted == "moving" and isinstance(adapter, Full)):
+        raise UserError(f"online.reference: {wanted} does not go with the adapter {adapter.name}; use initial, or lora")
+
+
+def iteration_recipe(recipe: Recipe, run: RunDirectory, iteration: int) -> Recipe:
+    """The recipe of an iteration's training: the same, on the rows sampled lately, from where the last one ended."""
+    assert recipe.online is not None
+    first = max(1, iteration - recipe.online.replay)
+    rows = [iteration_folder(run, i) / "rows.jsonl" for i in range(first, iteration + 1)]
+    data = recipe.data.model_copy(
+        update={"sources": tuple(SourceSection(path=str(path)) for path in rows), "limit": None}
+    )
+    policy = recipe.policy.model_copy(update=_start(recipe, run, iteration))
+    own = {"online": None, "data": data, "policy": policy, "output": str(iteration_folder(run, iteration) / "train")}
+    return recipe.model_copy(update={**own, "sampling": recipe.sampling.model_copy(update={"show": 0})})
+
+
+def _start(recipe: Recipe, run: RunDirectory, iteration: int) -> dict[str, Any]:
+    """What of the policy section is different in an iteration: where the policy starts, and its reference."""
+    assert recipe.online is not None
+    if iteration == 1:
+        return {}
+    last = iteration_folder(run, iteration - 1) / "train"
+    every = {"initial": iteration, "previous": 1, "moving": recipe.online.reference_every}[recipe.online.reference]
+    reference = (iteration - 1) // every * every  # the iteration whose result is the reference; 0 for the start
+    if reference == 0:
+        return {"start_run": str(last)}
+    trained = str(iteration_folder(run, reference) / "train" / "adapter")
+    if isinstance(recipe.policy.adapter, Full):
+        return {"model": trained, "start_run": None}
+    return {"adapter": Lora(), "start_adapter": trained, "start_run": str(last)}
+
+
+def _sample_and_score(recipe: Recipe, run: RunDirectory, iteration: int, prompts: PromptSet, sampler: Sampler) -> None:
+    assert recipe.online is not None
+    folder = iteration_folder(run, iteration)
+    stages = Stages(folder)
+    if "score" in stages.read():
+        return
+    log.info("iteration %d of %d", iteration, recipe.online.iterations)
+    seed = recipe.train.seed
+    trained = iteration_folder(run, iteration - 1) / "train" if iteration > 1 else None
+    figures = stages.do(
+        "sample",
+        lambda: sampler.sample(
+            folder,
+            chosen_prompts(prompts, recipe.online.prompts, iteration, seed),  # type: ignore[union-attr]
+            seed=row_seed(seed, [], iteration),
+            trained=trained,
+            version=_version(recipe, run, iteration),
+        ),
+    )
+    figures |= stages.do("score", lambda: score(recipe, folder))
+    log.info("%s", describe(figures))
+
+
+def _version(recipe: Recipe, run: RunDirectory, iteration: int) -> int:
+    """Optimizer steps before an iteration."""
+    earlier = (RunDirectory(iteration_folder(run, i) / "train") for i in range(1, iteration))
+    return policy_version(recipe.policy.start_run) + sum(json.loads(r.summary.read_text())["steps"] for r in earlier)
+
+
+def _train_iteration(recipe: Recipe, run: RunDirectory, iteration: int, *, main: bool) -> None:
+    from align.runs import train
+
+    own = iteration_recipe(recipe, run, iteration)
+    began = time.monotonic()
+    finished = RunDirectory(own.output).summary.exists()
+    result = train(own) if not finished else None
+    start_log(run, main=main)  # which the training has turned to its own folder
+    if result and main:
+        stages = Stages(iteration_folder(run, iteration))
+        done = stages.read() | {"train": {"seconds": time.monotonic() - began}}
+        write_json(stages.path, done)
+
+
+def _finish(recipe: Recipe, run: RunDirectory) -> None:
+    """The run's own adapter, metrics and summary, from those of its iterations."""
+    assert recipe.online is not None
+    folders = [iteration_folder(run, i) for i in range(1, recipe.online.iterations + 1)]
+    runs = [RunDirectory(folder / "train") for folder in folders]
+    summaries = [json.loads(one.summary.read_text()) for one in runs]
+    temporary = run.path / "adapter.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(runs[-1].adapter, temporary)
+    shutil.rmtree(run.adapter, ignore_errors=True)
+    os.replace(temporary, run.adapter)
+    lines, steps, iterations = [], 0, []
+    for number, (folder, one, summary) in enumerate(zip(folders, runs, summaries, strict=True), start=1):
+        for line in one.read_metrics():
+            lines.append({**line, "iteration": number, "step": steps + line["step"]})
+        iterations.append(_iteration_figures(number, Stages(folder).read(), summary))
+        steps += summary["steps"]
+    write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in lines))
+    seconds = sum(summary["train_seconds"] for summary in summaries)
+    tokens = sum(summary["tokens_per_second"] * summary["train_seconds"] for summary in summaries)
+    whole = summaries[-1] | {
+        "steps": steps,
+        "train_seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "eval_before": summaries[0]["eval_before"],
+        "samples": _spanning(summaries[0]["samples"], summaries[-1]["samples"]),
+        "iterations": iterations,
+    }
+    write_json(run.summary, whole)
+
+
+def _iteration_figures(number: int, stages: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    sample = stages["sample"]
+    seconds = {
+        "sync": sample.get("sync_seconds"),
+        "sample": sample["seconds"],
+        "score": stages["score"]["seconds"],
+        "train": summary["train_seconds"],
+        # Loading, tokenising, the reference's log-probabilities, and measuring before and after.
+        "evaluate": max(0.0, stages.get("train", {}).get("seconds", 0.0) - summary["train_seconds"]),
+    }
+    return {
+        "iteration": number,
+        "policy_version": sample["policy_version"],
+        "sampled_reward": stages["score"]["mean_reward"],
+        "reward_before": summary["eval_before"].get("sample_reward"),
+        "reward_after": summary["eval_after"].get("sample_reward"),
+        "lists": summary["data"]["train_lists"],
+        "refused": summary["data"]["refused"],
+        "steps": summary["steps"],
+        "seconds": seconds,
+        "tokens_per_second": sample.get("tokens_per_second"),
+        "agreement": sample.get("agreement"),
+    }
+
+
+def _spanning(first: list[dict[str, Any]], last: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Samples before the first iteration and after the last, of the prompts that both have."""
+    before = {row["prompt"]: {name: value for name, value in row.items() if "before" in name} for row in first}
+    return [row | before[row["prompt"]] for row in last if row["prompt"] in before]

@@ -1,0 +1,93 @@
+"""The prompts that are sampled, as rows and as token ids."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from align.data import Row, encode_prompt, read_chat_template, read_source
+from align.data.formats import read_prompt
+from align.data.select import prompt_key
+from align.errors import UserError
+from align.model.load import load_tokenizer, model_folder
+from align.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Different prompts, and what turns completions of them into text."""
+
+    rows: list[Row]
+    """Without completions; no two have the same id."""
+    ids: list[list[int]]
+    """Token ids of each row's prompt, start token included."""
+    left_out: dict[str, int]
+    """Rows that are not among them, by reason."""
+    tokenizer: PreTrainedTokenizerBase
+    ends: tuple[int, ...]
+    """Tokens that end a completion."""
+
+    def choose(self, places: list[int]) -> "PromptSet":
+        """Some of the prompts."""
+        return replace(self, rows=[self.rows[i] for i in places], ids=[self.ids[i] for i in places])
+
+
+def read_prompts(recipe: Recipe) -> PromptSet:
+    """The prompts of `data.sources`, each once, as many as leave room for a completion.
+
+    Raises:
+        UserError: a source cannot be read, or no prompt is left.
+    """
+    policy, data = recipe.policy, recipe.data
+    code = {"revision": policy.revision, "trust_remote_code": policy.trust_remote_code}
+    tokenizer = load_tokenizer(policy.model, chat_template=policy.chat_template, **code)  # type: ignore[arg-type]
+    template = read_chat_template(policy.chat_template)
+    longest = min(data.max_prompt_length or data.max_length, data.max_length - recipe.rollout.max_tokens)
+    left_out: Counter[str] = Counter()
+    chosen: dict[str, tuple[Row, list[int]]] = {}
+    for source in data.sources:
+        found = read_source(
+            source.path, split=source.split, revision=source.revision, limit=data.limit, read_one=read_prompt
+        )
+        left_out.update(found.refused)
+        for row in found.rows:
+            ids = encode_prompt(row, tokenizer, template)
+            if prompt_key(ids) in chosen:
+                left_out["prompt seen before"] += 1
+            elif len(ids) > longest:
+                left_out[f"prompt of more than {longest} tokens"] += 1
+            else:
+                chosen[prompt_key(ids)] = row, ids
+    if not chosen:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise UserError(f"data.sources: no prompt is left ({reasons}); raise data.max_length or give other prompts")
+    rows = _own_ids([row for row, _ in chosen.values()])
+    ends = end_tokens(model_folder(policy.model, **code), tokenizer)  # type: ignore[arg-type]
+    return PromptSet(rows, [ids for _, ids in chosen.values()], dict(left_out), tokenizer, ends)
+
+
+def describe_prompts(prompts: PromptSet) -> str:
+    """How many prompts there are, and why others are left out."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in prompts.left_out.items())
+    return f"{len(prompts.rows)} prompts" + (f"; left out: {reasons}" if reasons else "")
+
+
+def end_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that end a completion: the tokenizer's, and those of the model's generation configuration."""
+    configured = None
+    if (folder / "generation_config.json").is_file():
+        configured = GenerationConfig.from_pretrained(folder).eos_token_id
+    many = configured if isinstance(configured, list) else [configured]
+    return tuple(end for end in dict.fromkeys([tokenizer.eos_token_id, *many]) if end is not None)
+
+
+def _own_ids(rows: list[Row]) -> list[Row]:
+    """Rows of several sources may share an id; then it is made of source and number."""
+    seen: set[str] = set()
+    own = []
+    for row in rows:
+        name = row.id if row.id not in seen else f"{row.source}:{row.number}"
+        seen.add(name)
+        own.append(replace(row, id=name))
+    return own

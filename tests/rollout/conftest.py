@@ -1,0 +1,127 @@
+"""Small policies that vLLM can run too, and engines that need nothing."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from align.recipe import Recipe, parse_recipe
+from align.runs import train
+
+WORDS = 64
+SIZES = {
+    "vocab_size": WORDS,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,  # vLLM's attention on a CPU wants heads of 32 or more
+    "num_key_value_heads": 1,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "max_position_embeddings": 512,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if importlib.util.find_spec("vllm") is None:
+        for item in items:
+            if "vllm" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="vLLM is not installed: align doctor --install rollout-cpu"))
+
+
+def save_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, WORDS)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def untied(tmp_path_factory) -> Path:
+    """A Llama with an LM head of its own."""
+    folder = tmp_path_factory.mktemp("untied")
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=False)).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tied(tmp_path_factory) -> Path:
+    """A Llama whose LM head is its embeddings, as small models have it."""
+    folder = tmp_path_factory.mktemp("tied")
+    torch.manual_seed(2)
+    LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prompts_file(tmp_path_factory) -> Path:
+    """Twelve prompts, one of them twice and one too long for most."""
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    texts = [" ".join(f"w{3 + (5 * i + j) % 40}" for j in range(1 + i % 5)) for i in range(12)]
+    lines = [{"id": f"p{i}", "prompt": text, "answer": i} for i, text in enumerate(texts)]
+    lines += [{"id": "again", "prompt": texts[3]}, {"id": "long", "prompt": "w5 " * 40}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+class CountingScorer:
+    """The more w3 to w30, the better."""
+
+    def score(self, prompts, completions):
+        return [sum(int(word[1:]) <= 30 for word in text.split()) / 4 for text in completions]
+
+
+@pytest.fixture
+def scorer(monkeypatch) -> CountingScorer:
+    """In place of whatever `rollout.reward` names."""
+    made = CountingScorer()
+    monkeypatch.setattr("align.rollout.sample.load_scorer", lambda config: made)
+    return made
+
+
+def online_tree(folder: Path, output: str, model: Path, prompts: Path, **sections) -> Recipe:
+    """An online recipe with the transformers engine; sections given are laid over it."""
+    tree = {
+        "output": str(folder / output),
+        "policy": {"model": str(model), "adapter": {"name": "lora", "rank": 4, "alpha": 8}},
+        "reference": {"cache_dir": str(folder / "cache")},
+        "data": {"sources": [str(prompts)], "eval_fraction": 0.25, "append_eos": False, "max_length": 32},
+        "objective": {"name": "lambda"},
+        "rollout": {"completions": 3, "max_tokens": 8, "engine": "transformers", "reward": "unused"},
+        "online": {"iterations": 2, "prompts": 6},
+        "train": {"learning_rate": 1e-2, "lists_per_step": 2, "schedule": "constant", "threads": 1},
+        "sampling": {"prompts": 2, "max_tokens": 4},
+    }
+    for name, section in sections.items():
+        tree[name] = tree.get(name, {}) | section if isinstance(section, dict) and name != "objective" else section
+    return parse_recipe(tree, origin="test")
+
+
+@pytest.fixture
+def online_recipe(untied, prompts_file, tmp_path):
+    """Makes an online recipe below the test's folder."""
+
+    def make(output: str = "run", **sections) -> Recipe:
+        return online_tree(tmp_path, output, untied, prompts_file, **sections)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(untied, prompts_file, tmp_path_factory) -> Path:
+    """A finished run of two iterations, of the recipe that `online_recipe` makes."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.rollout.sample.load_scorer", lambda config: CountingScorer())
+        return train(online_tree(tmp_path_factory.mktemp("whole"), "whole", untied, prompts_file)).path

@@ -1,0 +1,212 @@
+"""The loop: its iterations are ordinary runs on rows, each from where the last one ended."""
+
+import importlib
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from align.errors import UserError
+from align.recipe import load_recipe
+from align.rollout import sample
+from align.rollout.journal import read_lines
+from align.rollout.loop import iteration_recipe
+from align.rollout.sample import load_trained, policy_version
+from align.run_directory import RunDirectory
+from align.runs import train
+from align.trainer import AlignTrainer
+
+ADAPTER = Path("adapter", "adapter_model.safetensors")
+
+
+def contents(run: Path) -> list:
+    """What a run has made: its adapter and its rows, less the last digits of log-probabilities.
+
+    Those change with the rows that transformers computes together, and so with the moment of a kill.
+    """
+    rows = [line for i in (1, 2) for line in read_lines(run / f"iterations/00{i}/rows.jsonl")]
+    return [(run / ADAPTER).read_bytes(), *({**line, "sampled_logprobs": None} for line in rows)]
+
+
+def test_what_a_run_leaves(whole):
+    summary = json.loads((whole / "summary.json").read_text())
+    inner = [json.loads((whole / f"iterations/00{i}/train/summary.json").read_text()) for i in (1, 2)]
+    assert summary["steps"] == sum(one["steps"] for one in inner) > 0
+    assert summary["eval_before"] == inner[0]["eval_before"] and summary["eval_after"] == inner[1]["eval_after"]
+    lines = [list(read_lines(whole / f"iterations/00{i}/rows.jsonl")) for i in (1, 2)]
+    versions = [{line["policy_version"] for line in own} for own in lines]
+    assert versions == [{0}, {inner[0]["steps"]}] == [{one["policy_version"]} for one in summary["iterations"]]
+    assert {line["id"] for own in lines for line in own} == {f"p{i}" for i in range(12)}  # six of them, then the others
+    assert [one["agreement"]["max"] < 1e-4 for one in summary["iterations"]] == [True, True]
+    assert set(summary["iterations"][0]["seconds"]) == {"sync", "sample", "score", "train", "evaluate"}
+    steps = [line["step"] for line in read_lines(whole / "metrics.jsonl")]
+    assert steps == list(range(1, summary["steps"] + 1))
+    assert (whole / ADAPTER).read_bytes() == (whole / "iterations/002/train" / ADAPTER).read_bytes()
+
+
+def test_the_policy_that_samples_is_the_one_that_was_trained(whole, online_recipe):
+    recipe = online_recipe()
+    first, second = (load_recipe(whole / f"iterations/00{i}/train/recipe.yaml") for i in (1, 2))
+    policy = load_trained(recipe, Path(first.output))
+    adapter = load_file(Path(first.output) / "adapter" / "adapter_model.safetensors")
+    for name, value in policy.model.named_parameters():
+        if value.requires_grad:
+            assert torch.equal(value, adapter[name.replace(".default", "")])
+    assert second.policy.start_run == first.output and second.policy.start_adapter is None
+
+
+def test_the_trainer_cannot_tell_online_from_offline(whole, online_recipe):
+    rows = whole / "iterations/001/rows.jsonl"
+    offline = online_recipe("offline", online=None, data={"sources": [str(rows)]})
+    assert (train(offline).path / ADAPTER).read_bytes() == (whole / "iterations/001/train" / ADAPTER).read_bytes()
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing below a test catches it."""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "call"),
+    [
+        ("sample", "check_agreement", 2),  # the second iteration's
+        ("sample", "sampled_line", 3),
+        ("loop", "score", 2),
+        ("loop", "_finish", 1),
+    ],
+)
+def test_a_kill_in_any_stage(module, name, call, whole, online_recipe, scorer, monkeypatch):
+    calls = []
+
+    def dies(*arguments, **options):
+        calls.append(name)
+        if len(calls) == call:
+            raise Killed
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        real = getattr(importlib.import_module(f"align.rollout.{module}"), name)
+        patch.setattr(f"align.rollout.{module}.{name}", dies)
+        with pytest.raises(Killed):
+            train(online_recipe())
+    assert contents(train(online_recipe()).path) == contents(whole)
+
+
+def test_a_kill_between_two_steps_of_training(whole, online_recipe, scorer, monkeypatch):
+    real, calls = AlignTrainer.training_step, []
+
+    def dies(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise Killed
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AlignTrainer, "training_step", dies)
+        with pytest.raises(Killed):
+            train(online_recipe())
+    assert contents(train(online_recipe()).path) == contents(whole)
+
+
+def reference_of(run: Path, iteration: int) -> tuple[str | None, str | None]:
+    policy = load_recipe(run / f"iterations/00{iteration}/train/recipe.yaml").policy
+    return policy.start_adapter, policy.start_run
+
+
+def test_the_reference_moves_as_asked(online_recipe, scorer):
+    options = {"iterations": 3, "reference": "moving", "reference_every": 2, "prompts": 4}
+    run = train(online_recipe(online=options)).path
+    trained = [str(run / f"iterations/00{i}/train") for i in range(1, 4)]
+    assert [reference_of(run, i) for i in (1, 2, 3)] == [
+        (None, None),
+        (None, trained[0]),
+        (f"{trained[1]}/adapter", trained[1]),
+    ]
+    # The implicit reward is zero exactly where policy and reference are the same.
+    margins = [json.loads((Path(path) / "before.json").read_text())["metrics"]["margin"] for path in trained]
+    assert [abs(margin) < 1e-6 for margin in margins] == [True, False, True]
+
+
+def test_the_previous_policy_as_reference_of_full_training(online_recipe, scorer):
+    options = {"online": {"reference": "previous"}, "policy": {"adapter": {"name": "full"}}}
+    run = train(online_recipe(**options)).path
+    second = load_recipe(run / "iterations/002/train/recipe.yaml").policy
+    assert second.model == str(run / "iterations/001/train/adapter")
+    before = json.loads((run / "iterations/002/train/before.json").read_text())["metrics"]
+    assert abs(before["margin"]) < 1e-6
+    summary = json.loads((run / "summary.json").read_text())
+    assert all(one["agreement"]["max"] < 1e-4 for one in summary["iterations"])
+
+
+@pytest.mark.parametrize(
+    ("adapter", "reference"), [("pissa", "previous"), ("adalora", "moving"), ("olora", "moving"), ("full", "moving")]
+)
+def test_a_reference_that_an_adapter_cannot_have(adapter, reference, online_recipe, scorer):
+    recipe = online_recipe(policy={"adapter": {"name": adapter}}, online={"reference": reference})
+    with pytest.raises(UserError, match=f"{reference} does not go with the adapter {adapter}"):
+        train(recipe)
+
+
+@pytest.mark.parametrize("adapter", ["pissa", "dora"])
+def test_other_adapters_go_on_from_iteration_to_iteration(adapter, online_recipe, scorer):
+    run = train(online_recipe(policy={"adapter": {"name": adapter, "rank": 4}})).path
+    summary = json.loads((run / "summary.json").read_text())
+    assert all(one["agreement"]["max"] < 1e-4 for one in summary["iterations"])
+
+
+def test_replay_trains_on_earlier_lists_too(online_recipe, tmp_path):
+    recipe = online_recipe(online={"replay": 1}, data={"limit": 9})
+    run = RunDirectory(recipe.output)
+    sources = [[Path(s.path).parent.name for s in iteration_recipe(recipe, run, i).data.sources] for i in (1, 2, 3)]
+    assert sources == [["001"], ["001", "002"], ["002", "003"]]
+    assert iteration_recipe(recipe, run, 2).data.limit is None and iteration_recipe(recipe, run, 2).online is None
+
+
+def test_pairs_of_the_best_and_the_worst(online_recipe, scorer):
+    recipe = online_recipe(data={"select": "best_worst"}, online={"iterations": 1}, objective={"name": "logistic"})
+    summary = json.loads((train(recipe).path / "summary.json").read_text())
+    assert summary["data"]["list_sizes"].keys() >= {"2"}
+
+
+def test_lists_with_nothing_to_order_are_counted(online_recipe, scorer):
+    real = scorer.score
+
+    def tied_first(prompts, texts):
+        return [0.0 if prompt == "w3" else r for prompt, r in zip(prompts, real(prompts, texts), strict=True)]
+
+    scorer.score = tied_first
+    summary = train(online_recipe(online={"iterations": 1, "prompts": None})).summary
+    refused = summary["iterations"][0]["refused"]
+    assert refused["all grades tied"] >= 1
+    assert summary["data"]["train_lists"] + summary["data"]["heldout_lists"] + sum(refused.values()) == 12
+
+
+def test_a_rollout_from_a_finished_run(whole, online_recipe, scorer):
+    summary = json.loads((whole / "summary.json").read_text())
+    recipe = online_recipe("more", online=None, policy={"start_run": str(whole)})
+    rows = list(read_lines(sample.rollout(recipe)))
+    assert {row["policy_version"] for row in rows} == {summary["steps"]} == {policy_version(str(whole))}
+    stages = json.loads((Path(recipe.output) / "rollout" / "stages.json").read_text())
+    assert stages["sample"]["agreement"]["max"] < 1e-4
+    base = list(read_lines(sample.rollout(online_recipe("base", online=None))))
+    assert [row["completion_ids"] for row in rows] != [row["completion_ids"] for row in base]
+
+
+def test_an_unfinished_run_is_no_start(online_recipe, scorer, tmp_path):
+    with pytest.raises(UserError, match="is no finished run"):
+        sample.rollout(online_recipe(online=None, policy={"start_run": str(tmp_path)}))
+
+
+def test_what_an_online_recipe_must_say(online_recipe):
+    with pytest.raises(UserError, match="needs `rollout.reward`"):
+        online_recipe(rollout={"reward": None})
+    with pytest.raises(UserError, match="completions` of 2 or more"):
+        online_recipe(rollout={"completions": 1})
+
+
+def test_messages_go_to_the_runs_own_log(whole):
+    text = (whole / "events.log").read_text()
+    assert text.count("iteration 1 of 2") == text.count("iteration 2 of 2") == 1
+    assert logging.getLogger("align").handlers

@@ -1,0 +1,55 @@
+"""Which prompts are sampled, and what is counted of the others."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from align.errors import UserError
+from align.inspect import inspect_recipe
+from align.rollout.loop import chosen_prompts
+from align.rollout.prompts import read_prompts
+
+
+def test_each_prompt_once_and_the_rest_counted(online_recipe):
+    prompts = read_prompts(online_recipe())
+    assert [row.id for row in prompts.rows] == [f"p{i}" for i in range(12)]
+    assert prompts.left_out == {"prompt seen before": 1, "prompt of more than 24 tokens": 1}
+    assert prompts.ids[1] == [8, 9] and prompts.rows[1].meta == {"answer": 1}
+    assert prompts.ends == (2,)
+
+
+def test_rows_that_share_an_id_keep_apart(online_recipe, tmp_path):
+    files = [tmp_path / name for name in ("one.jsonl", "two.jsonl")]
+    for file, word in zip(files, ("w5", "w6"), strict=True):
+        file.write_text(json.dumps({"id": 7, "prompt": word}) + "\n")
+    prompts = read_prompts(online_recipe(data={"sources": [str(file) for file in files]}))
+    assert [row.id for row in prompts.rows] == ["7", f"{files[1]}:1"]
+
+
+def test_a_longest_prompt_is_honoured(online_recipe):
+    prompts = read_prompts(online_recipe(data={"max_prompt_length": 2}))
+    assert max(map(len, prompts.ids)) == 2
+    assert prompts.left_out["prompt of more than 2 tokens"] == 8
+    with pytest.raises(UserError, match="no prompt is left"):
+        read_prompts(online_recipe(data={"max_length": 8}))
+
+
+def test_iterations_take_all_prompts_in_turn(online_recipe):
+    prompts = read_prompts(online_recipe())
+    taken = [[row.id for row in chosen_prompts(prompts, 4, i, seed=3).rows] for i in range(1, 7)]
+    orders = [[name for names in taken[i : i + 3] for name in names] for i in (0, 3)]
+    assert [sorted(order) for order in orders] == [sorted(f"p{i}" for i in range(12))] * 2
+    assert orders[0] != orders[1]  # each turn in an order of its own
+    across = chosen_prompts(prompts, 7, 2, seed=3).rows  # takes from two turns, and no prompt twice
+    assert len({row.id for row in across}) == len(across) >= 5
+    assert chosen_prompts(prompts, 12, 4, seed=3) is prompts is chosen_prompts(prompts, None, 4, seed=3)
+
+
+def test_inspect_shows_the_prompts_of_an_online_recipe(online_recipe):
+    console = Console(width=200, record=True, file=io.StringIO())
+    inspect_recipe(online_recipe(), rows=2, console=console)
+    shown = console.export_text()
+    assert "12 prompts; left out: 1 prompt seen before, 1 prompt of more than 24 tokens" in shown
+    assert "p1 (" in shown and "w8|w9" in shown and "p2 (" not in shown
