@@ -44,6 +44,7 @@ def exact(
     return [weights[v] / total if v in kept else 0.0 for v in range(len(logits))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -58,7 +59,7 @@ def exact(
 )
 def test_chi_square_against_the_exact_distribution(device: str, options: dict[str, float]) -> None:
     """Pearson's test at 0.1 %, rare tokens (expected less than 5 times) as one."""
-    draws = 20000
+    draws = 1_000_000
     logits = torch.randn(30) * 1.5
     drawn = sample(logits.expand(draws, 30), seed=11, position=torch.arange(draws), **options)  # type: ignore[arg-type]
     p = torch.tensor(exact(logits.tolist(), **options), dtype=torch.float64)  # type: ignore[arg-type]
