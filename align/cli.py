@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_score(commands)
 
-    evaluate = commands.add_parser("evaluate", help="measure a policy or rewards against graded rows")
+    evaluate = commands.add_parser(
+        "evaluate", help="measure a policy or rewards against graded rows, or count who wins"
+    )
     what = evaluate.add_subparsers(required=True, metavar="WHAT")
     rows = what.add_parser("rows", help="ranking metrics of a policy against the rows' grades")
     rows.add_argument("input", metavar="INPUT", help="rows: a file, a folder or a hub data set")
@@ -83,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     rows.set_defaults(run=_evaluate_rows)
 
     _add_evaluate_rewards(what)
+    _add_evaluate_winrate(what)
 
     report = commands.add_parser(
         "report", help="one self-contained HTML page of a run, or of several beside each other"
@@ -129,6 +132,15 @@ def _add_evaluate_rewards(what: Any) -> None:
     rewards.add_argument("--limit", type=int, help="read only this many rows")
     rewards.add_argument("--json", metavar="OUT", help="write every figure to this file")
     rewards.set_defaults(run=_evaluate_rewards)
+
+
+def _add_evaluate_winrate(what: Any) -> None:
+    winrate = what.add_parser("winrate", help="win rate of one model over a baseline, from pairwise annotations")
+    winrate.add_argument("annotations", metavar="ANNOTATIONS", help="AlpacaEval's annotations, or preferences as JSONL")
+    winrate.add_argument("--length-controlled", action="store_true", help="the win rate at equal lengths too")
+    winrate.add_argument("--gamed", metavar="FILE", help="AlpacaEval's df_gamed.csv, for the leaderboard's figure")
+    winrate.add_argument("--json", metavar="OUT", help="write every figure to this file")
+    winrate.set_defaults(run=_evaluate_winrate)
 
 
 def _inspect(parsed: argparse.Namespace) -> None:
@@ -194,6 +206,12 @@ def _evaluate_rewards(parsed: argparse.Namespace) -> None:
         limit=parsed.limit,
         json_path=parsed.json,
     )
+
+
+def _evaluate_winrate(parsed: argparse.Namespace) -> None:
+    from align.evaluate.annotations import evaluate_winrate
+
+    evaluate_winrate(parsed.annotations, controlled=parsed.length_controlled, gamed=parsed.gamed, json_path=parsed.json)
 
 
 def _report(parsed: argparse.Namespace) -> None:

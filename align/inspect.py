@@ -8,15 +8,16 @@ from align.data import render
 from align.data.collate import Example
 from align.data.steps import plan_steps
 from align.model.load import load_tokenizer
+from align.model.reward import is_read_at_last_token
 from align.recipe import Recipe, dump_recipe
 from align.rollout.prompts import describe_prompts, read_prompts
 from align.runs import check_objectives, prepare
 
-CONTEXT_COLOUR, TRAINED_COLOUR = "dim", "green"
+CONTEXT_COLOUR, COMPLETION_COLOUR = "dim", "green"
 
 
 def inspect_recipe(recipe: Recipe, *, rows: int, console: Console | None = None) -> None:
-    """Print the resolved recipe, the audit of its data and the first rows as the policy reads them."""
+    """Print the resolved recipe, the audit of its data and the first rows as the model reads them."""
     console = console or Console()
     console.print(Text(dump_recipe(recipe)))
     if recipe.online:
@@ -34,14 +35,15 @@ def inspect_recipe(recipe: Recipe, *, rows: int, console: Console | None = None)
         seed=train.seed,
     )
     console.print(f"{len(plan)} optimizer steps of {train.lists_per_step} lists\n")
-    tokenizer = load_tokenizer(
-        recipe.policy.model,
-        revision=recipe.policy.revision,
-        chat_template=recipe.policy.chat_template,
-        trust_remote_code=recipe.policy.trust_remote_code,
-    )
+    policy = recipe.policy
+    code = {"trust_remote_code": policy.trust_remote_code}
+    tokenizer = load_tokenizer(policy.model, revision=policy.revision, chat_template=policy.chat_template, **code)
+    read = "read but not trained on", "trained on"
+    if recipe.task == "reward":
+        at_last = is_read_at_last_token(policy.model, policy.revision, **code)
+        read = "read", "its reward at the last token" if at_last else "its reward of the whole text"
     for example in prepared.train.select(range(min(rows, len(prepared.train)))):
-        console.print(describe(example, tokenizer))
+        console.print(describe(example, tokenizer, *read))
 
 
 def _inspect_prompts(recipe: Recipe, *, rows: int, console: Console) -> None:
@@ -53,15 +55,19 @@ def _inspect_prompts(recipe: Recipe, *, rows: int, console: Console) -> None:
         console.print(text.append("  " + _tokens(prompts.tokenizer, ids) + "\n", style=CONTEXT_COLOUR))
 
 
-def describe(example: Example, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """One list decoded, with what is trained on in another colour and every token's border marked."""
+def describe(example: Example, tokenizer: PreTrainedTokenizerBase, prompt_use: str, completion_use: str) -> Text:
+    """One list decoded, its completions in another colour and every token's border marked.
+
+    Args:
+        prompt_use, completion_use: what training does with the tokens, in words.
+    """
     text = Text()
     text.append(f"{example['id']} ({example['source']}, row {example['row']})\n", style="bold")
-    text.append(f"prompt, {len(example['prompt_ids'])} tokens, read but not trained on\n")
+    text.append(f"prompt, {len(example['prompt_ids'])} tokens, {prompt_use}\n")
     text.append("  " + _tokens(tokenizer, example["prompt_ids"]) + "\n", style=CONTEXT_COLOUR)
     for grade, ids in zip(example["grades"], example["completion_ids"], strict=True):
-        text.append(f"grade {grade:.3f}, {len(ids)} tokens, trained on\n")
-        text.append("  " + _tokens(tokenizer, ids) + "\n", style=TRAINED_COLOUR)
+        text.append(f"grade {grade:.3f}, {len(ids)} tokens, {completion_use}\n")
+        text.append("  " + _tokens(tokenizer, ids) + "\n", style=COMPLETION_COLOUR)
     return text
 
 

@@ -1,7 +1,7 @@
 """What may happen to rewards between a scorer and a trainer; every transform keeps ties among equal completions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, pstdev
 from typing import Annotated, Literal
@@ -90,6 +90,29 @@ def transform(
     return values
 
 
+def dataset_statistics(
+    lists: Callable[[], Iterable[tuple[Sequence[float], Sequence[Text]]]], transforms: Sequence[Transform]
+) -> list[Statistics | None]:
+    """Mean and standard deviation of the rewards that reach each transform that asks for the data set's.
+
+    Args:
+        lists: gives every prompt's rewards and completions, as often as it is called.
+        transforms: one scorer's, in their order.
+
+    Returns:
+        What `transform` takes: None for the transforms that need none.
+
+    Source: Welford (1962)
+    """
+    known: list[Statistics | None] = [None] * len(transforms)
+    for place, step in enumerate(transforms):
+        if isinstance(step, Standardize) and step.per == "dataset":
+            known[place] = _moments(
+                value for rewards, texts in lists() for value in transform(rewards, texts, transforms[:place], known)
+            )
+    return known
+
+
 def lsc(rewards: Sequence[float], reference: float) -> list[float]:
     """log sigma(r - reference), in nats; sums over properties are log P(good on all).
 
@@ -131,6 +154,17 @@ def _apply(
         return [v - step.weight * max(n - step.free, 0) / 100 for v, n in zip(values, words, strict=True)]
     known = statistics or Statistics(fmean(values), pstdev(values))
     return [(value - known.mean) / known.std if known.std else 0.0 for value in values]
+
+
+def _moments(values: Iterable[float]) -> Statistics:
+    """Mean and standard deviation (over the number of values) in one pass."""
+    count, mean, squares = 0, 0.0, 0.0
+    for value in values:
+        count += 1
+        change = value - mean
+        mean += change / count
+        squares += change * (value - mean)
+    return Statistics(mean, math.sqrt(squares / count) if count else 0.0)
 
 
 def _softplus(x: float) -> float:

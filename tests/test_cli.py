@@ -28,7 +28,18 @@ def fails(capsys, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["annotate"], ["inspect"], ["export"], ["evaluate", "rows"], ["report"], ["doctor"]]
+    "command",
+    [
+        [],
+        ["train"],
+        ["annotate"],
+        ["inspect"],
+        ["export"],
+        ["evaluate", "rows"],
+        ["evaluate", "winrate"],
+        ["report"],
+        ["doctor"],
+    ],
 )
 def test_help_everywhere(command, capsys):
     with pytest.raises(SystemExit) as stopped:

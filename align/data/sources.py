@@ -116,7 +116,7 @@ def stream_rows(
     Raises:
         UserError: nothing can be read at that path, or from some place on.
     """
-    for file, number, raw in _records(path, split, revision):
+    for file, number, raw in records(path, split=split, revision=revision):
         row: Row | BadRow | UnusableRow
         try:
             row = raw if isinstance(raw, BadRow) else read_one(raw, file, number)
@@ -125,7 +125,12 @@ def stream_rows(
         yield StreamedRow(file, number, row.raw if row is raw and isinstance(row, BadRow) else raw, row)
 
 
-def _records(path: str, split: str | None, revision: str | None) -> Iterator[Record]:
+def records(path: str, *, split: str | None = None, revision: str | None = None) -> Iterator[Record]:
+    """The objects of a file, a folder or a hub data set as they stand there, unchecked.
+
+    Raises:
+        UserError: nothing can be read at that path, or from some place on.
+    """
     place = Path(path).expanduser()
     if place.is_dir():
         for file in _folder_files(place, split):

@@ -15,7 +15,7 @@ from align.data.sources import read_source
 from align.errors import UserError
 from align.evaluate.reward_tables import ALL, sentences, tables
 from align.run_directory import write_json
-from rewards import load_scorer
+from rewards import Reward, load_scorer, read_reward
 from rewards.benchmarks import (
     STYLES,
     TiesPrompt,
@@ -30,6 +30,7 @@ from rewards.benchmarks import (
     style_matrix,
     ties_score,
 )
+from rewards.transforms import dataset_statistics, transform
 
 Benchmark = Literal["rewardbench", "rewardbench2", "rm-bench"]
 TIES = "ties"
@@ -50,6 +51,37 @@ class Judged:
         return [float(len(_characters(text))) for text in self.row.completions]
 
 
+class RewardScorer:
+    """A reward as it is specified: a scorer, the transforms of its rewards, and their weight."""
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward = reward
+        self.scorer = load_scorer(reward.scorer)
+
+    def score(self, rows: Sequence[Row], completions: Sequence[Text]) -> list[float]:
+        """The scorer's own rewards, before transforms and weight, of one completion for each row's prompt.
+
+        Raises:
+            UserError: a row has no reference answer to compare with.
+        """
+        column = getattr(self.reward.scorer, "answer_column", None)
+        answers = [[_answer(row, column) for row in rows]] if column else []
+        rewards: list[float] = self.scorer.score([row.prompt for row in rows], completions, *answers)
+        return rewards
+
+    def of_lists(self, rows: Sequence[Row]) -> list[list[float]]:
+        """Weighted rewards of every row's completions, after transforms."""
+        flat = iter(
+            self.score([row for row in rows for _ in row.completions], [t for r in rows for t in r.completions])
+        )
+        lists: list[tuple[list[float], Sequence[Any]]] = [
+            (list(islice(flat, len(row.completions))), row.completions) for row in rows
+        ]
+        steps, weight = self.reward.transforms, self.reward.weight
+        known = dataset_statistics(lambda: lists, steps)
+        return [[weight * value for value in transform(own, texts, steps, known)] for own, texts in lists]
+
+
 def evaluate_rewards(
     path: str,
     *,
@@ -67,7 +99,7 @@ def evaluate_rewards(
 
     Args:
         path: rows of two or more completions with grades: a file, a folder or a hub data set.
-        reward: a scorer; None measures the rows' own `rewards`.
+        reward: what `rewards.read_reward` reads; None measures the rows' own `rewards`.
         by: the column whose values are the groups.
         ties: "wrong" counts a tie 0 and not one half; RewardBench and RM-Bench do.
         benchmark: print that benchmark's own score too, by its own arithmetic.
@@ -83,7 +115,7 @@ def evaluate_rewards(
     rows = [row for row in map(_by_given_grades, source.rows) if _orders(row, scored=reward is not None)]
     if not rows:
         raise UserError(f"{path}: no row grades two completions differently, so there is nothing to judge rewards by")
-    scorer = load_scorer(reward) if reward is not None else None
+    scorer = RewardScorer(read_reward(reward)) if reward is not None else None
     judged = _judge(rows, scorer)
     worth = 0.0 if ties == "wrong" or benchmark == "rewardbench" else 0.5
     figures: dict[str, Any] = {
@@ -132,17 +164,20 @@ def measure(judged: Sequence[Judged], *, by: str, ties: float, bins: int) -> dic
     }
 
 
-def off_topic_figures(judged: Sequence[Judged], scorer: Any) -> dict[str, float]:
-    """How often a prompt's own best completion beats one of another prompt that is at least twice as long."""
+def off_topic_figures(judged: Sequence[Judged], scorer: RewardScorer) -> dict[str, float]:
+    """How often a prompt's own best completion beats one of another prompt that is at least twice as long.
+
+    By rewards before transforms, which may look at a whole list.
+    """
     best = [item.row.completions[max(range(len(item.grades)), key=item.grades.__getitem__)] for item in judged]
     others = off_topic_answers([_characters(text) for text in best])
     pairs = [(i, other) for i, other in enumerate(others) if other is not None]
     if not pairs:
         return {"pairs": 0}
-    prompts = [judged[i].row.prompt for i, _ in pairs]
-    own = scorer.score(prompts, [_like(best[i], prompts[n]) for n, (i, _) in enumerate(pairs)])
-    foreign = scorer.score(prompts, [_like(best[k], prompts[n]) for n, (_, k) in enumerate(pairs)])
-    margins = [a - b for a, b in zip(own, foreign, strict=True)]
+    rows = [judged[i].row for i, _ in pairs]
+    own = scorer.score(rows, [_like(best[i], row.prompt) for row, (i, _) in zip(rows, pairs, strict=True)])
+    foreign = scorer.score(rows, [_like(best[k], row.prompt) for row, (_, k) in zip(rows, pairs, strict=True)])
+    margins = [scorer.reward.weight * (a - b) for a, b in zip(own, foreign, strict=True)]
     return {"pairs": len(pairs), "accuracy": accuracy(margins), "margin": fmean(margins)}
 
 
@@ -197,12 +232,20 @@ def _orders(row: Row, *, scored: bool) -> bool:
     return len(set(grades or ())) > 1
 
 
-def _judge(rows: Sequence[Row], scorer: Any) -> list[Judged]:
+def _answer(row: Row, column: str) -> Any:
+    answer = row.meta.get(column)
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise UserError(
+            f"{row.place}, field {column}: no reference answer; give text or a number, which the scorer compares with"
+        )
+    return answer
+
+
+def _judge(rows: Sequence[Row], scorer: RewardScorer | None) -> list[Judged]:
     if scorer is None:
         return [Judged(row, row.rewards or (), row.grades or ()) for row in rows]
-    prompts = [row.prompt for row in rows for _ in row.completions]
-    rewards = iter(scorer.score(prompts, [text for row in rows for text in row.completions]))
-    return [Judged(row, tuple(islice(rewards, len(row.completions))), row.grades or row.rewards or ()) for row in rows]
+    rewards = scorer.of_lists(rows)
+    return [Judged(row, tuple(own), row.grades or row.rewards or ()) for row, own in zip(rows, rewards, strict=True)]
 
 
 def _group(judged: Sequence[Judged], ties: float) -> dict[str, Any]:

@@ -147,6 +147,22 @@ def reads_last_token(base: PreTrainedModel) -> bool:
     return "score" in dict(base.named_children())
 
 
+def is_read_at_last_token(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> bool:
+    """`reads_last_token` of a model's classifier, known from its config; no weight is read.
+
+    Raises:
+        UserError: no such model, or none that can be a sequence classifier.
+    """
+    folder = model_folder(model, revision, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            base = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+    except LOAD_ERRORS as error:
+        raise UserError(f"{folder} cannot be loaded as a sequence classifier: {first_line(error)}") from error
+    return reads_last_token(base)
+
+
 def load_reward_model(
     model: str,
     *,

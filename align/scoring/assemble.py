@@ -1,13 +1,13 @@
 """Raw rewards -> the output's rows: transforms, combination and grades, which cost nothing to do again."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from align.scoring.job import Job
 from rewards.combine import Combination, Reward, combine, transforms_for
 from rewards.grading import GradeMethod, grades_from_rewards
-from rewards.transforms import Standardize, Statistics, Transform, transform
+from rewards.transforms import Statistics, Transform, dataset_statistics, transform
 
 Entry = dict[str, Any]
 Known = list[list[Statistics | None]]
@@ -53,27 +53,9 @@ def _transformed(entry: Entry, steps: Sequence[Sequence[Transform]], known: Know
 
 
 def _statistics(job: Job, steps: Sequence[Sequence[Transform]]) -> Known:
-    """Mean and standard deviation of the rewards that reach each transform that asks for the data set's."""
-    known: Known = [[None] * len(own) for own in steps]
-    for k, own in enumerate(steps):
-        for place, step in enumerate(own):
-            if isinstance(step, Standardize) and step.per == "dataset":
-                values = (
-                    value
-                    for entry in job.entries()
-                    if "error" not in entry
-                    for value in transform(entry["rewards"][k], entry["row"]["completions"], own[:place], known[k])
-                )
-                known[k][place] = _moments(values)
-    return known
+    """By scorer and transform: what is to be known of the whole data set."""
 
+    def lists(k: int) -> Iterator[tuple[list[float], list[Any]]]:
+        return ((e["rewards"][k], e["row"]["completions"]) for e in job.entries() if "error" not in e)
 
-def _moments(values: Iterator[float]) -> Statistics:
-    """Mean and standard deviation (over the number of values) in one pass (Welford)."""
-    count, mean, squares = 0, 0.0, 0.0
-    for value in values:
-        count += 1
-        change = value - mean
-        mean += change / count
-        squares += change * (value - mean)
-    return Statistics(mean, math.sqrt(squares / count) if count else 0.0)
+    return [dataset_statistics(partial(lists, k), own) for k, own in enumerate(steps)]

@@ -5,11 +5,13 @@ import random
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from align.cli import main
 from align.errors import UserError
 from align.evaluate.rewards import evaluate_rewards
+from align.scoring import score_rows
 
 FIVE = ("llmbar-natural", "llmbar-adver-neighbor", "llmbar-adver-GPTInst", "llmbar-adver-GPTOut", "llmbar-adver-manual")
 
@@ -75,6 +77,52 @@ def test_what_align_score_wrote_is_measured_by_the_grades_that_were_given(tmp_pa
     main(["score", "--reward", "{name: length, max: 2}", "--no-cache", write(tmp_path / "rows.jsonl", rows), scored])
     found = evaluate_rewards(scored, console=quiet())
     assert found["overall"]["accuracy"] == pytest.approx((0.5 + 1 + 0) / 3)  # rewards 1, 1, and less
+
+
+LISTS = [
+    {"prompt": "p", "completions": ["1", "22", "333"], "grades": [2, 1, 0], "answer": "1"},
+    {"prompt": "q", "completions": ["4444", "55555"], "grades": [0, 1], "answer": "55555"},
+]
+
+
+def reward_of(spec: dict, tmp_path: Path, form: str) -> str:
+    if form == "text":
+        return json.dumps(spec)
+    (tmp_path / "reward.yaml").write_text(yaml.safe_dump(spec))
+    return str(tmp_path / "reward.yaml")
+
+
+@pytest.mark.parametrize("form", ["text", "file"])
+def test_a_reward_is_what_align_score_reads(tmp_path, monkeypatch, form):
+    """Weight and transforms count: the mean margin is that of rewards that were weighted after their transforms."""
+    (tmp_path / "own_lengths.py").write_text("def characters(prompt, completion): return len(completion)")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write(tmp_path / "rows.jsonl", LISTS)
+    spec = {
+        "scorer": {"name": "python", "function": "own_lengths:characters"},
+        "weight": -2.0,
+        "transforms": [{"name": "standardize", "per": "dataset"}, {"name": "clip", "high": 1.0}],
+    }
+    found = evaluate_rewards(path, reward=reward_of(spec, tmp_path, form), console=quiet())
+    out = tmp_path / "scored.jsonl"
+    score_rows(path, str(out), rewards=[reward_of(spec, tmp_path, form)], use_cache=False, console=quiet())
+    scored = [json.loads(line)["rewards"] for line in out.read_text().splitlines()]
+    std = 2**0.5  # of the lengths 1 to 5, whose mean is 3
+    by_hand = [[-2 * min((n - 3) / std, 1.0) for n in own] for own in ((1, 2, 3), (4, 5))]
+    for own, other in zip(scored, by_hand, strict=True):
+        assert own == pytest.approx(other)
+    margins = [a - b for r in by_hand[:1] for a, b in ((r[0], r[1]), (r[0], r[2]), (r[1], r[2]))]
+    assert found["overall"]["accuracy"] == pytest.approx((1 + (by_hand[1][1] > by_hand[1][0])) / 2)
+    assert found["overall"]["margin"] == pytest.approx((sum(margins) / 3 + by_hand[1][1] - by_hand[1][0]) / 2)
+
+
+def test_a_scorer_that_compares_with_an_answer(tmp_path):
+    found = evaluate_rewards(write(tmp_path / "r.jsonl", LISTS), reward="{name: answer}", console=quiet())
+    assert found["overall"]["best_of_n"] == 1.0
+    with pytest.raises(UserError, match="row 1, field solution: no reference answer; give text"):
+        evaluate_rewards(
+            write(tmp_path / "r.jsonl", LISTS), reward="{name: answer, answer_column: solution}", console=quiet()
+        )
 
 
 def test_rewardbench2_and_its_ties(tmp_path):

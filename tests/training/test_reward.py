@@ -24,6 +24,7 @@ from transformers import (
 
 from align.errors import UserError
 from align.export import export
+from align.inspect import inspect_recipe
 from align.model.reward import load_reward_model
 from align.recipe import load_recipe, parse_recipe
 from align.runs import load_options, prepare, train
@@ -369,6 +370,16 @@ def test_strengths_and_attributes_stay_with_their_completions(tiny_policy, tmp_p
         assert [a for a, _ in example["attributes"]] == expected and example["strength"] == 2.0
         assert math.isnan(example["attributes"][0][1]) and example["attributes"][-1][1] == 0.4
         assert [len(ids) for ids in example["completion_ids"]] == [max(1, n) for n in expected]
+
+
+@pytest.mark.parametrize(("kind", "read"), [("decoder", "at the last token"), ("bert", "of the whole text")])
+def test_inspect_says_where_a_reward_is_read(reward_recipe, tmp_path, capsys, kind, read):
+    policy = (
+        {} if kind == "decoder" else {"policy": {"model": str(_encoder(kind, tmp_path)), "adapter": {"name": "full"}}}
+    )
+    inspect_recipe(reward_recipe(**policy), rows=1)
+    out = capsys.readouterr().out
+    assert f"tokens, its reward {read}" in out and "trained on" not in out
 
 
 def test_the_shipped_recipes_load():
