@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 
 from align.recipe import dump_recipe
 from align.rollout.journal import read_lines
+from align.rollout.process import STARTS
 
 KILLS = int(os.environ.get("ALIGN_KILLS", "2"))
 """Of each kind; set it higher for a longer trial."""
@@ -70,17 +71,20 @@ def test_killed_at_random_moments(online_recipe, reward, tmp_path):
     for attempt in itertools.count():
         killed = online_recipe(f"killed{attempt}", **sections)
         process = start(killed, tmp_path)
+        in_a_row = 0  # of one trainer, which gives an engine up that fails STARTS times without a result
         while min(hits.values()) < KILLS and alive_after(process, moments.uniform(0.02, 0.5) * seconds):
             own = workers(process)
-            if own and hits["engine"] <= hits["trainer"]:
+            if own and hits["engine"] <= hits["trainer"] and in_a_row < STARTS - 1:
                 own[0].kill()
                 hits["engine"] += 1
+                in_a_row += 1
             elif hits["trainer"] < KILLS:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 assert not psutil.wait_procs(own, timeout=60)[1], "the engine outlived its trainer"
                 hits["trainer"] += 1
                 process = start(killed, tmp_path)
+                in_a_row = 0
         assert process.wait(timeout=1200) == 0, process.stderr.read()
         assert result(Path(killed.output)) == expected
         if min(hits.values()) >= KILLS:
