@@ -35,6 +35,10 @@ class Sampled:
     """Of each token, in nats, under the distribution that it was drawn from: tempered and filtered."""
     ended: bool
     """By an end token or a stop string, not by its length."""
+    raw_logprobs: list[float] | None = None
+    """Of each token, in nats, under the policy itself: no temperature, no filter; None where they were not kept."""
+    entropies: list[float] | None = None
+    """Of the policy's distribution at each token, in nats; likewise."""
 
 
 def sample_completions(
@@ -126,8 +130,8 @@ def sample_tokens(
 class GumbelNoise(LogitsProcessor):
     """Makes the greedy choice a sample: scales and filters the logits, then adds each row's own Gumbel noise.
 
-    `logprobs` holds, for each step, the log-probability of the token that each row draws; at temperature 0 of the
-    likeliest token under the softmax.
+    `figures` holds, for each step, what `Sampled` says of the token that each row draws: its log-probability as drawn
+    (at temperature 0 under the softmax) and under the policy itself, and the policy's entropy.
     """
 
     def __init__(
@@ -148,22 +152,26 @@ class GumbelNoise(LogitsProcessor):
         if top_p < 1:
             self.filters.append(TopPLogitsWarper(top_p))
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self.logprobs: list[Float[Tensor, " R"]] = []
+        self.figures: list[Float[Tensor, "R 3"]] = []
 
     def __call__(self, input_ids: Int[Tensor, "R T"], scores: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
         if self.temperature == 0:
-            return self._drawn(scores, scores)
+            return self._drawn(scores, scores, scores)
         noise = [
             torch.empty_like(row).exponential_(generator=g) for row, g in zip(scores, self.generators, strict=True)
         ]
         logits = scores / self.temperature
         for keep in self.filters:
             logits = keep(input_ids, logits)
-        return self._drawn(logits - torch.stack(noise).log(), logits)
+        return self._drawn(logits - torch.stack(noise).log(), logits, scores)
 
-    def _drawn(self, noisy: Float[Tensor, "R V"], logits: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
+    def _drawn(
+        self, noisy: Float[Tensor, "R V"], logits: Float[Tensor, "R V"], scores: Float[Tensor, "R V"]
+    ) -> Float[Tensor, "R V"]:
         token = noisy.argmax(-1, keepdim=True)
-        self.logprobs.append(logits.float().log_softmax(-1).gather(-1, token).squeeze(-1))
+        drawn, policy = (rows.float().log_softmax(-1) for rows in (logits, scores))
+        entropy = -torch.special.xlogy(policy.exp(), policy.exp()).sum(-1, keepdim=True)
+        self.figures.append(torch.cat([drawn.gather(-1, token), policy.gather(-1, token), entropy], 1))
         return noisy
 
 
@@ -214,12 +222,14 @@ def _generate(
         logits_processor=LogitsProcessorList([noise]),
         stopping_criteria=StoppingCriteriaList([stops] if stop else []),
     )
-    logprobs = torch.stack(noise.logprobs, 1).tolist()
+    figures = torch.stack(noise.figures, -1)
     drawn = []
     for row, ids in enumerate(output[:, width:].tolist()):
         end = next((i for i, token in enumerate(ids, start=1) if token in ends), None)
         length = min(end or len(ids), stops.lengths.get(row, len(ids)))
-        drawn.append(Sampled(ids[:length], logprobs[row][:length], ended=end is not None or row in stops.lengths))
+        ended = end is not None or row in stops.lengths
+        logprobs, raw_logprobs, entropies = figures[row, :, :length].tolist()
+        drawn.append(Sampled(ids[:length], logprobs, ended, raw_logprobs, entropies))
     return drawn
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from align.types import Strict
 from rewards import ScorerConfig
@@ -26,6 +26,9 @@ class Vllm(Strict):
     """What the engine does while the policy trains; auto: resident on a CPU, where sleep frees nothing, else asleep."""
     timeout: PositiveFloat = 600.0
     """Seconds without a finished prompt after which the engine is taken for stuck and started again."""
+    sampler: Literal["auto", "align", "vllm"] = "auto"
+    """What draws tokens inside vLLM: our kernel, which also gives every token's log-probability under the policy itself
+    and the entropy, or vLLM's own; auto: ours, but for versions of vLLM that it has not been tried with."""
     in_process: bool = False
     """For tests: vLLM in this process, which it changes (threads, random state, environment)."""
     options: dict[str, Any] = {}
@@ -63,6 +66,36 @@ def _by_name(value: Any) -> Any:
 EngineConfig = Annotated[Transformers | Vllm | VllmServer, Field(discriminator="name"), BeforeValidator(_by_name)]
 
 
+class Contrast(Strict):
+    """Tokens that the policy finds likelier than it does in a worse context, or than a weaker policy does.
+
+    Drawn from (1 + strength) z - strength z' over the tokens that are at least `plausible` times as likely as the
+    likeliest.
+
+    Source: Li et al. (2210.15097); O'Brien and Lewis (2309.09117)
+    """
+
+    name: Literal["contrast"] = "contrast"
+    against: str = "prompt"
+    """`prompt`: the policy itself after the prompt in the template `worse`; `base`: the model without the adapter; or
+    the folder of another adapter of the same model."""
+    worse: str | None = None
+    """A text with `{prompt}`; in a conversation it takes the place of the last user message. By default it asks for an
+    unhelpful answer, as `token_rewards.worse` does."""
+    strength: PositiveFloat = 0.5
+    plausible: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+    @field_validator("worse")
+    @classmethod
+    def _has_a_place_for_the_prompt(cls, template: str | None) -> str | None:
+        if template is not None and ("{prompt}" not in template or "{response}" in template):
+            raise ValueError("needs `{prompt}` where the prompt goes, and no `{response}`")
+        return template
+
+
+DecodingConfig = Contrast
+
+
 class RolloutSection(Strict):
     """Completions that the policy writes: `align rollout`, and the sampling of an online run.
 
@@ -84,6 +117,8 @@ class RolloutSection(Strict):
     """Tokens that end a completion, besides the model's own."""
     reward: ScorerConfig | None = None
     """Scorer of the completions; without one, `align rollout` writes rows without rewards."""
+    decoding: DecodingConfig | None = None
+    """How the logits are changed before they are sampled, if at all; needs `engine: vllm`."""
     engine: EngineConfig = Vllm()
     """What samples: vllm, vllm-server or transformers."""
     sync: Literal["auto", "adapter", "merged"] = "auto"

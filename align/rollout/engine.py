@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from align.evaluate.sampling import Sampled
 
 Prompts = Sequence[list[int]]
+Contexts = Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,22 @@ class Weights:
     """Optimizer steps that made the policy."""
     name: str
     """As unique as the folder."""
+    against: str | None = None
+    """An adapter that a contrast holds the policy against; its name is unique too."""
 
 
 class Engine(Protocol):
     """Samples from one policy at a time. Not to be subclassed: a class with these methods is an engine."""
 
-    def sample(self, prompts: Prompts, sampling: Sampling) -> Iterator[tuple[int, list[Sampled]]]:
+    def sample(
+        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None
+    ) -> Iterator[tuple[int, list[Sampled]]]:
         """Completions of each prompt, as prompts finish.
 
         Args:
             prompts: token ids, start token included; no two alike.
             sampling: for all of them.
+            contexts: what the engine's decoding needs to know of each prompt; None to sample without it.
 
         Returns:
             (index of the prompt, its completions in the order of their seeds). Equal arguments give equal completions

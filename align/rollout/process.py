@@ -16,7 +16,7 @@ from typing import Any
 
 from align.errors import UserError
 from align.evaluate.sampling import Sampled
-from align.rollout.engine import Prompts, Sampling, Weights
+from align.rollout.engine import Contexts, Prompts, Sampling, Weights
 from align.rollout.vllm_engine import VllmArguments, environment
 
 log = logging.getLogger("align")
@@ -50,7 +50,9 @@ class EngineProcess:
         """Of the process, if it runs."""
         return self.process.pid if self.process else None
 
-    def sample(self, prompts: Prompts, sampling: Sampling) -> Iterator[tuple[int, list[Sampled]]]:
+    def sample(
+        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None
+    ) -> Iterator[tuple[int, list[Sampled]]]:
         """As every engine; prompts that were not finished when the process died are sampled again, to the same end."""
         left = dict(enumerate(prompts))
         starts = 0
@@ -58,7 +60,9 @@ class EngineProcess:
             places = list(left)
             try:
                 self._start()
-                request = {"prompts": [left[place] for place in places], "sampling": asdict(sampling)}
+                request: dict[str, Any] = {"prompts": [left[place] for place in places], "sampling": asdict(sampling)}
+                if contexts is not None:
+                    request["contexts"] = [contexts[place] for place in places]
                 for reply in self._ask("sample", **request):
                     starts = 0
                     place = places[reply["index"]]

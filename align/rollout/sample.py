@@ -195,11 +195,18 @@ def sampled_line(
         "completions": [[{"role": "assistant", "content": text}] for text in texts] if chat else texts,
         "prompt_ids": ids,
         "completion_ids": [one.ids for one in completions],
-        "sampled_logprobs": [[round(value, 6) for value in one.logprobs] for one in completions],
+        "sampled_logprobs": [_rounded(one.logprobs) for one in completions],
         "ended": [one.ended for one in completions],
         "policy_version": version,
     }
+    if all(one.raw_logprobs is not None for one in completions):
+        line["raw_logprobs"] = [_rounded(one.raw_logprobs) for one in completions]
+        line["entropies"] = [_rounded(one.entropies) for one in completions]
     return line | ({"meta": row.meta} if row.meta else {})
+
+
+def _rounded(values: list[float] | None) -> list[float]:
+    return [round(value, 6) for value in values or []]
 
 
 def score(recipe: Recipe, folder: Path) -> dict[str, Any]:

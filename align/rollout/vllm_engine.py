@@ -6,22 +6,28 @@ It changes the process (threads, random state, environment), so it runs in one o
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch._dynamo
 
 from align.errors import UserError
 from align.evaluate.sampling import Sampled, row_seed
-from align.rollout.engine import Prompts, Sampling, Weights
+from align.rollout.decoding import CONFIG
+from align.rollout.draw import COLUMNS
+from align.rollout.engine import Contexts, Prompts, Sampling, Weights
+from align.rollout.pairs import Pair, Room, batches
 from align.rollout.weights import check_same_layout, is_tied
 
 log = logging.getLogger("align")
 
 IN_FLIGHT = 1024
 """Completions handed to the engine at a time: more than it runs at once, and no more than memory is glad of."""
+FIRST_RUNNER = ("0.25", "0.26", "0.27", "0.28", "0.29", "0.30", "0.31", "0.32")
+SECOND_RUNNER = ("0.31", "0.32")
+"""Versions of vLLM whose model runners take our sampler."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM reserves room for."""
 
@@ -42,8 +48,25 @@ class VllmArguments:
     """Key-value cache, on a CPU."""
     trusted: bool = False
     """Whether model code from the hub may run."""
+    sampler: Literal["auto", "align", "vllm"] = "auto"
+    """What draws the tokens; auto: our kernel, in versions of vLLM that it is known to fit."""
+    decoding: dict[str, Any] | None = None
+    """The recipe's `rollout.decoding`."""
     options: dict[str, Any] = field(default_factory=dict)
     """More arguments of vllm.LLM."""
+
+
+class OurSampler:
+    """A method that vLLM's workers get (`worker_extension_cls`)."""
+
+    def use_one_read_sampler(self) -> None:
+        """Put our sampler into the worker's model runner, whichever of the two it is."""
+        sampler = self.model_runner.sampler  # type: ignore[attr-defined]  # the worker's
+        if type(sampler).__module__ == "vllm.v1.sample.sampler":
+            from align.rollout import runner_v1 as runner
+        else:
+            from align.rollout import runner_v2 as runner  # type: ignore[no-redef]
+        sampler.__class__ = runner.OneReadSampler
 
 
 class VllmEngine:
@@ -54,30 +77,82 @@ class VllmEngine:
         os.environ.update(environment(os.environ))
         if not torch.cuda.is_available():
             torch._dynamo.config.disable = True  # the variable comes too late where torch is loaded already
+        self.ours = takes_our_sampler(arguments.sampler)
         self.llm = self._start(arguments.folder)
         self.lora: Any = None
+        self.other: Any = None
         self.loaded: list[Weights] = []
         self.asleep = False
 
-    def sample(self, prompts: Prompts, sampling: Sampling) -> Iterator[tuple[int, list[Sampled]]]:
+    def sample(
+        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None
+    ) -> Iterator[tuple[int, list[Sampled]]]:
         """As every engine; all prompts go to the same weights, since a CPU engine mixes up base and adapter."""
         self._wake()
-        engine = self.llm.llm_engine
+        if contexts is not None and self.arguments.decoding["name"] == "contrast":
+            return self._in_pairs(prompts, contexts, sampling)
+        return self._alone(prompts, contexts, sampling)
+
+    def _alone(
+        self, prompts: Prompts, contexts: Contexts | None, sampling: Sampling
+    ) -> Iterator[tuple[int, list[Sampled]]]:
         waiting = list(range(len(prompts)))[::-1]
-        running: set[int] = set()
+        running: set[str] = set()
         most = max(1, IN_FLIGHT // sampling.completions)
         try:
             while waiting or running:
                 while waiting and len(running) < most:
-                    self._add(waiting[-1], prompts[waiting[-1]], sampling)
-                    running.add(waiting.pop())
-                for output in engine.step():
-                    if output.finished:
-                        index = int(output.request_id)
-                        running.discard(index)
-                        yield index, [_sampled(one) for one in output.outputs]
+                    place = waiting.pop()
+                    extra = None if contexts is None else {"prompt": contexts[place]}
+                    # vLLM gives the k-th completion the seed plus k.
+                    params = self._params(sampling, row_seed(sampling.seed, prompts[place], 0), extra)
+                    self._add(str(place), prompts[place], params, self.lora)
+                    running.add(str(place))
+                for output in self._step(running):
+                    yield int(output.request_id), [self._sampled(one) for one in output.outputs]
         finally:
-            engine.abort_request([str(index) for index in running])
+            self.llm.llm_engine.abort_request(list(running))
+
+    def _in_pairs(
+        self, prompts: Prompts, against: Contexts, sampling: Sampling
+    ) -> Iterator[tuple[int, list[Sampled]]]:
+        """Every completion by two requests; those of a batch start in one step and so stay in step."""
+        count = sampling.completions
+        pairs = [Pair(i, k, prompts[i], against[i]) for i in range(len(prompts)) for k in range(count)]
+        alone = replace(sampling, completions=1)
+        drawn: dict[int, dict[int, Sampled]] = {}
+        running: set[str] = set()
+        try:
+            for batch in batches(pairs, sampling.max_tokens, Room.of(self.llm.llm_engine.vllm_config)):
+                for pair in batch:
+                    seed = row_seed(sampling.seed, pair.own, 0) + pair.sample
+                    for side, ids, lora in (("own", pair.own, self.lora), ("against", pair.against, self.other)):
+                        name = f"{pair.prompt} {pair.sample}"
+                        extra = {"pair": name, "against": side == "against"}
+                        self._add(f"{name} {side}", ids, self._params(alone, seed, extra), lora)
+                        running.add(f"{name} {side}")
+                while running:
+                    for output in self._step(running):
+                        prompt, sample, side = output.request_id.split()
+                        if side == "own":
+                            self._drop(f"{prompt} {sample} against", running)  # a stop text is seen on one side alone
+                            drawn.setdefault(int(prompt), {})[int(sample)] = self._sampled(output.outputs[0])
+                            if len(drawn[int(prompt)]) == count:
+                                own = drawn.pop(int(prompt))
+                                yield int(prompt), [own[k] for k in range(count)]
+        finally:
+            self.llm.llm_engine.abort_request(list(running))
+
+    def _step(self, running: set[str]) -> list[Any]:
+        """What has finished; no longer `running`."""
+        finished = [output for output in self.llm.llm_engine.step() if output.finished]
+        running.difference_update(output.request_id for output in finished)
+        return finished
+
+    def _drop(self, name: str, running: set[str]) -> None:
+        if name in running:
+            self.llm.llm_engine.abort_request([name])
+            running.discard(name)
 
     def load(self, weights: Weights) -> None:
         """As every engine.
@@ -114,15 +189,18 @@ class VllmEngine:
     def _start(self, folder: str) -> Any:
         from vllm import LLM
 
-        return LLM(folder, **llm_arguments(self.arguments))
+        llm = LLM(folder, **llm_arguments(self.arguments, ours=self.ours))
+        if self.ours:
+            llm.collective_rpc("use_one_read_sampler")
+        return llm
 
-    def _add(self, index: int, prompt: list[int], sampling: Sampling) -> None:
+    def _params(self, sampling: Sampling, seed: int, extra: dict[str, Any] | None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(
+        return SamplingParams(
             n=sampling.completions,
-            seed=row_seed(sampling.seed, prompt, 0),  # vLLM gives the k-th completion the seed plus k
+            seed=seed,
             temperature=sampling.temperature,
             top_k=sampling.top_k or -1,
             top_p=sampling.top_p,
@@ -130,21 +208,35 @@ class VllmEngine:
             stop=list(sampling.stop),
             stop_token_ids=list(sampling.stop_ids),
             max_tokens=sampling.max_tokens,
-            logprobs=0,
+            logprobs=COLUMNS - 1 if self.ours else 0,
+            flat_logprobs=True,
             detokenize=bool(sampling.stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=extra,
         )
-        request = {"prompt_token_ids": prompt}
-        self.llm.llm_engine.add_request(str(index), request, params, lora_request=self.lora)
+
+    def _add(self, name: str, prompt: list[int], params: Any, lora: Any) -> None:
+        self.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, params, lora_request=lora)
+
+    def _sampled(self, output: Any) -> Sampled:
+        ids, ended, figures = list(output.token_ids), output.finish_reason == "stop", output.logprobs.logprobs
+        if not self.ours:
+            return Sampled(ids, figures, ended)
+        drawn, raw, entropies = (figures[column::COLUMNS] for column in range(COLUMNS))
+        return Sampled(ids, drawn, ended, raw, entropies)
 
     def _load_adapter(self, weights: Weights) -> None:
         from vllm.lora.request import LoRARequest
 
-        old, new = self.lora, LoRARequest(weights.name, len(self.loaded) + 1, weights.folder)
-        self.llm.llm_engine.add_lora(new)  # a bad adapter raises here; inside `step` it would leave the engine stuck
-        self.lora = new
-        if old is not None:
-            self.llm.llm_engine.remove_lora(old.lora_int_id)
+        number, old = 2 * len(self.loaded) + 1, {self.lora, self.other} - {None}
+        own = other = LoRARequest(weights.name, number, weights.folder)
+        if weights.against:
+            other = LoRARequest(f"{weights.name}-against", number + 1, weights.against)
+        for lora in (own, other):
+            self.llm.llm_engine.add_lora(lora)  # a bad one raises here; inside `step` it would leave the engine stuck
+        self.lora, self.other = own, other
+        for lora in old:
+            self.llm.llm_engine.remove_lora(lora.lora_int_id)
 
     def _load_merged(self, weights: Weights) -> None:
         check_same_layout(Path(weights.folder), Path(self.arguments.folder))
@@ -168,6 +260,7 @@ def environment(present: Mapping[str, str]) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process, which ends with its parent
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_USE_V2_MODEL_RUNNER": "0",  # each of the two takes logits processors of its own kind
     }
     if not torch.cuda.is_available():
         # Two threads on busy cores spin; compilation takes seconds and a C++ compiler, and gains nothing when eager.
@@ -177,8 +270,36 @@ def environment(present: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if name not in present}
 
 
-def llm_arguments(arguments: VllmArguments) -> dict[str, Any]:
+def takes_our_sampler(wanted: str) -> bool:
+    """Whether our kernel draws the tokens.
+
+    Args:
+        wanted: auto, align or vllm.
+
+    Raises:
+        UserError: it is asked for, and vLLM's version is not one that it fits.
+    """
+    from vllm import __version__
+
+    known = SECOND_RUNNER if uses_second_runner() else FIRST_RUNNER
+    fits = any(__version__.startswith(f"{version}.") for version in known)
+    if wanted == "align" and not fits:
+        raise UserError(f"rollout.engine.sampler: ours fits vLLM {known[0]} to {known[-1]}, not {__version__}; leave it out")
+    if wanted == "auto" and not fits:
+        log.warning("vLLM %s draws the tokens with its own sampler: ours is not known to fit it", __version__)
+    return fits and wanted != "vllm"
+
+
+def uses_second_runner() -> bool:
+    """Whether the user has chosen vLLM's second model runner; `environment` chooses the first."""
+    return os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "0") not in ("0", "false", "False")
+
+
+def llm_arguments(arguments: VllmArguments, *, ours: bool) -> dict[str, Any]:
     """Arguments of vllm.LLM.
+
+    Args:
+        ours: our kernel draws the tokens.
 
     Raises:
         UserError: an option that would make results wrong.
@@ -190,7 +311,7 @@ def llm_arguments(arguments: VllmArguments) -> dict[str, Any]:
         "max_model_len": arguments.max_length,
         "seed": 0,
         "logprobs_mode": "processed_logprobs",
-        "max_logprobs": 1,
+        "max_logprobs": COLUMNS,
         "enable_prefix_caching": True,
         "generation_config": "vllm",
         "trust_remote_code": arguments.trusted,
@@ -198,7 +319,15 @@ def llm_arguments(arguments: VllmArguments) -> dict[str, Any]:
     }
     if arguments.lora_rank:
         room = next((rank for rank in LORA_RANKS if rank >= arguments.lora_rank), LORA_RANKS[-1])
-        given |= {"enable_lora": True, "max_lora_rank": room, "max_loras": 1, "max_cpu_loras": 2}
+        at_once = 2 if arguments.decoding else 1
+        given |= {"enable_lora": True, "max_lora_rank": room, "max_loras": at_once, "max_cpu_loras": 2 * at_once}
+    if ours or arguments.decoding:
+        runner = "runner_v2" if uses_second_runner() else "runner_v1"
+        given["logits_processors"] = [f"align.rollout.{runner}:Requests"]
+    if ours:
+        given["worker_extension_cls"] = f"{OurSampler.__module__}.{OurSampler.__qualname__}"
+    if arguments.decoding:
+        given["additional_config"] = {CONFIG: arguments.decoding}
     if torch.cuda.is_available():
         given |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.5}  # the trainer has its model there too
     else:
@@ -211,9 +340,3 @@ def llm_arguments(arguments: VllmArguments) -> dict[str, Any]:
             "max_num_batched_tokens": max(4096, arguments.max_length),
         }
     return given | arguments.options
-
-
-def _sampled(output: Any) -> Sampled:
-    ids = list(output.token_ids)
-    logprobs = [places[token].logprob for places, token in zip(output.logprobs, ids, strict=True)]
-    return Sampled(ids, logprobs, ended=output.finish_reason == "stop")

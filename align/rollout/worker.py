@@ -47,7 +47,7 @@ def main() -> None:
 def _serve(engine: VllmEngine, operation: str, request: dict[str, Any], replies: TextIO) -> None:
     if operation == "sample":
         sampling = Sampling(**request["sampling"])
-        for index, completions in engine.sample(request["prompts"], sampling):
+        for index, completions in engine.sample(request["prompts"], sampling, request.get("contexts")):
             _reply(replies, index=index, completions=[asdict(one) for one in completions])
     elif operation == "load":
         engine.load(Weights(**request["weights"]))
