@@ -61,7 +61,9 @@ def test_nothing_imports_what_the_package_refuses():
         for file in (ROOT / folder).rglob("*.py"):
             if "bench" in file.parts or file.stem == "bench":
                 continue
-            refused = EVERYWHERE_REFUSED - ({"vllm"} if str(file.relative_to(ROOT)) in VLLM_MODULES | INSIDE_VLLM else set())
+            refused = EVERYWHERE_REFUSED - (
+                {"vllm"} if str(file.relative_to(ROOT)) in VLLM_MODULES | INSIDE_VLLM else set()
+            )
             assert not [n for n in imports(file) if below(n, refused)], file
 
 

@@ -64,7 +64,7 @@ def contrast_contexts(
     """
 
     def context(template: str, completion: Sequence[int]) -> list[int]:
-        answer = completion[: len(completion) - (completion[-1] in special.ends)]
+        answer = completion[:-1] if completion and completion[-1] in special.ends else completion
         if not is_messages(prompt):
             return _around(template, prompt_ids, answer, tokenizer, special)
         text = template.replace("{response}", str(tokenizer.decode(list(answer), skip_special_tokens=True)).strip())

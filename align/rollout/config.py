@@ -130,6 +130,12 @@ class RolloutSection(Strict):
     """Nats of a token by which they may differ without a warning; by default 1e-3, or 0.25 in half precision."""
 
     @model_validator(mode="after")
+    def _engine_can_decode(self) -> "RolloutSection":
+        if self.decoding and not isinstance(self.engine, Vllm):
+            raise ValueError(f"decoding: {self.decoding.name} needs `engine: vllm`, not {self.engine.name}")
+        return self
+
+    @model_validator(mode="after")
     def _lists_vary(self) -> "RolloutSection":
         if self.temperature == 0 and self.completions > 1:
             raise ValueError("temperature 0 gives equal completions; set `completions: 1`, or a higher temperature")

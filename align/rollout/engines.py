@@ -49,6 +49,8 @@ def open_engine(recipe: Recipe, folder: Path) -> Engine:
         lora_rank=rank if kind == "adapter" else 0,
         cache_bytes=int(config.cache_gib * 2**30),
         trusted=policy.trust_remote_code,
+        sampler=config.sampler,
+        decoding=recipe.rollout.decoding.model_dump() if recipe.rollout.decoding else None,
         options=config.options,
     )
     if config.in_process:
@@ -81,6 +83,10 @@ def sync_kind(recipe: Recipe) -> tuple[Kind, int]:
         why, rank = _of_config(recipe)
     if isinstance(recipe.rollout.engine, Transformers):
         return ("merged" if isinstance(recipe.policy.adapter, Full) else "adapter"), rank
+    if recipe.rollout.decoding and recipe.rollout.decoding.against != "prompt":
+        if why:
+            raise UserError(f"rollout.decoding.against: vLLM cannot serve the policy as an adapter, since {why}")
+        return "adapter", max(rank, _other_rank(recipe.rollout.decoding.against))
     if why:
         if asked == "adapter":
             log.info("rollout.sync: vLLM cannot serve this adapter, since %s; it is merged with the base instead", why)
@@ -99,6 +105,20 @@ def _of_config(recipe: Recipe) -> tuple[str, int]:
     factor = 2.0 if isinstance(adapter, Pissa | Olora) else adapter.rho if isinstance(adapter, Eva) else 1.0
     rank = math.ceil(factor * adapter.rank)
     return (f"its rank is above {LARGEST_RANK}" if rank > LARGEST_RANK else ""), rank
+
+
+def _other_rank(against: str) -> int:
+    """Rank of the adapter that the policy is held against.
+
+    Raises:
+        UserError: it is no adapter that vLLM can serve.
+    """
+    folder = Path(against).expanduser()
+    if against == "base":
+        return 0
+    if why := not_servable(folder):
+        raise UserError(f"rollout.decoding.against: {against} is no adapter that vLLM can serve, since {why}")
+    return adapter_rank(folder)
 
 
 def rests(recipe: Recipe) -> Literal["resident", "asleep", "stopped"]:

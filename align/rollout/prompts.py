@@ -3,15 +3,19 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from align.data import Row, encode_prompt, read_chat_template, read_source
+from align.data.boundary import special_tokens
+from align.data.contrast import contrast_contexts
 from align.data.formats import read_prompt
 from align.data.select import prompt_key
 from align.errors import UserError
 from align.model.load import load_tokenizer, model_folder
 from align.recipe import Recipe
+from align.rollout.config import Contrast, DecodingConfig
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,13 @@ class PromptSet:
     tokenizer: PreTrainedTokenizerBase
     ends: tuple[int, ...]
     """Tokens that end a completion."""
+    contexts: list[Any] | None = None
+    """What `rollout.decoding` needs to know of each prompt."""
 
     def choose(self, places: list[int]) -> "PromptSet":
         """Some of the prompts."""
-        return replace(self, rows=[self.rows[i] for i in places], ids=[self.ids[i] for i in places])
+        contexts = None if self.contexts is None else [self.contexts[i] for i in places]
+        return replace(self, rows=[self.rows[i] for i in places], ids=[self.ids[i] for i in places], contexts=contexts)
 
 
 def read_prompts(recipe: Recipe) -> PromptSet:
@@ -45,7 +52,7 @@ def read_prompts(recipe: Recipe) -> PromptSet:
     template = read_chat_template(policy.chat_template)
     longest = min(data.max_prompt_length or data.max_length, data.max_length - recipe.rollout.max_tokens)
     left_out: Counter[str] = Counter()
-    chosen: dict[str, tuple[Row, list[int]]] = {}
+    chosen: dict[str, tuple[Row, list[int], Any]] = {}
     for source in data.sources:
         found = read_source(
             source.path, split=source.split, revision=source.revision, limit=data.limit, read_one=read_prompt
@@ -53,18 +60,52 @@ def read_prompts(recipe: Recipe) -> PromptSet:
         left_out.update(found.refused)
         for row in found.rows:
             ids = encode_prompt(row, tokenizer, template)
+            context = decoding_context(recipe.rollout.decoding, row, ids, tokenizer, template)
             if prompt_key(ids) in chosen:
                 left_out["prompt seen before"] += 1
             elif len(ids) > longest:
                 left_out[f"prompt of more than {longest} tokens"] += 1
+            elif isinstance(recipe.rollout.decoding, Contrast) and len(context) > longest:
+                left_out[f"prompt that rollout.decoding makes longer than {longest} tokens"] += 1
             else:
-                chosen[prompt_key(ids)] = row, ids
+                chosen[prompt_key(ids)] = row, ids, context
     if not chosen:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise UserError(f"data.sources: no prompt is left ({reasons}); raise data.max_length or give other prompts")
-    rows = _own_ids([row for row, _ in chosen.values()])
     ends = end_tokens(model_folder(policy.model, **code), tokenizer)  # type: ignore[arg-type]
-    return PromptSet(rows, [ids for _, ids in chosen.values()], dict(left_out), tokenizer, ends)
+    return PromptSet(
+        rows=_own_ids([row for row, _, _ in chosen.values()]),
+        ids=[ids for _, ids, _ in chosen.values()],
+        left_out=dict(left_out),
+        tokenizer=tokenizer,
+        ends=ends,
+        contexts=[context for _, _, context in chosen.values()] if recipe.rollout.decoding else None,
+    )
+
+
+def decoding_context(
+    decoding: DecodingConfig | None,
+    row: Row,
+    ids: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template: str | None,
+) -> Any:
+    """What the engine's decoding needs to know of a prompt; for a contrast the tokens that it is held against."""
+    if decoding is None:
+        return None
+    if decoding.against != "prompt":
+        return ids
+    contexts = contrast_contexts(
+        row.prompt,
+        ids,
+        [[]],
+        moved_tokens=0,
+        templates={"worse": decoding.worse},
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        special=special_tokens(tokenizer),
+    )
+    return contexts["worse_ids"][0]
 
 
 def describe_prompts(prompts: PromptSet) -> str:

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,11 +19,11 @@ from align.model.policy import Policy, load_policy
 from align.progress import progress
 from align.recipe import Recipe, load_recipe
 from align.rollout.agreement import check_agreement
-from align.rollout.engine import Engine, Sampling
+from align.rollout.engine import Engine, Sampling, Weights
 from align.rollout.engines import check_engine, open_engine, sync_kind
 from align.rollout.journal import Journal, Line, read_lines
 from align.rollout.prompts import PromptSet, describe_prompts, read_prompts
-from align.rollout.weights import remove_older, write_weights
+from align.rollout.weights import remove_older, write_weights, write_zeros
 from align.run_directory import RunDirectory, start_log, write_json
 from rewards import load_scorer
 
@@ -149,11 +149,8 @@ class Sampler:
         """Load the policy into the engine, and see that the engine agrees with it."""
         began = time.monotonic()
         self.engine = self.engine or open_engine(self.recipe, self.folder)
-        if trained:
-            kind, _ = sync_kind(self.recipe)
-            weights = write_weights(
-                trained, self.folder / "weights", kind=kind, version=version, dtype=self.recipe.policy.dtype
-            )
+        weights = self._write_weights(trained, version)
+        if weights:
             self.engine.load(weights)
             remove_older(weights)
         figures: dict[str, Any] = {"sync_seconds": time.monotonic() - began}
@@ -166,15 +163,36 @@ class Sampler:
             )
         return figures
 
+    def _write_weights(self, trained: Path | None, version: int) -> Weights | None:
+        """What the engine is to load, if anything: the policy, and the adapter that a contrast holds it against."""
+        output, decoding = (self.folder / "weights").resolve(), self.recipe.rollout.decoding
+        dtype = self.recipe.policy.dtype
+        own = None
+        if trained:
+            kind, _ = sync_kind(self.recipe)
+            own = write_weights(trained, output, kind=kind, version=version, dtype=dtype)
+        if decoding is None or decoding.against == "prompt":
+            return own
+        if decoding.against != "base":
+            other = write_weights(Path(decoding.against).expanduser(), output, kind="adapter", version=0, dtype=dtype)
+            zeros = output / f"base-{other.name}"
+            own = own or Weights("adapter", str(write_zeros(Path(other.folder), zeros)), version, zeros.name)
+            return replace(own, against=other.folder)
+        if own is None:
+            raise UserError("rollout.decoding.against: the policy is the base model itself; train it, or set `prompt`")
+        zeros = write_zeros(Path(own.folder), output / f"base-{own.name}")
+        return replace(own, against=str(zeros))
+
     def _fill(self, journal: Journal, prompts: PromptSet, sampling: Sampling, version: int) -> dict[str, Any]:
         assert self.engine is not None
         left = [place for place, row in enumerate(prompts.rows) if row.id not in journal.lines]
         began, tokens = time.monotonic(), 0
         names = [row.id for row in prompts.rows]
+        chosen = prompts.choose(left)
         with progress("sampling", len(names), unit="prompts", start=len(names) - len(left)) as advance:
-            for place, completions in self.engine.sample([prompts.ids[i] for i in left], sampling):
-                row = prompts.rows[left[place]]
-                journal.append([sampled_line(row, prompts, prompts.ids[left[place]], completions, sampling, version)])
+            for place, completions in self.engine.sample(chosen.ids, sampling, chosen.contexts):
+                row, ids = chosen.rows[place], chosen.ids[place]
+                journal.append([sampled_line(row, prompts, ids, completions, sampling, version)])
                 tokens += sum(len(one.ids) for one in completions)
                 advance(1, f"{tokens / (time.monotonic() - began):.0f} tokens/s")
         journal.finish(names)

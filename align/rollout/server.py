@@ -13,7 +13,7 @@ from typing import Any
 
 from align.errors import UserError
 from align.evaluate.sampling import Sampled, row_seed
-from align.rollout.engine import Prompts, Sampling, Weights
+from align.rollout.engine import Contexts, Prompts, Sampling, Weights
 
 log = logging.getLogger("align")
 
@@ -60,8 +60,10 @@ class VllmServers:
         self.base = model or self._get(self.urls[0], "/v1/models")["data"][0]["id"]
         self.model = self.base
 
-    def sample(self, prompts: Prompts, sampling: Sampling) -> Iterator[tuple[int, list[Sampled]]]:
-        """As every engine."""
+    def sample(
+        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None
+    ) -> Iterator[tuple[int, list[Sampled]]]:
+        """As every engine, without a decoding of its own."""
         pool = ThreadPoolExecutor(self.concurrency * len(self.urls))
         try:
             asked = {pool.submit(self._complete, prompt, sampling): place for place, prompt in enumerate(prompts)}

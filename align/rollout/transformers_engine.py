@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.evaluate.sampling import Sampled, sample_tokens
 from align.model.load import load_model
-from align.rollout.engine import Prompts, Sampling, Weights
+from align.rollout.engine import Contexts, Prompts, Sampling, Weights
 
 
 class TransformersEngine:
@@ -32,8 +32,10 @@ class TransformersEngine:
         self.weights: Weights | None = None
         self.model: PreTrainedModel | PeftModel | None = None
 
-    def sample(self, prompts: Prompts, sampling: Sampling) -> Iterator[tuple[int, list[Sampled]]]:
-        """As every engine."""
+    def sample(
+        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None
+    ) -> Iterator[tuple[int, list[Sampled]]]:
+        """As every engine, without a decoding of its own."""
         self.model = self.model or self._loaded()
         options = asdict(sampling)
         per_prompt = options.pop("completions")

@@ -89,13 +89,11 @@ class VllmEngine:
     ) -> Iterator[tuple[int, list[Sampled]]]:
         """As every engine; all prompts go to the same weights, since a CPU engine mixes up base and adapter."""
         self._wake()
-        if contexts is not None and self.arguments.decoding["name"] == "contrast":
+        if contexts is not None:
             return self._in_pairs(prompts, contexts, sampling)
-        return self._alone(prompts, contexts, sampling)
+        return self._alone(prompts, sampling)
 
-    def _alone(
-        self, prompts: Prompts, contexts: Contexts | None, sampling: Sampling
-    ) -> Iterator[tuple[int, list[Sampled]]]:
+    def _alone(self, prompts: Prompts, sampling: Sampling) -> Iterator[tuple[int, list[Sampled]]]:
         waiting = list(range(len(prompts)))[::-1]
         running: set[str] = set()
         most = max(1, IN_FLIGHT // sampling.completions)
@@ -103,9 +101,8 @@ class VllmEngine:
             while waiting or running:
                 while waiting and len(running) < most:
                     place = waiting.pop()
-                    extra = None if contexts is None else {"prompt": contexts[place]}
                     # vLLM gives the k-th completion the seed plus k.
-                    params = self._params(sampling, row_seed(sampling.seed, prompts[place], 0), extra)
+                    params = self._params(sampling, row_seed(sampling.seed, prompts[place], 0), None)
                     self._add(str(place), prompts[place], params, self.lora)
                     running.add(str(place))
                 for output in self._step(running):
@@ -113,9 +110,7 @@ class VllmEngine:
         finally:
             self.llm.llm_engine.abort_request(list(running))
 
-    def _in_pairs(
-        self, prompts: Prompts, against: Contexts, sampling: Sampling
-    ) -> Iterator[tuple[int, list[Sampled]]]:
+    def _in_pairs(self, prompts: Prompts, against: Contexts, sampling: Sampling) -> Iterator[tuple[int, list[Sampled]]]:
         """Every completion by two requests; those of a batch start in one step and so stay in step."""
         count = sampling.completions
         pairs = [Pair(i, k, prompts[i], against[i]) for i in range(len(prompts)) for k in range(count)]
@@ -284,7 +279,9 @@ def takes_our_sampler(wanted: str) -> bool:
     known = SECOND_RUNNER if uses_second_runner() else FIRST_RUNNER
     fits = any(__version__.startswith(f"{version}.") for version in known)
     if wanted == "align" and not fits:
-        raise UserError(f"rollout.engine.sampler: ours fits vLLM {known[0]} to {known[-1]}, not {__version__}; leave it out")
+        raise UserError(
+            f"rollout.engine.sampler: ours fits vLLM {known[0]} to {known[-1]}, not {__version__}; leave it out"
+        )
     if wanted == "auto" and not fits:
         log.warning("vLLM %s draws the tokens with its own sampler: ours is not known to fit it", __version__)
     return fits and wanted != "vllm"

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -53,11 +54,26 @@ def write_weights(trained: Path, output: Path, *, kind: Kind, version: int, dtyp
     return Weights(kind, str(folder.resolve()), version, name)
 
 
+def write_zeros(adapter: Path, folder: Path) -> Path:
+    """An adapter of another one's form that changes nothing: what serves the base model beside adapters.
+
+    A CPU engine gives base requests in one batch with an adapter's that adapter.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in adapter.iterdir():
+        if file.suffix == ".safetensors":
+            zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(file).items()}
+            save_file(zeros, folder / file.name, metadata={"format": "pt"})
+        elif file.name == "adapter_config.json":
+            shutil.copy(file, folder)
+    return folder
+
+
 def remove_older(weights: Weights) -> None:
-    """Remove the other folders of the same place: every engine has loaded this one."""
+    """Remove the other folders of the same place: every engine has loaded these."""
     present = Path(weights.folder)
     for folder in present.parent.iterdir():
-        if folder != present:
+        if str(folder) not in (weights.folder, weights.against):
             shutil.rmtree(folder)
 
 

@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from align.model.adapters import AdapterConfig, Lora
+from align.model.policy import Policy, load_policy
 from align.recipe import Recipe, parse_recipe
 from align.runs import train
 
@@ -62,6 +64,24 @@ def tied(tmp_path_factory) -> Path:
     LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)).save_pretrained(folder)
     save_tokenizer(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """Makes a policy of random adapter weights, and its files."""
+
+    def make(base: Path, folder: Path, seed: int, adapter: AdapterConfig | None = None) -> Policy:
+        policy = load_policy(str(base), adapter=adapter or Lora(rank=4), seed=seed, keep_reference=False)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in policy.model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        policy.save_adapter(folder)
+        policy.tokenizer.save_pretrained(folder)
+        return policy
+
+    return make
 
 
 @pytest.fixture(scope="session")

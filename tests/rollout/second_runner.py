@@ -1,7 +1,7 @@
 """vLLM's second model runner on a CPU: its Triton kernels run in Triton's interpreter, slowly.
 
-`python tests/rollout/second_runner.py FOLDER` prints what the engine samples as a line of JSON. Needs a real `triton`
-(the CPU environment has an empty one).
+`python tests/rollout/second_runner.py FOLDER SAMPLING PROMPTS DECODING WORSE` prints what the engine samples, alone and
+in contrast, as a line of JSON. Needs a real `triton` (the CPU environment has an empty one).
 """
 
 import json
@@ -27,7 +27,7 @@ class InterpretedDriver:
         return 0
 
 
-def main(folder: str) -> None:
+def main(folder: str, sampling_fields: str, prompts: str, decoding: str, worse: str) -> None:
     import triton.backends
     from triton.runtime.driver import driver
 
@@ -37,16 +37,18 @@ def main(folder: str) -> None:
     from align.rollout.engine import Sampling
     from align.rollout.vllm_engine import VllmArguments, VllmEngine
 
-    decoding = {"name": "contrast", "strength": 0.7, "plausible": 0.05}
-    engine = VllmEngine(VllmArguments(folder, "float32", 256, cache_bytes=16 << 20, decoding=decoding))
-    sampling = Sampling(completions=2, max_tokens=6, seed=5, temperature=0.8, top_p=0.9, top_k=20, stop_ids=(2,))
-    prompts = [[5, 6, 7], [9], [8, 3, 4, 4]]
-    alone = dict(engine.sample(prompts, sampling))
-    contrasted = dict(engine.sample(prompts, sampling, [[11, *ids] for ids in prompts]))
-    runner = type(engine.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner)
-    lines = [{place: [asdict(one) for one in own] for place, own in sorted(drawn.items())} for drawn in (alone, contrasted)]
-    print(json.dumps({"runner": runner.__module__, "alone": lines[0], "contrasted": lines[1]}))
+    arguments = VllmArguments(folder, "float32", 256, cache_bytes=16 << 20, decoding=json.loads(decoding))
+    engine = VllmEngine(arguments)
+    found = {
+        "runner": type(
+            engine.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+        ).__module__
+    }
+    for name, contexts in {"alone": None, "contrasted": json.loads(worse)}.items():
+        drawn = engine.sample(json.loads(prompts), Sampling(**json.loads(sampling_fields)), contexts)
+        found[name] = {place: [asdict(one) for one in own] for place, own in drawn}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

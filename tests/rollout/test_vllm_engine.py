@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from align.model.adapters import Full, Lora
+from align.model.adapters import Full
 from align.model.policy import load_policy
 from align.rollout.agreement import check_agreement
 from align.rollout.engine import Sampling, Weights
@@ -43,19 +43,6 @@ def adapting(untied, tmp_path_factory):
     engine.close()
 
 
-def trained(base, folder, seed, adapter=None):
-    """A policy of random adapter weights, and its files."""
-    policy = load_policy(str(base), adapter=adapter or Lora(rank=4), seed=seed, keep_reference=False)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in policy.model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    policy.save_adapter(folder)
-    policy.tokenizer.save_pretrained(folder)
-    return policy
-
-
 def ids(engine, prompts=PROMPTS, sampling=SAMPLING):
     return {place: [one.ids for one in completions] for place, completions in engine.sample(prompts, sampling)}
 
@@ -74,7 +61,7 @@ def test_completions_depend_on_prompt_and_seed_alone(merging):
     assert all(len({tuple(one) for one in own}) > 1 for own in together.values())
 
 
-def test_logprobs_are_those_of_the_filtered_distribution(merging, tied):
+def test_logprobs_are_those_of_the_filtered_distribution(merging, tied, trained):
     model = AutoModelForCausalLM.from_pretrained(merging.loaded[-1].folder if merging.loaded else tied)
     filters = {"min_p": 0.05, "top_k": 8, "top_p": 0.9}
     for place, completions in merging.sample(PROMPTS[:3], replace(SAMPLING, **filters)):
@@ -107,7 +94,7 @@ def test_many_seeded_prompts_whose_tokens_exceed_a_step(merging):
     assert len(ids(merging, prompts)) == 45
 
 
-def test_merged_weights_reach_head_and_cache(merging, tied, tmp_path):
+def test_merged_weights_reach_head_and_cache(merging, tied, tmp_path, trained):
     """Defects 1 (a tied head keeps its old weights) and 3 (the prefix cache keeps old keys and values)."""
     for version in (1, 2):
         policy = trained(tied, tmp_path / str(version), version)
@@ -119,13 +106,13 @@ def test_merged_weights_reach_head_and_cache(merging, tied, tmp_path):
         assert agreement(merging, policy).max < 1e-4
 
 
-def test_full_training_of_a_tied_model_moves_embeddings_and_head(merging, tied, tmp_path):
+def test_full_training_of_a_tied_model_moves_embeddings_and_head(merging, tied, tmp_path, trained):
     policy = trained(tied, tmp_path / "full", 3, Full())
     merging.load(write_weights(tmp_path / "full", tmp_path / "w", kind="merged", version=3, dtype="float32"))
     assert agreement(merging, policy).max < 1e-4
 
 
-def test_incomplete_weights_never_reach_the_engine(merging, tied, tmp_path):
+def test_incomplete_weights_never_reach_the_engine(merging, tied, tmp_path, trained):
     """Defects 6 (part of a fused module) and 7 (an exception in the reload leaves no weights)."""
     policy = trained(tied, tmp_path / "whole", 4)
     whole = write_weights(tmp_path / "whole", tmp_path / "w", kind="merged", version=4, dtype="float32")
@@ -146,7 +133,7 @@ def test_incomplete_weights_never_reach_the_engine(merging, tied, tmp_path):
     assert agreement(merging, policy).max < 1e-4
 
 
-def test_a_reload_that_fails_ends_in_a_new_engine(merging, tied, tmp_path, monkeypatch):
+def test_a_reload_that_fails_ends_in_a_new_engine(merging, tied, tmp_path, monkeypatch, trained):
     policy = trained(tied, tmp_path / "new", 6)
     before = merging.llm
 
@@ -159,7 +146,7 @@ def test_a_reload_that_fails_ends_in_a_new_engine(merging, tied, tmp_path, monke
     assert agreement(merging, policy).max < 1e-4
 
 
-def test_adapters_follow_one_another_exactly(adapting, untied, tmp_path):
+def test_adapters_follow_one_another_exactly(adapting, untied, tmp_path, trained):
     """Defects 2 (base and adapter in one batch), 4 and 5 (names, paths and ids used again)."""
     base = agreement(adapting, load_policy(str(untied), adapter=Full(), keep_reference=False))
     assert base.max < 1e-4
@@ -176,7 +163,7 @@ def test_adapters_follow_one_another_exactly(adapting, untied, tmp_path):
         adapting.load(replace(kept, name="another"))
 
 
-def test_a_bad_adapter_is_refused_and_the_engine_goes_on(adapting, untied, tmp_path):
+def test_a_bad_adapter_is_refused_and_the_engine_goes_on(adapting, untied, tmp_path, trained):
     """Defect 8: inside a step it would leave requests that never end."""
     policy = trained(untied, tmp_path / "good", 7)
     adapting.load(write_weights(tmp_path / "good", tmp_path / "w", kind="adapter", version=7, dtype="float32"))
@@ -194,7 +181,7 @@ def test_completions_that_no_one_waits_for_are_taken_back(adapting):
     assert len(ids(adapting, PROMPTS[:2])) == 2
 
 
-def test_killed_in_its_own_process_it_samples_the_same(merging, tied, tmp_path):
+def test_killed_in_its_own_process_it_samples_the_same(merging, tied, tmp_path, trained):
     arguments = VllmArguments(str(tied), "float32", 256, cache_bytes=16 << 20)
     engine = EngineProcess(arguments, timeout=120.0, log_file=tmp_path / "engine.log")
     trained(tied, tmp_path / "own", 8)
