@@ -93,7 +93,37 @@ class Contrast(Strict):
         return template
 
 
-DecodingConfig = Contrast
+class TransferQ(Strict):
+    """Of the likeliest tokens those after which a good answer follows: Transfer Q*.
+
+    Drawn from z + strength r over the `candidates` likeliest tokens, where r is the reward of the completion so far,
+    the token, and what the baseline goes on to write greedily. Every token costs `candidates` continuations and rewards.
+
+    Source: Chakraborty et al. (2405.20495)
+    """
+
+    name: Literal["transfer_q"] = "transfer_q"
+    reward: ScorerConfig
+    """Of the text that the candidate and its continuation make."""
+    candidates: PositiveInt = 10
+    strength: PositiveFloat = 1.0
+    """1 / alpha of the paper."""
+    continuation: Annotated[int, Field(ge=0)] = 20
+    """Tokens that the baseline adds at most; 0 scores the text as it is."""
+    baseline: str | None = None
+    """Folder of the model that continues, best one trained for a similar reward; by default the policy's base model."""
+    baseline_reward: ScorerConfig | None = None
+    """What the baseline was trained for, where that is not `reward`: r becomes exp((r - r_baseline) / 2) r."""
+
+    @field_validator("reward", "baseline_reward")
+    @classmethod
+    def _scores_a_text_alone(cls, reward: Any) -> Any:
+        if getattr(reward, "answer_column", None) or getattr(reward, "listwise", False):
+            raise ValueError(f"{reward.name} needs a reference answer or a whole list; name a scorer of single texts")
+        return reward
+
+
+DecodingConfig = Annotated[Contrast | TransferQ, Field(discriminator="name")]
 
 
 class RolloutSection(Strict):

@@ -12,7 +12,7 @@ from align.errors import UserError
 from align.model.adapters import AdaLora, Dora, Eva, Full, Ia3, Miss, Olora, Pissa
 from align.model.load import load_tokenizer, model_folder
 from align.recipe import Recipe
-from align.rollout.config import Transformers, Vllm, VllmServer
+from align.rollout.config import Contrast, Transformers, Vllm, VllmServer
 from align.rollout.engine import Engine
 from align.rollout.process import EngineProcess
 from align.rollout.server import VllmServers
@@ -83,10 +83,11 @@ def sync_kind(recipe: Recipe) -> tuple[Kind, int]:
         why, rank = _of_config(recipe)
     if isinstance(recipe.rollout.engine, Transformers):
         return ("merged" if isinstance(recipe.policy.adapter, Full) else "adapter"), rank
-    if recipe.rollout.decoding and recipe.rollout.decoding.against != "prompt":
+    decoding = recipe.rollout.decoding
+    if isinstance(decoding, Contrast) and decoding.against != "prompt":
         if why:
             raise UserError(f"rollout.decoding.against: vLLM cannot serve the policy as an adapter, since {why}")
-        return "adapter", max(rank, _other_rank(recipe.rollout.decoding.against))
+        return "adapter", max(rank, _other_rank(decoding.against))
     if why:
         if asked == "adapter":
             log.info("rollout.sync: vLLM cannot serve this adapter, since %s; it is merged with the base instead", why)

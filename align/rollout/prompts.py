@@ -11,11 +11,12 @@ from align.data import Row, encode_prompt, read_chat_template, read_source
 from align.data.boundary import special_tokens
 from align.data.contrast import contrast_contexts
 from align.data.formats import read_prompt
+from align.data.schema import is_messages
 from align.data.select import prompt_key
 from align.errors import UserError
 from align.model.load import load_tokenizer, model_folder
 from align.recipe import Recipe
-from align.rollout.config import Contrast, DecodingConfig
+from align.rollout.config import Contrast, DecodingConfig, TransferQ
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,12 @@ def decoding_context(
     tokenizer: PreTrainedTokenizerBase,
     chat_template: str | None,
 ) -> Any:
-    """What the engine's decoding needs to know of a prompt; for a contrast the tokens that it is held against."""
+    """What the engine's decoding needs to know of a prompt: for a contrast the tokens that it is held against, for
+    rewards the prompt as scorers read it."""
     if decoding is None:
         return None
+    if isinstance(decoding, TransferQ):
+        return row.prompt if is_messages(row.prompt) or isinstance(row.prompt, str) else str(tokenizer.decode(ids))
     if decoding.against != "prompt":
         return ids
     contexts = contrast_contexts(

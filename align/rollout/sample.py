@@ -19,6 +19,7 @@ from align.model.policy import Policy, load_policy
 from align.progress import progress
 from align.recipe import Recipe, load_recipe
 from align.rollout.agreement import check_agreement
+from align.rollout.config import Contrast
 from align.rollout.engine import Engine, Sampling, Weights
 from align.rollout.engines import check_engine, open_engine, sync_kind
 from align.rollout.journal import Journal, Line, read_lines
@@ -171,7 +172,7 @@ class Sampler:
         if trained:
             kind, _ = sync_kind(self.recipe)
             own = write_weights(trained, output, kind=kind, version=version, dtype=dtype)
-        if decoding is None or decoding.against == "prompt":
+        if not isinstance(decoding, Contrast) or decoding.against == "prompt":
             return own
         if decoding.against != "base":
             other = write_weights(Path(decoding.against).expanduser(), output, kind="adapter", version=0, dtype=dtype)

@@ -6,7 +6,7 @@ It changes the process (threads, random state, environment), so it runs in one o
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,11 +89,13 @@ class VllmEngine:
     ) -> Iterator[tuple[int, list[Sampled]]]:
         """As every engine; all prompts go to the same weights, since a CPU engine mixes up base and adapter."""
         self._wake()
-        if contexts is not None:
+        if contexts is not None and (self.arguments.decoding or {}).get("name") == "contrast":
             return self._in_pairs(prompts, contexts, sampling)
-        return self._alone(prompts, sampling)
+        return self._alone(prompts, sampling, contexts)
 
-    def _alone(self, prompts: Prompts, sampling: Sampling) -> Iterator[tuple[int, list[Sampled]]]:
+    def _alone(
+        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None
+    ) -> Iterator[tuple[int, list[Sampled]]]:
         waiting = list(range(len(prompts)))[::-1]
         running: set[str] = set()
         most = max(1, IN_FLIGHT // sampling.completions)
@@ -101,8 +103,9 @@ class VllmEngine:
             while waiting or running:
                 while waiting and len(running) < most:
                     place = waiting.pop()
+                    extra = None if contexts is None else {"prompt": contexts[place]}
                     # vLLM gives the k-th completion the seed plus k.
-                    params = self._params(sampling, row_seed(sampling.seed, prompts[place], 0), None)
+                    params = self._params(sampling, row_seed(sampling.seed, prompts[place], 0), extra)
                     self._add(str(place), prompts[place], params, self.lora)
                     running.add(str(place))
                 for output in self._step(running):
@@ -324,7 +327,9 @@ def llm_arguments(arguments: VllmArguments, *, ours: bool) -> dict[str, Any]:
     if ours:
         given["worker_extension_cls"] = f"{OurSampler.__module__}.{OurSampler.__qualname__}"
     if arguments.decoding:
-        given["additional_config"] = {CONFIG: arguments.decoding}
+        folder = arguments.decoding.get("baseline") or arguments.folder
+        baseline = replace(arguments, folder=folder, sampler="vllm", decoding=None, lora_rank=0)
+        given["additional_config"] = {CONFIG: {"section": arguments.decoding, "engine": asdict(baseline)}}
     if torch.cuda.is_available():
         given |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.5}  # the trainer has its model there too
     else:

@@ -1,5 +1,6 @@
 """Decodings without vLLM: which rows they change, what they need of a prompt, and what is refused."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from align.errors import UserError
+from align.model.load import load_tokenizer
+from align.rollout.config import TransferQ
 from align.rollout.decoding import CONFIG, Request, open_decoding
+from align.rollout.decoding.transfer_q import Guided
 from align.rollout.prompts import read_prompts
 from align.rollout.sample import Sampler
 
@@ -17,7 +21,7 @@ def request(output, **extra):
 
 
 def contrast(**options):
-    return open_decoding({CONFIG: {"name": "contrast", **options}})
+    return open_decoding({CONFIG: {"section": {"name": "contrast", **options}}})
 
 
 def test_only_pairs_are_contrasted_and_both_sides_get_the_same():
@@ -48,6 +52,67 @@ def test_a_side_that_is_missing_or_ahead_is_no_contrast(other):
         contrast().alter(torch.zeros(2, 5), requests)
 
 
+class Words:
+    """Rewards by texts: the mean number in the words, by a factor."""
+
+    def __init__(self, factor):
+        self.factor, self.seen = factor, []
+
+    def score(self, prompts, completions):
+        self.seen += zip(prompts, completions, strict=True)
+        texts = [text if isinstance(text, str) else text[0]["content"] for text in completions]
+        return [self.factor * sum(int(word[1:]) for word in text.split()) / 50 for text in texts]
+
+
+def goes_on(texts, ends):
+    """The baseline: the next two numbers."""
+    assert len(set(texts)) == len(texts) and not any(ids[-1] in ends for ids in texts)
+    return {ids: [3 + (ids[-1] + 1) % 60, 3 + (ids[-1] + 2) % 60] for ids in texts}
+
+
+@pytest.mark.parametrize("indirect", [False, True])
+def test_transfer_q_weighs_the_likeliest_tokens_by_what_follows(untied, indirect):
+    config = TransferQ(reward={"name": "length", "min": 1}, candidates=4, strength=0.7)
+    other = Words(-0.3) if indirect else None
+    decoding = Guided(config, load_tokenizer(str(untied)), goes_on, Words(1.0), other)
+    logits = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
+    logits[0, 2] = 5.0  # the end token is a candidate of the first row
+    logits[2] = logits[0]  # two completions of one prompt, so far the same
+    extra = {"stop_token_ids": [2], "extra_args": {"prompt": "w9"}}
+    rows = [Request(SimpleNamespace(**extra), [9], [7]), request([]), Request(SimpleNamespace(**extra), [9], [7])]
+    altered = decoding.alter(logits, rows)
+    assert torch.equal(altered[1], logits[1]) and torch.equal(altered[0], altered[2])
+    expected = torch.full((64,), -torch.inf)
+    for token in logits[0].topk(4).indices.tolist():
+        ids = [7] if token == 2 else [7, token, 3 + (token + 1) % 60, 3 + (token + 2) % 60]
+        reward = sum(ids) / 50
+        if indirect:
+            reward *= math.exp((reward + 0.3 * reward) / 2)
+        expected[token] = logits[0, token] + 0.7 * reward
+    assert torch.allclose(altered[0], expected, atol=1e-5)
+    assert {prompt for prompt, _ in decoding.reward.seen} == {"w9"}
+    assert decoding.alter(logits, [request([])] * 3) is logits
+
+
+def test_transfer_q_gives_scorers_a_conversation_as_they_know_it(untied):
+    config = TransferQ(reward={"name": "length", "min": 1}, candidates=1)
+    decoding = Guided(config, load_tokenizer(str(untied)), goes_on, Words(1.0))
+    chat = [{"role": "user", "content": "w9"}]
+    params = SimpleNamespace(stop_token_ids=[2], extra_args={"prompt": chat})
+    logits = torch.zeros(1, 64)
+    logits[0, 20] = 1.0
+    decoding.alter(logits, [Request(params, [9], [])])
+    assert decoding.reward.seen == [(chat, [{"role": "assistant", "content": " w20 w24 w25"}])]
+
+
+def test_transfer_q_reads_prompts_as_scorers_do(online_recipe):
+    recipe = online_recipe(
+        rollout={"engine": "vllm", "decoding": {"name": "transfer_q", "reward": {"name": "length", "min": 1}}}
+    )
+    prompts = read_prompts(recipe)
+    assert prompts.contexts == [row.prompt for row in prompts.rows]
+
+
 def decoding_recipe(online_recipe, **decoding):
     return online_recipe(rollout={"engine": "vllm", "decoding": {"name": "contrast", **decoding}})
 
@@ -75,6 +140,10 @@ def test_a_prompt_that_the_template_makes_too_long_is_counted(online_recipe):
     ("sections", "sentence"),
     [
         ({"engine": "transformers"}, "contrast needs `engine: vllm`, not transformers"),
+        (
+            {"decoding": {"name": "transfer_q", "reward": {"name": "answer"}}},
+            "answer needs a reference answer or a whole list",
+        ),
         ({"decoding": {"name": "contrast", "worse": "no place"}}, r"needs `\{prompt\}` where the prompt goes"),
     ],
 )

@@ -164,6 +164,35 @@ def test_a_policy_is_contrasted_with_its_base(adapting, untied, model, trained, 
     assert check_agreement(engine, policy, PROMPTS, SAMPLING, bound=None).max < 1e-4
 
 
+class SmallNumbers:
+    """The smaller the words' numbers, the better."""
+
+    def score(self, prompts, completions):
+        assert set(prompts) == {"the prompt"}
+        return [-sum(int(word[1:]) for word in text.split()) / 20 for text in completions]
+
+
+def test_transfer_q_takes_the_token_after_which_the_best_text_follows(untied, model, monkeypatch):
+    monkeypatch.setattr("align.rollout.decoding.transfer_q.load_scorer", lambda config: SmallNumbers())
+    section = {"name": "transfer_q", "reward": {"name": "length", "min": 1}, "candidates": 4, "continuation": 5}
+    engine = VllmEngine(VllmArguments(str(untied), "float32", 256, cache_bytes=16 << 20, decoding=section))
+    sampling = replace(SAMPLING, completions=1, temperature=0.0, max_tokens=6)
+    found = drawn(engine, sampling, ["the prompt"] * len(PROMPTS))
+    for prompt, completions in zip(PROMPTS, (found[place] for place in range(len(PROMPTS))), strict=True):
+        written = []
+        for _ in completions[0].ids:
+            logits = logits_at(model, prompt, [*written, 0])[-1]
+            values = {}
+            for token in logits.topk(4).indices.tolist():
+                text = [*written, token]
+                while text[-1] != 2 and len(text) < len(written) + 6:
+                    text.append(int(logits_at(model, prompt, [*text, 0])[-1].argmax()))
+                values[token] = float(logits[token]) - sum(token for token in text if token > 2) / 20
+            written.append(max(values, key=values.get))
+        assert completions[0].ids == written
+    assert found != drawn(engine, sampling)
+
+
 def test_versions_that_it_was_not_tried_with_draw_with_their_own(monkeypatch, caplog):
     assert takes_our_sampler("auto") and takes_our_sampler("align") and not takes_our_sampler("vllm")
     monkeypatch.setattr(vllm_engine, "FIRST_RUNNER", ("0.1", "0.2"))

@@ -1,51 +1,14 @@
-"""What the recipe's `rollout.decoding` does to the logits, whichever of vLLM's model runners asks for it."""
+"""Contrast with the logits of the same completion in another context, or of another adapter."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from align.kernels import contrast_logits
-from align.rollout.config import Contrast, DecodingConfig
-
-CONFIG = "align_decoding"
-"""Where vLLM's `additional_config` has the recipe's section."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A completion that is being written."""
-
-    params: Any
-    """vLLM's SamplingParams; `extra_args` are what the engine says of it to the decoding."""
-    prompt: Sequence[int] | None
-    output: Sequence[int]
-    """Its tokens so far."""
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """Empty where the decoding leaves it alone."""
-        return self.params.extra_args or {}
-
-
-class Decoding(Protocol):
-    """Changes logits before temperature and filters."""
-
-    def alter(self, logits: Float[Tensor, "B V"], requests: Sequence[Request]) -> Float[Tensor, "B V"]:
-        """New logits; those given stay as they are, and are given back where no request asks for a change."""
-        ...
-
-
-def open_decoding(additional_config: Mapping[str, Any]) -> Decoding | None:
-    """What vLLM's configuration asks for."""
-    if CONFIG not in additional_config:
-        return None
-    config: DecodingConfig = TypeAdapter(DecodingConfig).validate_python(additional_config[CONFIG])
-    return Contrasted(config)
+from align.rollout.config import Contrast
+from align.rollout.decoding.request import Request
 
 
 class Contrasted:
