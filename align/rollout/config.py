@@ -97,7 +97,7 @@ class TransferQ(Strict):
     """Of the likeliest tokens those after which a good answer follows: Transfer Q*.
 
     Drawn from z + strength r over the `candidates` likeliest tokens, where r is the reward of the completion so far,
-    the token, and what the baseline goes on to write greedily. Every token costs `candidates` continuations and rewards.
+    the token, and what the baseline goes on to write greedily: a token costs `candidates` continuations and rewards.
 
     Source: Chakraborty et al. (2405.20495)
     """
