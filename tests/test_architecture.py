@@ -19,9 +19,9 @@ MAY_IMPORT = {
 """Folder -> packages and modules that its files may import besides the standard library."""
 EVERYWHERE_REFUSED = {"trl", "pickle", "vllm"}
 """TRL is a test's peer only; weights are safetensors; vLLM belongs to the rollout worker alone."""
-VLLM_MODULES = {"align/rollout/vllm_engine.py"}
+VLLM_MODULES = {"align/rollout/vllm_engine.py", "align/rollout/vllm_arguments.py"}
 """What the rollout worker runs; it imports vLLM inside functions only."""
-INSIDE_VLLM = {"align/rollout/runner_v1.py", "align/rollout/runner_v2.py"}
+INSIDE_VLLM = {"align/rollout/inside_vllm/runner_v1.py", "align/rollout/inside_vllm/runner_v2.py"}
 """What vLLM itself imports."""
 
 

@@ -25,7 +25,8 @@ from align.rollout.process import EngineProcess
 from align.rollout.prompts import PromptSet, read_prompts
 from align.rollout.sample import sampled_line
 from align.rollout.transformers_engine import TransformersEngine
-from align.rollout.vllm_engine import VllmArguments, VllmEngine
+from align.rollout.vllm_arguments import VllmArguments
+from align.rollout.vllm_engine import VllmEngine
 from align.rollout.weights import Kind, write_weights
 from align.runs import train
 

@@ -17,7 +17,8 @@ from align.rollout.engine import Engine
 from align.rollout.process import EngineProcess
 from align.rollout.server import VllmServers
 from align.rollout.transformers_engine import TransformersEngine
-from align.rollout.vllm_engine import VllmArguments, VllmEngine
+from align.rollout.vllm_arguments import VllmArguments
+from align.rollout.vllm_engine import VllmEngine
 from align.rollout.weights import LARGEST_RANK, Kind, adapter_rank, not_servable
 
 log = logging.getLogger("align")

@@ -17,7 +17,7 @@ from typing import Any
 from align.errors import UserError
 from align.evaluate.sampling import Sampled
 from align.rollout.engine import Contexts, Prompts, Sampling, Weights
-from align.rollout.vllm_engine import VllmArguments, environment
+from align.rollout.vllm_arguments import VllmArguments, environment
 
 log = logging.getLogger("align")
 

@@ -15,7 +15,8 @@ from typing import Any, TextIO
 
 from align.errors import UserError
 from align.rollout.engine import Sampling, Weights
-from align.rollout.vllm_engine import VllmArguments, VllmEngine
+from align.rollout.vllm_arguments import VllmArguments
+from align.rollout.vllm_engine import VllmEngine
 
 
 def main() -> None:

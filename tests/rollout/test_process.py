@@ -14,7 +14,7 @@ from align.errors import UserError
 from align.evaluate.sampling import Sampled
 from align.rollout.engine import Sampling, Weights
 from align.rollout.process import STARTS, EngineProcess
-from align.rollout.vllm_engine import VllmArguments, environment, llm_arguments
+from align.rollout.vllm_arguments import VllmArguments, environment, llm_arguments
 
 STUB = Path(__file__).with_name("stub_worker.py")
 PROMPTS = [[1, 3 + i] for i in range(7)]
@@ -51,6 +51,13 @@ def test_every_prompt_comes_back_once_whatever_the_process_does(engine, failure,
     assert dict(found) == EXPECTED and len(found) == len(PROMPTS)
     assert starts(tmp_path) == count
     assert (tmp_path / "loads").read_text().split() == ["merged-v1"] * count  # a new process needs them too
+
+
+def test_contexts_stay_with_their_prompts_when_the_process_dies(engine):
+    contexts = [[5, 2 * i] for i in range(len(PROMPTS))]
+    found = dict(engine("dies twice").sample(PROMPTS, SAMPLING, contexts))
+    for place, (prompt, context) in enumerate(zip(PROMPTS, contexts, strict=True)):
+        assert found[place] == [Sampled(**one) for one in fake_completions(prompt + context, 11, 3, 5)]
 
 
 def test_a_killed_process_is_started_again_with_the_present_weights(engine, tmp_path):
@@ -123,8 +130,23 @@ def test_settings_that_make_vllm_fail_or_lie_on_a_cpu():
         environment({"VLLM_BATCH_INVARIANT": "1"})
     assert environment({"OMP_NUM_THREADS": "4"}).keys().isdisjoint({"OMP_NUM_THREADS"})
     with pytest.raises(UserError, match="model_impl"):
-        llm_arguments(VllmArguments("m", "float32", 32, options={"model_impl": "transformers"}))
-    given = llm_arguments(VllmArguments("m", "bfloat16", 9000, lora_rank=20))
+        llm_arguments(VllmArguments("m", "float32", 32, options={"model_impl": "transformers"}), ours=True)
+    given = llm_arguments(VllmArguments("m", "bfloat16", 9000, lora_rank=20), ours=False)
     assert given["dtype"] == "bfloat16" and given["logprobs_mode"] == "processed_logprobs"
     assert given["max_num_batched_tokens"] >= 9000 and not given["enable_chunked_prefill"]
     assert given["max_lora_rank"] == 32 and given["max_loras"] == 1
+    assert given.keys().isdisjoint({"logits_processors", "worker_extension_cls", "additional_config"})
+
+
+@pytest.mark.parametrize(("chosen", "module"), [("0", "runner_v1"), ("1", "runner_v2")])
+def test_vllm_gets_the_processor_of_the_runner_that_it_uses(chosen, module, monkeypatch):
+    assert environment({})["VLLM_USE_V2_MODEL_RUNNER"] == "0" and "VLLM_USE_V2_MODEL_RUNNER" not in environment(
+        {"VLLM_USE_V2_MODEL_RUNNER": chosen}
+    )
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", chosen)
+    arguments = VllmArguments("m", "float32", 32, lora_rank=4, decoding={"name": "transfer_q", "baseline": "b"})
+    given = llm_arguments(arguments, ours=True)
+    assert given["logits_processors"] == [f"align.rollout.inside_vllm.{module}:Requests"]
+    assert given["max_loras"] == 2
+    baseline = VllmArguments(**given["additional_config"]["align_decoding"]["engine"])
+    assert baseline == VllmArguments("b", "float32", 32, sampler="vllm")

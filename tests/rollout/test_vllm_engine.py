@@ -18,7 +18,8 @@ from align.model.policy import load_policy
 from align.rollout.agreement import check_agreement
 from align.rollout.engine import Sampling, Weights
 from align.rollout.process import EngineProcess
-from align.rollout.vllm_engine import VllmArguments, VllmEngine
+from align.rollout.vllm_arguments import VllmArguments
+from align.rollout.vllm_engine import VllmEngine
 from align.rollout.weights import write_weights
 
 pytestmark = pytest.mark.vllm

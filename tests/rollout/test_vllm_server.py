@@ -19,7 +19,7 @@ from align.rollout.agreement import check_agreement
 from align.rollout.engine import Sampling
 from align.rollout.process import EngineProcess
 from align.rollout.server import VllmServers
-from align.rollout.vllm_engine import VllmArguments, environment
+from align.rollout.vllm_arguments import VllmArguments, environment
 from align.rollout.weights import write_weights
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

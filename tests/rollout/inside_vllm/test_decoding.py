@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from align.errors import UserError
 from align.model.load import load_tokenizer
 from align.rollout.config import TransferQ
-from align.rollout.decoding import CONFIG, Request, open_decoding
-from align.rollout.decoding.transfer_q import Guided
+from align.rollout.inside_vllm import CONFIG, Request, open_decoding
+from align.rollout.inside_vllm.transfer_q import Guided
 from align.rollout.prompts import read_prompts
 from align.rollout.sample import Sampler
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from align.evaluate.sampling import completion_text
 from align.model.load import load_tokenizer
 from align.rollout.config import TransferQ
-from align.rollout.decoding.request import Request
+from align.rollout.inside_vllm.request import Request
 from rewards import Scorer, load_scorer
 
 Tokens = tuple[int, ...]
@@ -107,7 +107,8 @@ class VllmBaseline:
     def __call__(self, texts: list[Tokens], ends: Sequence[int]) -> dict[Tokens, list[int]]:
         """As `Continue`; a text that fills the model's length stays as it is."""
         from align.rollout.engine import Sampling
-        from align.rollout.vllm_engine import VllmArguments, VllmEngine
+        from align.rollout.vllm_arguments import VllmArguments
+        from align.rollout.vllm_engine import VllmEngine
 
         found: dict[Tokens, list[int]] = {}
         by_room: dict[int, list[Tokens]] = {}

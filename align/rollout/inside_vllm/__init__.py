@@ -6,9 +6,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from align.rollout.config import DecodingConfig, TransferQ
-from align.rollout.decoding.contrast import Contrasted
-from align.rollout.decoding.request import Decoding, Request
-from align.rollout.decoding.transfer_q import open_guided
+from align.rollout.inside_vllm.contrast import Contrasted
+from align.rollout.inside_vllm.request import Decoding, Request
+from align.rollout.inside_vllm.transfer_q import open_guided
 
 __all__ = ["CONFIG", "Decoding", "Request", "open_decoding"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from align.kernels import contrast_logits
 from align.rollout.config import Contrast
-from align.rollout.decoding.request import Request
+from align.rollout.inside_vllm.request import Request
 
 
 class Contrasted:

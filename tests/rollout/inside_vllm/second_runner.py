@@ -35,7 +35,8 @@ def main(folder: str, sampling_fields: str, prompts: str, decoding: str, worse: 
     driver.set_active(InterpretedDriver())
 
     from align.rollout.engine import Sampling
-    from align.rollout.vllm_engine import VllmArguments, VllmEngine
+    from align.rollout.vllm_arguments import VllmArguments
+    from align.rollout.vllm_engine import VllmEngine
 
     arguments = VllmArguments(folder, "float32", 256, cache_bytes=16 << 20, decoding=json.loads(decoding))
     engine = VllmEngine(arguments)

@@ -13,10 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from align.errors import UserError
-from align.rollout import vllm_engine
+from align.rollout import vllm_arguments, vllm_engine
 from align.rollout.agreement import check_agreement
 from align.rollout.engine import Sampling, Weights
-from align.rollout.vllm_engine import VllmArguments, VllmEngine, takes_our_sampler
+from align.rollout.vllm_arguments import VllmArguments, takes_our_sampler
+from align.rollout.vllm_engine import VllmEngine
 from align.rollout.weights import write_zeros
 
 pytestmark = pytest.mark.vllm
@@ -50,6 +51,26 @@ def adapting(untied):
     """Can contrast adapters."""
     arguments = VllmArguments(str(untied), "float32", 256, lora_rank=4, cache_bytes=16 << 20, decoding=CONTRAST)
     engine = VllmEngine(arguments)
+    yield engine
+    engine.close()
+
+
+class SmallNumbers:
+    """The smaller the words' numbers, the better."""
+
+    def score(self, prompts, completions):
+        assert set(prompts) == {"the prompt"}
+        return [-sum(int(word[1:]) for word in text.split()) / 20 for text in completions]
+
+
+@pytest.fixture(scope="module")
+def guided(untied):
+    """Weighs four candidates by the reward of up to five tokens more."""
+    section = {"name": "transfer_q", "reward": {"name": "length", "min": 1}, "candidates": 4, "continuation": 5}
+    arguments = VllmArguments(str(untied), "float32", 256, cache_bytes=16 << 20, decoding=section)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.rollout.inside_vllm.transfer_q.load_scorer", lambda config: SmallNumbers())
+        engine = VllmEngine(arguments)
     yield engine
     engine.close()
 
@@ -164,20 +185,9 @@ def test_a_policy_is_contrasted_with_its_base(adapting, untied, model, trained, 
     assert check_agreement(engine, policy, PROMPTS, SAMPLING, bound=None).max < 1e-4
 
 
-class SmallNumbers:
-    """The smaller the words' numbers, the better."""
-
-    def score(self, prompts, completions):
-        assert set(prompts) == {"the prompt"}
-        return [-sum(int(word[1:]) for word in text.split()) / 20 for text in completions]
-
-
-def test_transfer_q_takes_the_token_after_which_the_best_text_follows(untied, model, monkeypatch):
-    monkeypatch.setattr("align.rollout.decoding.transfer_q.load_scorer", lambda config: SmallNumbers())
-    section = {"name": "transfer_q", "reward": {"name": "length", "min": 1}, "candidates": 4, "continuation": 5}
-    engine = VllmEngine(VllmArguments(str(untied), "float32", 256, cache_bytes=16 << 20, decoding=section))
+def test_transfer_q_takes_the_token_after_which_the_best_text_follows(guided, model):
     sampling = replace(SAMPLING, completions=1, temperature=0.0, max_tokens=6)
-    found = drawn(engine, sampling, ["the prompt"] * len(PROMPTS))
+    found = drawn(guided, sampling, ["the prompt"] * len(PROMPTS))
     for prompt, completions in zip(PROMPTS, (found[place] for place in range(len(PROMPTS))), strict=True):
         written = []
         for _ in completions[0].ids:
@@ -190,12 +200,12 @@ def test_transfer_q_takes_the_token_after_which_the_best_text_follows(untied, mo
                 values[token] = float(logits[token]) - sum(token for token in text if token > 2) / 20
             written.append(max(values, key=values.get))
         assert completions[0].ids == written
-    assert found != drawn(engine, sampling)
+    assert found != drawn(guided, sampling)
 
 
 def test_versions_that_it_was_not_tried_with_draw_with_their_own(monkeypatch, caplog):
     assert takes_our_sampler("auto") and takes_our_sampler("align") and not takes_our_sampler("vllm")
-    monkeypatch.setattr(vllm_engine, "FIRST_RUNNER", ("0.1", "0.2"))
+    monkeypatch.setattr(vllm_arguments, "FIRST_RUNNER", ("0.1", "0.2"))
     assert not takes_our_sampler("auto")
     assert "draws the tokens with its own sampler" in caplog.text
     with pytest.raises(UserError, match=r"ours fits vLLM 0.1 to 0.2, not "):

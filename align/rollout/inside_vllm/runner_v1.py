@@ -15,8 +15,8 @@ from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
 
 from align.kernels import Sample
-from align.rollout.decoding import Request, open_decoding
-from align.rollout.draw import Settings, columns, draw
+from align.rollout.inside_vllm import Request, open_decoding
+from align.rollout.inside_vllm.draw import Settings, columns, draw
 
 
 class Requests(LogitsProcessor):

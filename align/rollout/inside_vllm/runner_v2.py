@@ -14,8 +14,8 @@ from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor, LogitsProcRequestState
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-from align.rollout.decoding import Request, open_decoding
-from align.rollout.draw import Settings, columns, draw
+from align.rollout.inside_vllm import Request, open_decoding
+from align.rollout.inside_vllm.draw import Settings, columns, draw
 
 
 class Requests(LogitsProcessor):

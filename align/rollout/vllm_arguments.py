@@ -1,0 +1,141 @@
+"""How vLLM is started: its environment and arguments, and whether our sampler fits its version."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+
+from align.errors import UserError
+from align.rollout.inside_vllm import CONFIG
+from align.rollout.inside_vllm.draw import COLUMNS
+
+log = logging.getLogger("align")
+
+FIRST_RUNNER = ("0.25", "0.26", "0.27", "0.28", "0.29", "0.30", "0.31", "0.32")
+SECOND_RUNNER = ("0.31", "0.32")
+"""Versions of vLLM whose model runners take our sampler."""
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM reserves room for."""
+
+
+@dataclass(frozen=True)
+class VllmArguments:
+    """What a VllmEngine is made from; plain values, since they travel to its process."""
+
+    folder: str
+    """The base model's."""
+    dtype: str
+    """What the weights are held in, and the model is run in."""
+    max_length: int
+    """Tokens of prompt plus completion at most."""
+    lora_rank: int = 0
+    """Of the adapters to come; 0 where there will be none."""
+    cache_bytes: int = 512 << 20
+    """Key-value cache, on a CPU."""
+    trusted: bool = False
+    """Whether model code from the hub may run."""
+    sampler: Literal["auto", "align", "vllm"] = "auto"
+    """What draws the tokens; auto: our kernel, in versions of vLLM that it is known to fit."""
+    decoding: dict[str, Any] | None = None
+    """The recipe's `rollout.decoding`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """More arguments of vllm.LLM."""
+
+
+def environment(present: Mapping[str, str]) -> dict[str, str]:
+    """Variables that vLLM's process needs, where the user has not set them.
+
+    Raises:
+        UserError: one is set in a way that cannot work.
+    """
+    wanted = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process, which ends with its parent
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_USE_V2_MODEL_RUNNER": "0",  # each of the two takes logits processors of its own kind
+    }
+    if not torch.cuda.is_available():
+        # Two threads on busy cores spin; compilation takes seconds and a C++ compiler, and gains nothing when eager.
+        wanted |= {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1"}
+        if present.get("VLLM_BATCH_INVARIANT", "0") != "0":
+            raise UserError("VLLM_BATCH_INVARIANT stops vLLM on a CPU, whose results do not depend on the batch; unset")
+    return {name: value for name, value in wanted.items() if name not in present}
+
+
+def takes_our_sampler(wanted: str) -> bool:
+    """Whether our kernel draws the tokens.
+
+    Args:
+        wanted: auto, align or vllm.
+
+    Raises:
+        UserError: it is asked for, and vLLM's version is not one that it fits.
+    """
+    from vllm import __version__
+
+    known = SECOND_RUNNER if uses_second_runner() else FIRST_RUNNER
+    fits = any(__version__.startswith(f"{version}.") for version in known)
+    if wanted == "align" and not fits:
+        raise UserError(
+            f"rollout.engine.sampler: ours fits vLLM {known[0]} to {known[-1]}, not {__version__}; leave it out"
+        )
+    if wanted == "auto" and not fits:
+        log.warning("vLLM %s draws the tokens with its own sampler: ours is not known to fit it", __version__)
+    return fits and wanted != "vllm"
+
+
+def uses_second_runner() -> bool:
+    """Whether the user has chosen vLLM's second model runner; `environment` chooses the first."""
+    return os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "0") not in ("0", "false", "False")
+
+
+def llm_arguments(arguments: VllmArguments, *, ours: bool) -> dict[str, Any]:
+    """Arguments of vllm.LLM.
+
+    Args:
+        ours: our kernel draws the tokens.
+
+    Raises:
+        UserError: an option that would make results wrong.
+    """
+    if arguments.options.get("model_impl") == "transformers":
+        raise UserError("rollout.engine.options: model_impl patches transformers' classes; use `engine: transformers`")
+    given: dict[str, Any] = {
+        "dtype": arguments.dtype,  # `auto` would cast float32 checkpoints to bfloat16
+        "max_model_len": arguments.max_length,
+        "seed": 0,
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": COLUMNS,
+        "enable_prefix_caching": True,
+        "generation_config": "vllm",
+        "trust_remote_code": arguments.trusted,
+        "disable_log_stats": True,
+    }
+    if arguments.lora_rank:
+        room = next((rank for rank in LORA_RANKS if rank >= arguments.lora_rank), LORA_RANKS[-1])
+        at_once = 2 if arguments.decoding else 1
+        given |= {"enable_lora": True, "max_lora_rank": room, "max_loras": at_once, "max_cpu_loras": 2 * at_once}
+    if ours or arguments.decoding:
+        runner = "runner_v2" if uses_second_runner() else "runner_v1"
+        given["logits_processors"] = [f"align.rollout.inside_vllm.{runner}:Requests"]
+    if ours:
+        given["worker_extension_cls"] = "align.rollout.vllm_engine.OurSampler"
+    if arguments.decoding:
+        folder = arguments.decoding.get("baseline") or arguments.folder
+        baseline = replace(arguments, folder=folder, sampler="vllm", decoding=None, lora_rank=0)
+        given["additional_config"] = {CONFIG: {"section": arguments.decoding, "engine": asdict(baseline)}}
+    if torch.cuda.is_available():
+        given |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.5}  # the trainer has its model there too
+    else:
+        given |= {
+            "kv_cache_memory_bytes": arguments.cache_bytes,
+            "enforce_eager": True,
+            "block_size": 32,  # the default of 128 leaves shorter prompts out of the prefix cache
+            # A seeded request whose prompt is split over steps crashes on a CPU.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(4096, arguments.max_length),
+        }
+    return given | arguments.options
