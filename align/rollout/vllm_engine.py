@@ -87,29 +87,33 @@ class VllmEngine:
         """Every completion by two requests; those of a batch start in one step and so stay in step."""
         count = sampling.completions
         pairs = [Pair(i, k, prompts[i], against[i]) for i in range(len(prompts)) for k in range(count)]
-        alone = replace(sampling, completions=1)
         drawn: dict[int, dict[int, Sampled]] = {}
         running: set[str] = set()
         try:
             for batch in batches(pairs, sampling.max_tokens, Room.of(self.llm.llm_engine.vllm_config)):
                 for pair in batch:
-                    seed = row_seed(sampling.seed, pair.own, 0) + pair.sample
-                    for side, ids, lora in (("own", pair.own, self.lora), ("against", pair.against, self.other)):
-                        name = f"{pair.prompt} {pair.sample}"
-                        extra = {"pair": name, "against": side == "against"}
-                        self._add(f"{name} {side}", ids, self._params(alone, seed, extra), lora)
-                        running.add(f"{name} {side}")
+                    running |= self._start_pair(pair, sampling)
                 while running:
                     for output in self._step(running):
                         prompt, sample, side = output.request_id.split()
                         if side == "own":
-                            self._drop(f"{prompt} {sample} against", running)  # a stop text is seen on one side alone
+                            self._drop(f"{prompt} {sample} against", running)
                             drawn.setdefault(int(prompt), {})[int(sample)] = self._sampled(output.outputs[0])
                             if len(drawn[int(prompt)]) == count:
                                 own = drawn.pop(int(prompt))
                                 yield int(prompt), [own[k] for k in range(count)]
         finally:
             self.llm.llm_engine.abort_request(list(running))
+
+    def _start_pair(self, pair: Pair, sampling: Sampling) -> set[str]:
+        """The names of its requests."""
+        name, seed = f"{pair.prompt} {pair.sample}", row_seed(sampling.seed, pair.own, 0) + pair.sample
+        own, against = (replace(sampling, completions=1, stop=stop) for stop in (sampling.stop, ()))
+        own_params = self._params(own, seed, {"pair": name, "against": False})
+        against_params = self._params(against, seed, {"pair": name, "against": True})  # it is ended with the other
+        self._add(f"{name} own", pair.own, own_params, self.lora)
+        self._add(f"{name} against", pair.against, against_params, self.other)
+        return {f"{name} own", f"{name} against"}
 
     def _step(self, running: set[str]) -> list[Any]:
         """What has finished; no longer `running`."""
