@@ -34,7 +34,7 @@ for line in sys.stdin:
         note("loads", request["weights"]["name"])
     if request["do"] == "sample":
         sampling = request["sampling"]
-        for index in reversed(range(len(request["prompts"]))):
+        for index in sorted(range(len(request["prompts"])), key=lambda i: (i % 2, -i)):
             if failure == "refuses":
                 reply(error="prompt too long")
                 break

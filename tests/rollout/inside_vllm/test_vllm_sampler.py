@@ -17,6 +17,7 @@ from align.kernels import sample
 from align.rollout import vllm_arguments, vllm_engine
 from align.rollout.agreement import check_agreement
 from align.rollout.engine import Sampling, Weights
+from align.rollout.inside_vllm.transfer_q import VllmBaseline
 from align.rollout.vllm_arguments import VllmArguments, takes_our_sampler
 from align.rollout.vllm_engine import VllmEngine
 from align.rollout.weights import write_zeros
@@ -211,6 +212,20 @@ def test_transfer_q_takes_the_token_after_which_the_best_text_follows(guided, mo
             written.append(max(values, key=values.get))
         assert completions[0].ids == written
     assert found != drawn(guided, sampling)
+
+
+def test_the_baseline_goes_on_greedily_as_far_as_there_is_room(guided, untied, model):
+    arguments = VllmArguments(str(untied), "float32", 256, cache_bytes=16 << 20, sampler="vllm")
+    baseline = VllmBaseline(asdict(arguments), 5)
+    texts = [(5, 6, 7), tuple(range(3, 56)) * 5, (3,) * 254, (4,) * 255, (4,) * 256]
+    texts[1] = texts[1][:253]
+    found = baseline(texts, [2])
+    for text in texts[:4]:
+        expected = []
+        while len(expected) < min(5, 256 - len(text)) and 2 not in expected:
+            expected.append(int(logits_at(model, list(text), [*expected, 0])[-1].argmax()))
+        assert found[text] == expected
+    assert texts[4] not in found
 
 
 def test_versions_that_it_was_not_tried_with_draw_with_their_own(monkeypatch, caplog):
