@@ -69,6 +69,7 @@ ITERATION_COLUMNS = (
     ("reward_after", "after", "{:+.4f}"),
     ("lists", "lists", "{}"),
     ("tokens_per_second", "tokens/s", "{:.0f}"),
+    ("entropy", "entropy sampled", "{:.3f}"),
 )
 """Key of an online run's iteration, what it is called, and its format."""
 
@@ -78,7 +79,7 @@ def _iterations(iterations: list[dict[str, Any]]) -> Table:
     for header in ("", *(label for _, label, _ in ITERATION_COLUMNS), "seconds"):
         table.add_column(header, justify="left" if header == "seconds" else "right")
     for one in iterations:
-        cells = [pattern.format(one[key]) if one[key] is not None else "" for key, _, pattern in ITERATION_COLUMNS]
+        cells = [pattern.format(one[key]) if one.get(key) is not None else "" for key, _, pattern in ITERATION_COLUMNS]
         seconds = ", ".join(f"{stage} {value:.0f}" for stage, value in one["seconds"].items() if value is not None)
         table.add_row(str(one["iteration"]), *cells, seconds)
     return table

@@ -209,6 +209,7 @@ def _iteration_figures(number: int, stages: dict[str, Any], summary: dict[str, A
         "seconds": seconds,
         "tokens_per_second": sample.get("tokens_per_second"),
         "agreement": sample.get("agreement"),
+        "entropy": sample.get("entropy"),
     }
 
 

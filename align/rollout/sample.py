@@ -197,7 +197,9 @@ class Sampler:
                 tokens += sum(len(one.ids) for one in completions)
                 advance(1, f"{tokens / (time.monotonic() - began):.0f} tokens/s")
         journal.finish(names)
-        return {"tokens": tokens, "tokens_per_second": tokens / max(time.monotonic() - began, 1e-9)}
+        figures = {"tokens": tokens, "tokens_per_second": tokens / max(time.monotonic() - began, 1e-9)}
+        entropies = [own for line in journal.lines.values() for one in line.get("entropies", []) for own in one]
+        return figures | ({"entropy": fmean(entropies)} if entropies else {})
 
 
 def sampled_line(
@@ -315,6 +317,8 @@ def describe(figures: dict[str, Any]) -> str:
     parts = [f"{figures['prompts']} prompts sampled from policy version {figures['policy_version']}"]
     if "tokens_per_second" in figures:
         parts.append(f"{figures['tokens']} tokens, {figures['tokens_per_second']:.0f} tokens/s")
+    if "entropy" in figures:
+        parts.append(f"entropy {figures['entropy']:.3f} nats a token")
     if "agreement" in figures:
         parts.append(f"log-probabilities within {figures['agreement']['max']:.2g} nats of the trainer's")
     if "mean_reward" in figures:

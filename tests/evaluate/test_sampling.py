@@ -120,7 +120,7 @@ def test_random_state_and_mode_are_left_as_they_were(model, tokenizer):
     model.eval()
 
 
-def drawn_from(model, prompt, ids, *, temperature, top_k=0, top_p=1.0, min_p=0.0):
+def drawn_from(model, prompt, ids, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """Log-probability of each token, step by step in float64: divide, then keep by min-p, top-k and top-p in turn."""
     expected = []
     for t, token in enumerate(ids):
@@ -146,6 +146,10 @@ def test_logprobs_are_those_of_the_distribution_that_was_drawn_from(model, token
         for prompt, _, sampled in sample_tokens(model, tokenizer, PROMPTS, **options):
             expected = drawn_from(model, PROMPTS[prompt], sampled.ids, temperature=0.8, **filters)
             assert sampled.logprobs == pytest.approx(expected, abs=1e-4)
+            assert sampled.raw_logprobs == pytest.approx(drawn_from(model, PROMPTS[prompt], sampled.ids), abs=1e-4)
+            ids = torch.tensor([PROMPTS[prompt] + sampled.ids])
+            p = model(ids).logits[0, -len(sampled.ids) - 1 : -1].double().softmax(-1)
+            assert sampled.entropies == pytest.approx((-(p * p.log()).sum(1)).tolist(), abs=1e-4)
 
 
 def test_a_completion_keeps_the_token_that_ended_it(model, tokenizer):

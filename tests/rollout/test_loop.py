@@ -20,6 +20,7 @@ from align.runs import train
 from align.trainer import AlignTrainer
 
 ADAPTER = Path("adapter", "adapter_model.safetensors")
+FLOATS = ("sampled_logprobs", "raw_logprobs", "entropies")
 
 
 def contents(run: Path) -> list:
@@ -28,7 +29,7 @@ def contents(run: Path) -> list:
     Those change with the rows that transformers computes together, and so with the moment of a kill.
     """
     rows = [line for i in (1, 2) for line in read_lines(run / f"iterations/00{i}/rows.jsonl")]
-    return [(run / ADAPTER).read_bytes(), *({**line, "sampled_logprobs": None} for line in rows)]
+    return [(run / ADAPTER).read_bytes(), *({**line, **dict.fromkeys(FLOATS)} for line in rows)]
 
 
 def test_what_a_run_leaves(whole):

@@ -23,6 +23,7 @@ from align.runs import train
 
 SAMPLING = Sampling(completions=2, max_tokens=6, seed=1, temperature=0.7, stop_ids=(2,))
 PROMPTS = [[5, 6, 7], [9], [8, 3, 4, 4]]
+FLOATS = ("sampled_logprobs", "raw_logprobs", "entropies")
 
 
 def transformers_engine(folder):
@@ -62,6 +63,11 @@ def test_rows_are_what_the_policy_wrote(online_recipe, scorer, untied):
                 exact = model(input_ids=whole).logits[0, -len(ids) - 1 : -1].log_softmax(-1)
             expected = exact.gather(1, whole[0, -len(ids) :, None]).squeeze(1)
             assert logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+        assert line["raw_logprobs"] == line["sampled_logprobs"]  # at temperature 1, without filters
+    entropies = [own for line in lines for one in line["entropies"] for own in one]
+    assert len(entropies) == sum(len(ids) for line in lines for ids in line["completion_ids"])
+    stages = json.loads((path.parent / "stages.json").read_text())
+    assert stages["sample"]["entropy"] == pytest.approx(sum(entropies) / len(entropies))
     assert {len(set(map(tuple, line["completion_ids"]))) for line in lines} == {3}
 
 
@@ -89,8 +95,8 @@ def test_a_killed_rollout_goes_on_to_the_same_file(online_recipe, scorer):
 
 
 def rows(path):
-    """Its lines, less the last digits of log-probabilities, which change with what transformers computes together."""
-    return [{**line, "sampled_logprobs": None} for line in read_lines(path)]
+    """Its lines, less the floats of tokens: their last digits change with what transformers computes together."""
+    return [{**line, **dict.fromkeys(FLOATS)} for line in read_lines(path)]
 
 
 def rollout_files(recipe):
