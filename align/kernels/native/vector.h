@@ -1,8 +1,8 @@
 /* One vector vocabulary for every instruction set; included once per set, with ISA naming it.
  *
  * vf: W floats. Loads take any of the three dtypes and give float32. FN marks functions that may use the set.
- * pack: writes the elements between two bounds, and 4 bytes of each one's own (its place i, i + 1, ... where `own` is NULL),
- * without gaps; returns how many. A whole vector may be written, and the target may be the source or lie before it.
+ * pack: writes the elements between two bounds, and 4 bytes of each one's own (its place i, i + 1, ... if `own` is NULL),
+ * without gaps; returns how many. A whole vector may be written; the target may lie before the source, or be it.
  */
 #undef F
 #undef FN
