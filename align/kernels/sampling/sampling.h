@@ -127,6 +127,7 @@ ENTRY float F(threshold)(const float *values, const float *weights, int64_t n, d
         if (step % STEPS) continue;
         float from = F(value_of)(lo + 1), to = F(value_of)(hi);
         n = F(collect)(values, weights, n, FLOAT32, from, to, h->pool_values, h->pool_weights);
+        if (n == 1) return *h->pool_values;
         values = h->pool_values;
         weights = weights ? h->pool_weights : NULL;
         removed = above_hi;
