@@ -14,6 +14,7 @@ setup(
                 "align/kernels/native/scalar.h",
                 "align/kernels/native/vector.h",
                 "align/kernels/rows/rows.h",
+                "align/kernels/sampling/sampling.h",
                 "align/kernels/head/gemm.h",
                 "align/kernels/head/amx.h",
             ],

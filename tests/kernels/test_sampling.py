@@ -1,17 +1,26 @@
-"""Sampling and contrastive logits by their definitions, on each device."""
+"""Sampling by its definition on every code path; contrastive logits on each device."""
 
+import itertools
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from align.kernels import contrast_logits, sample
+from align.kernels import contrast_logits, native, sample
 from align.kernels.contrast.op import contrast_logits_op
 from align.kernels.sampling.op import sample_op
 from align.kernels.sampling.reference import keep, uniform
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# One element, below a vector, not multiples of one, several parts; the last two also of several levels of group maxima.
+WIDTHS = [1, 7, 255, 4097, 32000]
+CPU_PATHS = ["torch", *native.LEVELS]
+BEST_PATHS = [*dict.fromkeys(["torch", native.instruction_set()]), pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def splitmix64(x: int) -> int:
@@ -44,7 +53,96 @@ def exact(
     return [weights[v] / total if v in kept else 0.0 for v in range(len(logits))]
 
 
+def rows(count: int, width: int) -> Tensor:
+    """In turn: ordinary, half masked, many ties, far from zero, neighbouring floats, masked by the least float."""
+    x = torch.randn(count, width) * 3
+    x[1::6, : width // 2] = -torch.inf
+    x[2::6] = x[2::6].round()
+    x[3::6] += 1000
+    x[4::6] = 1 + torch.randint(width, x[4::6].shape) * 2.0**-23
+    x[5::6, 1::3] = torch.finfo(torch.float16).min
+    return x
+
+
+def grid(count: int) -> list[Tensor]:
+    """`count` combinations of all the settings, one a row; then seeds and positions."""
+    heats, counts, nuclei, least = (
+        (0.0, 1e-6, 0.7, 1.0, 1e4),
+        (0, 1, 5, 300, 10**6),
+        (1.0, 0.9001, 0.3003, 0.0),
+        (0.0, 0.05, 1.0),
+    )
+    chosen = random.Random(0).sample(list(itertools.product(heats, counts, nuclei, least)), count)
+    temperature, top_k, top_p, min_p = (torch.tensor(column) for column in zip(*chosen, strict=True))
+    return [temperature, top_k, top_p, min_p, torch.arange(count) - 5, torch.arange(count) ** 3]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_equals_the_definition_in_float64(isa: str, width: int, dtype: torch.dtype) -> None:
+    """A draw t is right where F(t - 1) - e <= u < F(t) + e, F being the exact cumulative distribution, e = 1e-6."""
+    count = 48 if width == 32000 else 240
+    logits, settings = rows(count, width).to(dtype), grid(count)
+    temperature, top_k, top_p, min_p, seed, position = settings
+    sides = [keep(logits, temperature, top_k, (top_p + e).where(top_p < 1, 1.0), min_p) for e in (-1e-6, 1e-6)]
+    assert torch.equal(*(side > -torch.inf for side in sides))  # rounding decides about no token here
+    token, raw, processed, entropy, rank = sample_op(logits, *settings)
+    chosen = token[:, None]
+    log_p, log_raw = torch.log_softmax(sides[0], 1), torch.log_softmax(logits.double(), 1)
+    p, up_to = log_p.exp().gather(1, chosen)[:, 0], log_p.exp().cumsum(1).gather(1, chosen)[:, 0]
+    u = torch.where(temperature > 0, uniform(seed, position), 0.0)
+    assert ((up_to - p - 1e-6 <= u) & (u < up_to + 1e-6) & (p > 0)).all()
+    greedy = temperature == 0
+    assert torch.equal(token[greedy], logits[greedy].argmax(1)) and processed[greedy].eq(0).all()
+    close = {"rtol": 2e-7, "atol": 1e-5}
+    torch.testing.assert_close(raw.double(), log_raw.gather(1, chosen)[:, 0], **close)
+    torch.testing.assert_close(processed.double()[~greedy], log_p.gather(1, chosen)[~greedy, 0], **close)
+    expected = -torch.special.xlogy(log_raw.exp(), log_raw.exp()).sum(1)
+    torch.testing.assert_close(entropy.double(), expected, rtol=0, atol=3e-5)
+    assert torch.equal(rank, 1 + (logits > logits.gather(1, chosen)).sum(1))
+
+
+@pytest.mark.parametrize("isa", CPU_PATHS, indirect=True)
+def test_rows_without_a_distribution(isa: str) -> None:
+    """All masked, a NaN, an infinity: token 0 and no log-probability; temperature 0 still says 0."""
+    logits = torch.randn(6, 300)
+    logits[:2], logits[2:4, 7], logits[4:, 9] = -torch.inf, torch.nan, torch.inf
+    for options in ({}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.1}):
+        got = sample(logits, temperature=torch.arange(6) % 2, seed=1, position=1, **options)  # type: ignore[arg-type]
+        assert got.token.eq(0).all() and got.raw_logprob.isnan().all() and got.entropy.isnan().all()
+        assert got.processed_logprob[1::2].isnan().all() and got.processed_logprob[::2].eq(0).all()
+        assert torch.equal(got.rank, 1 + (logits > logits[:, :1]).sum(1))
+
+
+def test_views_of_rows(isa: str) -> None:
+    x, position = torch.randn(6, 50), torch.arange(6)
+    for view in (x[::2], x[:, 3:40], x.T, x[:1].expand(4, -1)):
+        given = {"temperature": 0.8, "top_p": 0.9, "seed": 3, "position": position[:1]}
+        got, expected = sample(view, **given), sample(view.clone(memory_format=torch.contiguous_format), **given)
+        assert torch.equal(got.token, expected.token) and torch.equal(got.rank, expected.rank)
+        torch.testing.assert_close(got.processed_logprob, expected.processed_logprob)
+
+
+def test_no_rows_to_draw_from(isa: str) -> None:
+    drawn = sample(torch.empty(0, 11), seed=1, position=1)
+    assert drawn.token.shape == drawn.entropy.shape == (0,)
+
+
+def test_threads_do_not_change_the_draws() -> None:
+    logits, before = rows(60, 20011), torch.get_num_threads()
+    settings = grid(60)
+    drawn = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            drawn.append(sample_op(logits, *settings))
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(one, three) for one, three in zip(*drawn, strict=True))
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("isa", BEST_PATHS, indirect=True)
 @pytest.mark.parametrize(
     "options",
     [
@@ -57,7 +155,7 @@ def exact(
         {"temperature": 1.3, "top_k": 12, "top_p": 0.9, "min_p": 0.02},
     ],
 )
-def test_chi_square_against_the_exact_distribution(device: str, options: dict[str, float]) -> None:
+def test_chi_square_against_the_exact_distribution(isa: str, options: dict[str, float]) -> None:
     """Pearson's test at 0.1 %, rare tokens (expected less than 5 times) as one."""
     draws = 1_000_000
     logits = torch.randn(30) * 1.5
@@ -75,7 +173,7 @@ def test_chi_square_against_the_exact_distribution(device: str, options: dict[st
     torch.testing.assert_close(drawn.raw_logprob, torch.log_softmax(logits, 0)[drawn.token])
 
 
-def test_greedy_is_argmax_whatever_the_filters(device: str) -> None:
+def test_greedy_is_argmax_whatever_the_filters(isa: str) -> None:
     logits = torch.randn(64, 1000)
     for options in ({}, {"top_k": 5}, {"top_p": 0.1}, {"min_p": 0.5}):
         drawn = sample(logits, temperature=0.0, seed=3, position=torch.arange(64), **options)  # type: ignore[arg-type]
@@ -100,7 +198,7 @@ def test_filters_keep(options: dict[str, float], expected: list[int]) -> None:
     assert (keep(logits, **tensors)[0] > -torch.inf).nonzero()[:, 0].tolist() == expected
 
 
-def test_a_row_does_not_depend_on_its_batch(device: str) -> None:
+def test_a_row_does_not_depend_on_its_batch(isa: str) -> None:
     logits = torch.randn(8, 50)
     together = sample(logits, top_p=0.9, seed=torch.arange(8), position=4)
     for row in range(8):
@@ -108,7 +206,7 @@ def test_a_row_does_not_depend_on_its_batch(device: str) -> None:
         assert alone.token.item() == together.token[row].item()
 
 
-def test_greedy_takes_the_first_of_the_largest(device: str) -> None:
+def test_greedy_takes_the_first_of_the_largest(isa: str) -> None:
     out = sample(torch.tensor([[1.0, 3.0, 3.0, 0.0]]), temperature=0.0, seed=1, position=1)
     assert out.token.item() == 1 and out.rank.item() == 1 and out.processed_logprob.item() == 0
 

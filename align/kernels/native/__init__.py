@@ -137,6 +137,29 @@ class SoftmaxArgs(ctypes.Structure):
     ]
 
 
+class SampleArgs(ctypes.Structure):
+    """sample_args of scalar.h."""
+
+    _fields_ = [
+        ("logits", ctypes.c_void_p),
+        ("cols", ctypes.c_int64),
+        ("row_bytes", ctypes.c_int64),
+        ("temperature", ctypes.c_void_p),
+        ("top_p", ctypes.c_void_p),
+        ("min_p", ctypes.c_void_p),
+        ("top_k", ctypes.c_void_p),
+        ("seed", ctypes.c_void_p),
+        ("position", ctypes.c_void_p),
+        ("token", ctypes.c_void_p),
+        ("rank", ctypes.c_void_p),
+        ("raw", ctypes.c_void_p),
+        ("processed", ctypes.c_void_p),
+        ("entropy", ctypes.c_void_p),
+        ("failed", ctypes.POINTER(ctypes.c_int)),
+        ("dtype", ctypes.c_int),
+    ]
+
+
 class LinearBf16Args(ctypes.Structure):
     """linear_bf16_args of scalar.h."""
 

@@ -7,6 +7,7 @@
 #define ISA_LEVEL 0
 #include "vector.h"
 #include "../rows/rows.h"
+#include "../sampling/sampling.h"
 #undef ISA
 #undef ISA_LEVEL
 
@@ -17,6 +18,7 @@
 #define ISA_LEVEL 1
 #include "vector.h"
 #include "../rows/rows.h"
+#include "../sampling/sampling.h"
 #undef ISA
 #undef ISA_LEVEL
 
@@ -24,6 +26,7 @@
 #define ISA_LEVEL 2
 #include "vector.h"
 #include "../rows/rows.h"
+#include "../sampling/sampling.h"
 #undef ISA
 #undef ISA_LEVEL
 
@@ -94,6 +97,11 @@ void align_logit_gradient(const logit_gradient_args *args, int64_t rows, int isa
 void align_softmax(const softmax_args *args, int64_t rows, int isa, int threads) {
     (void)isa;
     over_rows(PICK(softmax), args, rows, threads);
+}
+
+void align_sample(const sample_args *args, int64_t rows, int isa, int threads) {
+    (void)isa;
+    over_rows(PICK(sample), args, rows, threads);
 }
 
 /* out[n, v] = sum_h x[n, h] w[v, h] in float32 from bf16; 0 where this machine or its memory cannot. */

@@ -1,4 +1,5 @@
 /* What every instruction set shares: dtypes, one-element loads and stores, the arguments of each kernel. */
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -83,6 +84,17 @@ typedef struct {
     int64_t *kept_place;
     int dtype, method, stream;
 } softmax_args;
+
+typedef struct {
+    const void *logits;
+    int64_t cols, row_bytes;
+    const float *temperature, *top_p, *min_p; /* [rows], as everything below */
+    const int64_t *top_k, *seed, *position;
+    int64_t *token, *rank;
+    float *raw, *processed, *entropy;
+    int *failed; /* set where memory is missing */
+    int dtype;
+} sample_args;
 
 typedef struct {
     const uint16_t *x, *w; /* bf16 [rows, width] and [columns, width], strides in elements */

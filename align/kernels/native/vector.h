@@ -1,6 +1,8 @@
 /* One vector vocabulary for every instruction set; included once per set, with ISA naming it.
  *
  * vf: W floats. Loads take any of the three dtypes and give float32. FN marks functions that may use the set.
+ * pack: writes the elements between two bounds, and 4 bytes of each one's own (its place i, i + 1, ... if `own` is NULL),
+ * without gaps; returns how many. A whole vector may be written; the target may lie before the source, or be it.
  */
 #undef F
 #undef FN
@@ -97,6 +99,19 @@ FN vf F(stablemax_term)(vf x) {
     return _mm512_mask_mov_ps(below, _mm512_cmp_ps_mask(x, vzero(), _CMP_GE_OQ), vadd(one, x));
 }
 
+FN int F(count_greater)(vf a, vf b) { return __builtin_popcount(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ)); }
+FN vf F(where_greater)(vf a, vf b, vf y) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y); }
+
+FN int F(pack)(float *to, void *own_to, vf v, const void *own, int64_t i, vf least, vf most) {
+    __mmask16 kept = _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(v, least, _CMP_GE_OQ), v, most, _CMP_LE_OQ);
+    if (kept == 0) return 0;
+    __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i mine = own ? _mm512_loadu_si512((const int32_t *)own + i) : _mm512_add_epi32(lanes, _mm512_set1_epi32((int)i));
+    _mm512_storeu_ps(to, _mm512_maskz_compress_ps(kept, v));
+    _mm512_storeu_si512(own_to, _mm512_maskz_compress_epi32(kept, mine));
+    return __builtin_popcount(kept);
+}
+
 #elif ISA_LEVEL == 1 /* AVX2 */
 
 #define W 8
@@ -160,6 +175,25 @@ FN vf F(stablemax_term)(vf x) {
     return _mm256_blendv_ps(below, vadd(one, x), _mm256_cmp_ps(x, vzero(), _CMP_GE_OQ));
 }
 
+FN int F(count_greater)(vf a, vf b) { return __builtin_popcount(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ))); }
+FN vf F(where_greater)(vf a, vf b, vf y) { return _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), y); }
+
+FN int F(pack)(float *to, void *own_to, vf v, const void *own, int64_t i, vf least, vf most) {
+    float lane[W];
+    int count = 0;
+    vf within = _mm256_and_ps(_mm256_cmp_ps(v, least, _CMP_GE_OQ), _mm256_cmp_ps(v, most, _CMP_LE_OQ));
+    int kept = _mm256_movemask_ps(within);
+    if (kept == 0) return 0;
+    _mm256_storeu_ps(lane, v);
+    for (; kept; kept &= kept - 1, count++) {
+        int j = __builtin_ctz(kept);
+        int32_t place = (int32_t)i + j;
+        to[count] = lane[j];
+        memcpy((int32_t *)own_to + count, own ? (const int32_t *)own + i + j : &place, 4);
+    }
+    return count;
+}
+
 #else /* portable C */
 
 #define W 1
@@ -196,5 +230,15 @@ FN void F(store)(void *p, int64_t i, vf y, int dtype, int stream) {
     scalar_store(p, i, y, dtype);
 }
 FN vf F(stablemax_term)(vf x) { return x >= 0 ? 1 + x : 1 / (1 - x); }
+FN int F(count_greater)(vf a, vf b) { return a > b; }
+FN vf F(where_greater)(vf a, vf b, vf y) { return a > b ? y : 0; }
+
+FN int F(pack)(float *to, void *own_to, vf v, const void *own, int64_t i, vf least, vf most) {
+    if (!(v >= least && v <= most)) return 0;
+    int32_t place = (int32_t)i;
+    *to = v;
+    memcpy(own_to, own ? (const int32_t *)own + i : &place, 4);
+    return 1;
+}
 
 #endif

@@ -15,13 +15,15 @@ typedef struct {
     double sum;           /* of e = 2^(x k - c) */
     double weighted;      /* of e (x k - c) */
     double squared;       /* of e e */
+    float top;            /* largest x; with moments only, as the two above */
 } F(stats);
 
-typedef struct { vf sum[4], weighted[2], squared[2]; } F(lanes);
+typedef struct { vf sum[4], weighted[2], squared[2], top; } F(lanes);
 
 FN void F(clear)(F(lanes) * a) {
     for (int j = 0; j < 4; j++) a->sum[j] = vzero();
     for (int j = 0; j < 2; j++) a->weighted[j] = a->squared[j] = vzero();
+    a->top = vset1(-INFINITY);
 }
 
 FN double F(total)(vf v) {
@@ -46,6 +48,7 @@ FN void F(flush)(F(stats) * s, F(lanes) * a, int moments) {
         s->weighted += F(total)(a->weighted[j]);
         s->squared += F(total)(a->squared[j]);
     }
+    if (moments) s->top = fmaxf(s->top, F(largest)(a->top));
     F(clear)(a);
 }
 
@@ -68,6 +71,7 @@ FN void F(add_block)(F(stats) * s, F(lanes) * a, const void *x, int64_t i, int d
         F(flush)(s, a, moments);
         F(raise)(s, F(largest)(m) * k);
     }
+    if (moments) a->top = vmax(m, a->top);
     for (int j = 0; j < 8; j++) {
         vf t = vfma(v[j], vset1(k), vset1(-s->c)), e = F(exp2)(t);
         a->sum[j & 3] = vadd(a->sum[j & 3], e);
@@ -84,7 +88,7 @@ FN void F(pad)(float *block, const void *x, int64_t i, int64_t n, int dtype) {
 }
 
 FN F(stats) F(row_sums)(const void *x, int64_t cols, int dtype, float k, int moments) {
-    F(stats) s = {-1e38f, 0, 0, 0};
+    F(stats) s = {-1e38f, 0, 0, 0, -INFINITY};
     F(lanes) a;
     float block[BLOCK];
     int64_t i = 0;
@@ -288,7 +292,7 @@ FN void F(stablemax_row)(const softmax_args *q, int64_t r, int in) {
 FN void F(three_pass_row)(const softmax_args *q, int64_t r, int in, int stream) {
     const char *x = (const char *)q->x + r * q->row_bytes;
     float *out = q->out + r * q->cols, block[BLOCK];
-    F(stats) s = {0, 0, 0, 0};
+    F(stats) s = {0};
     F(lanes) a;
     vf m[4] = {vset1(-INFINITY), vset1(-INFINITY), vset1(-INFINITY), vset1(-INFINITY)};
     int64_t whole = q->cols - q->cols % BLOCK;

@@ -1,9 +1,11 @@
 """Sampling as torch knows it; nothing of it has a gradient."""
 
+import ctypes
+
 import torch
 from torch import Tensor
 
-from align.kernels import cuda
+from align.kernels import cuda, native
 from align.kernels.registration import register
 from align.kernels.sampling import reference
 
@@ -19,6 +21,8 @@ def _sample(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Token, raw and processed log-prob, entropy, rank, each [B]; the arguments after logits are [B] too."""
     settings = (temperature, top_k, top_p, min_p, seed, position)
+    if native.usable(logits, scalar_wins=True):
+        return _on_cpu(logits, *(setting.contiguous() for setting in settings))
     if not cuda.usable(logits):
         return reference.sample(logits, *settings)
     rows, cols = logits.shape
@@ -26,6 +30,42 @@ def _sample(
     token, raw, processed, entropy, rank = results
     given = (logits, logits.stride(0), cols, *settings, token, raw, processed, entropy, rank)
     cuda.launch("sampling", "sample", logits.dtype, rows, *given)
+    return results
+
+
+def _on_cpu(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seed: Tensor,
+    position: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    results = _results(logits)
+    token, raw, processed, entropy, rank = results
+    failed = ctypes.c_int(0)
+    args = native.SampleArgs(
+        logits=logits.data_ptr(),
+        cols=logits.shape[1],
+        row_bytes=logits.stride(0) * logits.element_size(),
+        temperature=temperature.data_ptr(),
+        top_p=top_p.data_ptr(),
+        min_p=min_p.data_ptr(),
+        top_k=top_k.data_ptr(),
+        seed=seed.data_ptr(),
+        position=position.data_ptr(),
+        token=token.data_ptr(),
+        rank=rank.data_ptr(),
+        raw=raw.data_ptr(),
+        processed=processed.data_ptr(),
+        entropy=entropy.data_ptr(),
+        failed=ctypes.pointer(failed),
+        dtype=native.DTYPES[logits.dtype],
+    )
+    native.call("align_sample", args, logits.shape[0], logits.numel())
+    if failed.value:
+        raise MemoryError(f"no memory to sample from rows of {logits.shape[1]} logits")
     return results
 
 
