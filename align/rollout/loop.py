@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from accelerate import PartialState
 
 from align.errors import UserError
 from align.evaluate.sampling import row_seed
@@ -24,7 +24,7 @@ from align.run_directory import RunDirectory, start_log, write_json, write_text
 log = logging.getLogger("align")
 
 
-def train_online(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> None:
+def train_online(recipe: Recipe, run: RunDirectory) -> None:
     """Run all iterations of the recipe's `online` section, or those that are left; write the run's summary.
 
     Iteration i keeps its files in `iterations/00i`: sampled.jsonl, rows.jsonl (with rewards), stages.json (figures),
@@ -34,7 +34,8 @@ def train_online(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments
         UserError: something in the recipe cannot work.
     """
     assert recipe.online is not None
-    main = arguments.process_index == 0
+    state = PartialState()
+    main = state.is_main_process  # which samples and scores alone, and writes all files
     prompts = read_prompts(recipe)
     log.info("%s", describe_prompts(prompts))
     sampler = Sampler(recipe, run.path)
@@ -42,15 +43,17 @@ def train_online(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments
         torch.set_num_threads(recipe.train.threads)
     try:
         for iteration in range(1, recipe.online.iterations + 1):
-            with arguments.main_process_first(local=False):  # the others find the stages finished
+            if main:
                 _sample_and_score(recipe, run, iteration, prompts, sampler)
-            if rests(recipe) != "resident":
-                sampler.rest(stop=rests(recipe) == "stopped")
+                if rests(recipe) != "resident":
+                    sampler.rest(stop=rests(recipe) == "stopped")
+            state.wait_for_everyone()
             _train_iteration(recipe, run, iteration, main=main)
     finally:
         sampler.close()
     if main:
         _finish(recipe, run)
+    state.wait_for_everyone()
 
 
 def iteration_folder(run: RunDirectory, iteration: int) -> Path:
