@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import time
+from collections.abc import Iterator
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +63,24 @@ def iteration_folder(run: RunDirectory, iteration: int) -> Path:
     return run.path / "iterations" / f"{iteration:03d}"
 
 
-def chosen_prompts(prompts: PromptSet, count: int | None, iteration: int, seed: int) -> PromptSet:
-    """The prompts of an iteration: the next `count` in a random order that begins anew when all were taken."""
-    total = len(prompts.rows)
-    if count is None or count >= total:
-        return prompts
-    wanted = range((iteration - 1) * count, iteration * count)
-    turns = range(wanted[0] // total, wanted[-1] // total + 1)
-    orders = {turn: random.Random(f"{seed} {turn}").sample(range(total), total) for turn in turns}
-    return prompts.choose(list(dict.fromkeys(orders[i // total][i % total] for i in wanted)))
+def chosen_prompts(prompts: PromptSet, wanted: int | None, iteration: int, seed: int) -> PromptSet:
+    """The prompts of an iteration: the next `wanted` of all turns one after the other, or one whole turn."""
+    turns = _turns([row.weight for row in prompts.rows], seed)
+    if wanted is None or wanted >= len(prompts.rows):
+        return prompts.choose(sorted(next(islice(turns, iteration - 1, None))))
+    endless = chain.from_iterable(turns)
+    return prompts.choose(list(dict.fromkeys(islice(endless, (iteration - 1) * wanted, iteration * wanted))))
+
+
+def _turns(weights: list[float], seed: int) -> Iterator[list[int]]:
+    """Prompts in an order of each turn's own: those of the largest weight in every turn, others in proportion."""
+    shares = [weight / max(weights) for weight in weights]
+    first = random.Random(f"{seed} shares")
+    due = [first.random() for _ in shares]  # a prompt's turn comes when this reaches 1
+    for turn in count():
+        due = [have % 1 + share for have, share in zip(due, shares, strict=True)]
+        taken = [place for place, have in enumerate(due) if have >= 1]
+        yield random.Random(f"{seed} {turn}").sample(taken, len(taken))
 
 
 def check_online(recipe: Recipe) -> None:
