@@ -44,6 +44,7 @@ from align.reward_loss import RewardLoss, build_reward_loss, check_ratings, rank
 from align.run_directory import RunDirectory, start_log, write_json
 from align.summary import print_summary
 from align.trainer import AlignTrainer
+from align.types import LONGEST_WAIT
 from rewards import load_scorer
 from rewards.heads import Attributes, BradleyTerry
 
@@ -65,7 +66,7 @@ def train(recipe: Recipe) -> RunResult:
         UserError: the recipe, its data or its model cannot work; said before the first step.
     """
     if recipe.online:
-        from align.rollout.loop import check_online  # which trains with this module
+        from align.rollout.loop import check_online, train_online  # which trains with this module
 
         check_online(recipe)
     run = RunDirectory(recipe.output)
@@ -75,18 +76,15 @@ def train(recipe: Recipe) -> RunResult:
         run.open(recipe)
     start_log(run, main=main)
     if not run.summary.exists():
-        (_train_online if recipe.online else _train)(recipe, run, arguments)
+        if recipe.online:
+            train_online(recipe, run)
+        else:
+            _train(recipe, run, arguments)
     summary = json.loads(run.summary.read_text())
     if main:
         print_summary(str(run.path), summary, show=recipe.sampling.show)
         print(f"report: {write_report([run.path])}")
     return RunResult(run.path, summary)
-
-
-def _train_online(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> None:
-    from align.rollout.loop import train_online
-
-    train_online(recipe, run, arguments)
 
 
 def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> None:
@@ -461,5 +459,6 @@ def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:
         disable_tqdm=True,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
+        ddp_timeout=int(LONGEST_WAIT.total_seconds()),
         label_names=[],
     )

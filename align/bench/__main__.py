@@ -11,7 +11,8 @@ import align.bench
 
 def names() -> list[str]:
     """The benchmarks there are: modules of this package."""
-    return [m.name for m in pkgutil.iter_modules(align.bench.__path__) if m.name not in ("__main__", "measure")]
+    shared = ("__main__", "measure", "trl_generation")
+    return [m.name for m in pkgutil.iter_modules(align.bench.__path__) if m.name not in shared]
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
-"""Rollouts: our worker beside plain vLLM and transformers, 20 changes of weights, and an online run by stage."""
+"""Rollouts: our worker beside plain vLLM, transformers and TRL, 20 changes of weights, and an online run by stage."""
 
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from align.bench.measure import machine
+from align.bench.trl_generation import TrlFailed, TrlProcess
 from align.evaluate.sampling import row_seed
 from align.model.adapters import Lora
 from align.model.policy import Policy, load_policy
@@ -62,22 +64,32 @@ VARIANTS: tuple[tuple[Kind, str], ...] = (
 )
 
 
-def speed(recipe: Recipe, folder: Path) -> dict[str, dict[str, float]]:
-    """Tokens per second of the same completions, in turn, after one warm-up each."""
+def speed(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
+    """Tokens per second of the same number of completions, in turn, after one warm-up each.
+
+    Returns:
+        Per engine: median, least and most; or `not_run`, the reason.
+    """
     prompts = read_prompts(recipe)
     sampling = _sampling(recipe, prompts)
-    own = EngineProcess(_arguments(recipe, prompts), timeout=600, log_file=folder / "engine.log")
+    found, peers = _peers(recipe, prompts, sampling, folder)  # before vLLM turns compilation off in this process
+    own = {
+        f"worker{name}": EngineProcess(
+            replace(_arguments(recipe, prompts), dtype=dtype), timeout=600, log_file=folder / "engine.log"
+        )
+        for name, dtype in (("", "float32"), (", bfloat16", "bfloat16"))
+    }
     plain = VllmEngine(_arguments(recipe, prompts))
     slow = TransformersEngine(
         Path(recipe.policy.model), prompts.tokenizer, dtype="float32", tokens_per_batch=8192, trusted=False
     )
     files = (folder / f"rows{i}.jsonl" for i in range(100))
 
-    def worker() -> int:
+    def worker(engine: EngineProcess) -> int:
         """As `align rollout` does it: rows with texts, each on disk once it is there."""
         journal = Journal(next(files))
         tokens = 0
-        for place, drawn in own.sample(prompts.ids, sampling):
+        for place, drawn in engine.sample(prompts.ids, sampling):
             row = prompts.rows[place]
             journal.append([sampled_line(row, prompts, prompts.ids[place], drawn, sampling, 0)])
             tokens += sum(len(one.ids) for one in drawn)
@@ -85,9 +97,33 @@ def speed(recipe: Recipe, folder: Path) -> dict[str, dict[str, float]]:
 
     tasks: dict[str, Callable[[], int]] = {
         "plain vLLM": lambda: _plain(plain, prompts, sampling),
-        "worker": worker,
+        **{name: partial(worker, engine) for name, engine in own.items()},
         "transformers": lambda: sum(len(one.ids) for _, drawn in slow.sample(prompts.ids, sampling) for one in drawn),
+        **{name: peer.tokens for name, peer in peers.items()},
     }
+    rates = _rates(tasks)
+    engines: list[Any] = [*own.values(), plain, *peers.values()]
+    for engine in engines:
+        engine.close()
+    return {name: found.get(name, {}) | rates.get(name, {}) for name in (*tasks, *found)}
+
+
+def _peers(
+    recipe: Recipe, prompts: PromptSet, sampling: Sampling, folder: Path
+) -> tuple[dict[str, dict[str, Any]], dict[str, TrlProcess]]:
+    """TRL's two paths: what each says of itself, or why it does not run, and those that run."""
+    found, peers = {}, {}
+    for name, vllm in (("TRL with vLLM", True), ("TRL with transformers", False)):
+        try:
+            peer = TrlProcess(recipe.policy.model, prompts.ids, sampling, vllm=vllm, log_file=folder / "trl.log")
+            peer.tokens()
+            found[name], peers[name] = peer.figures, peer
+        except TrlFailed as error:
+            found[name] = {"not_run": str(error)}
+    return found, peers
+
+
+def _rates(tasks: dict[str, Callable[[], int]]) -> dict[str, dict[str, float]]:
     rates: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(ROUNDS + 1):
         for name, task in tasks.items():
@@ -95,8 +131,6 @@ def speed(recipe: Recipe, folder: Path) -> dict[str, dict[str, float]]:
             tokens = task()
             if turn:
                 rates[name].append(tokens / (time.perf_counter() - began))
-    own.close()
-    plain.close()
     return {
         name: {"median": statistics.median(values), "least": min(values), "most": max(values)}
         for name, values in rates.items()
@@ -172,10 +206,18 @@ def _rss(pid: int | str | None) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
 
+def _speed_text(rates: dict[str, Any]) -> str:
+    if "not_run" in rates:
+        return f"does not run: {rates['not_run']}"
+    text = f"{rates['median']:.0f} ({rates['least']:.0f} to {rates['most']:.0f})"
+    more = [rates["dtype"]] if rates.get("dtype", "float32") != "float32" else []
+    return ", ".join([text, *more, *(["compiled"] if rates.get("compiled") else [])])
+
+
 def _table(result: dict[str, Any]) -> Table:
     table = Table("", "", title="rollouts", title_justify="left")
     for name, rates in result["speed"].items():
-        table.add_row(f"{name}, tokens/s", f"{rates['median']:.0f} ({rates['least']:.0f} to {rates['most']:.0f})")
+        table.add_row(f"{name}, tokens/s", _speed_text(rates))
     for name, one in result["syncs"].items():
         rss = one["engine_rss_mib"]
         table.add_row(

@@ -177,7 +177,8 @@ class OnlineSection(Strict):
 
     iterations: PositiveInt = 3
     prompts: PositiveInt | None = None
-    """Prompts of an iteration, taken in turn from all of them in a random order; by default all, every time."""
+    """Prompts of an iteration, taken in turn from all of them in a random order; by default all, every time. Those of a
+    source of half the weight of another have a turn half as often."""
     reference: Literal["initial", "previous", "moving"] = "initial"
     """The recipe's own reference, the policy before the present iteration, or one that moves every few iterations."""
     reference_every: PositiveInt = 2

@@ -6,11 +6,13 @@ import os
 import random
 import shutil
 import time
+from collections.abc import Iterator
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from accelerate import PartialState
 
 from align.errors import UserError
 from align.evaluate.sampling import row_seed
@@ -24,7 +26,7 @@ from align.run_directory import RunDirectory, start_log, write_json, write_text
 log = logging.getLogger("align")
 
 
-def train_online(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> None:
+def train_online(recipe: Recipe, run: RunDirectory) -> None:
     """Run all iterations of the recipe's `online` section, or those that are left; write the run's summary.
 
     Iteration i keeps its files in `iterations/00i`: sampled.jsonl, rows.jsonl (with rewards), stages.json (figures),
@@ -34,7 +36,8 @@ def train_online(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments
         UserError: something in the recipe cannot work.
     """
     assert recipe.online is not None
-    main = arguments.process_index == 0
+    state = PartialState()
+    main = state.is_main_process  # which samples and scores alone, and writes all files
     prompts = read_prompts(recipe)
     log.info("%s", describe_prompts(prompts))
     sampler = Sampler(recipe, run.path)
@@ -42,15 +45,17 @@ def train_online(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments
         torch.set_num_threads(recipe.train.threads)
     try:
         for iteration in range(1, recipe.online.iterations + 1):
-            with arguments.main_process_first(local=False):  # the others find the stages finished
+            if main:
                 _sample_and_score(recipe, run, iteration, prompts, sampler)
-            if rests(recipe) != "resident":
-                sampler.rest(stop=rests(recipe) == "stopped")
+                if rests(recipe) != "resident":
+                    sampler.rest(stop=rests(recipe) == "stopped")
+            state.wait_for_everyone()
             _train_iteration(recipe, run, iteration, main=main)
     finally:
         sampler.close()
     if main:
         _finish(recipe, run)
+    state.wait_for_everyone()
 
 
 def iteration_folder(run: RunDirectory, iteration: int) -> Path:
@@ -58,15 +63,24 @@ def iteration_folder(run: RunDirectory, iteration: int) -> Path:
     return run.path / "iterations" / f"{iteration:03d}"
 
 
-def chosen_prompts(prompts: PromptSet, count: int | None, iteration: int, seed: int) -> PromptSet:
-    """The prompts of an iteration: the next `count` in a random order that begins anew when all were taken."""
-    total = len(prompts.rows)
-    if count is None or count >= total:
-        return prompts
-    wanted = range((iteration - 1) * count, iteration * count)
-    turns = range(wanted[0] // total, wanted[-1] // total + 1)
-    orders = {turn: random.Random(f"{seed} {turn}").sample(range(total), total) for turn in turns}
-    return prompts.choose(list(dict.fromkeys(orders[i // total][i % total] for i in wanted)))
+def chosen_prompts(prompts: PromptSet, wanted: int | None, iteration: int, seed: int) -> PromptSet:
+    """The prompts of an iteration: the next `wanted` of all turns one after the other, or one whole turn."""
+    turns = _turns([row.weight for row in prompts.rows], seed)
+    if wanted is None or wanted >= len(prompts.rows):
+        return prompts.choose(sorted(next(islice(turns, iteration - 1, None))))
+    endless = chain.from_iterable(turns)
+    return prompts.choose(list(dict.fromkeys(islice(endless, (iteration - 1) * wanted, iteration * wanted))))
+
+
+def _turns(weights: list[float], seed: int) -> Iterator[list[int]]:
+    """Prompts in an order of each turn's own: those of the largest weight in every turn, others in proportion."""
+    shares = [weight / max(weights) for weight in weights]
+    first = random.Random(f"{seed} shares")
+    due = [first.random() for _ in shares]  # a prompt's turn comes when this reaches 1
+    for turn in count():
+        due = [have % 1 + share for have, share in zip(due, shares, strict=True)]
+        taken = [place for place, have in enumerate(due) if have >= 1]
+        yield random.Random(f"{seed} {turn}").sample(taken, len(taken))
 
 
 def check_online(recipe: Recipe) -> None:

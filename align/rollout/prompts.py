@@ -24,7 +24,7 @@ class PromptSet:
     """Different prompts, and what turns completions of them into text."""
 
     rows: list[Row]
-    """Without completions; no two have the same id."""
+    """Without completions, with their source's weight; no two have the same id."""
     ids: list[list[int]]
     """Token ids of each row's prompt, start token included."""
     left_out: dict[str, int]
@@ -69,7 +69,7 @@ def read_prompts(recipe: Recipe) -> PromptSet:
             elif isinstance(recipe.rollout.decoding, Contrast) and len(context) > longest:
                 left_out[f"prompt that rollout.decoding makes longer than {longest} tokens"] += 1
             else:
-                chosen[prompt_key(ids)] = row, ids, context
+                chosen[prompt_key(ids)] = replace(row, weight=source.weight), ids, context
     if not chosen:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise UserError(f"data.sources: no prompt is left ({reasons}); raise data.max_length or give other prompts")

@@ -78,6 +78,8 @@ def rollout(recipe: Recipe) -> Path:
     if "score" not in stages.read():
         prompts = read_prompts(recipe)
         log.info("%s", describe_prompts(prompts))
+        if len({source.weight for source in recipe.data.sources}) > 1:
+            log.info("data.sources: every prompt is sampled once, whatever its source's weight")
         sampler = Sampler(recipe, run.path)
         try:
             figures = stages.do("sample", lambda: sampler.sample(folder, prompts, seed=recipe.train.seed))

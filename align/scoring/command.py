@@ -4,7 +4,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from align.scoring.cache import RewardCache, default_cache_dir
 from align.scoring.items import Item, windows
 from align.scoring.job import Job, replaced, write_rows
 from align.scoring.scoring import Part, score_window
+from align.types import LONGEST_WAIT
 from rewards import Reward, read_reward
 from rewards.combine import Combination
 from rewards.digest import scorer_digest
@@ -28,8 +28,6 @@ from rewards.grading import GradeMethod
 from rewards.types import Running
 
 OnError = Literal["stop", "collect"]
-LONGEST_WAIT = timedelta(days=30)
-"""Of one process for the others; torch's half an hour is less than a large window can take."""
 COLLECT = " (--on-error collect sets such rows aside with their reasons)"
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from align.model.adapters import AdapterConfig, Lora
 from align.model.policy import Policy, load_policy
@@ -108,6 +114,18 @@ def scorer(monkeypatch) -> CountingScorer:
     made = CountingScorer()
     monkeypatch.setattr("align.rollout.sample.load_scorer", lambda config: made)
     return made
+
+
+@pytest.fixture
+def reward(tmp_path, untied) -> str:
+    """A random reward model that reads the policy's words."""
+    tokenizer = AutoTokenizer.from_pretrained(untied)
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=64, num_labels=1, pad_token_id=2, initializer_range=0.5, **sizes)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    return str(tmp_path / "reward")
 
 
 def online_tree(folder: Path, output: str, model: Path, prompts: Path, **sections) -> Recipe:

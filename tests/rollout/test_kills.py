@@ -11,8 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from align.recipe import dump_recipe
 from align.rollout.journal import read_lines
@@ -21,18 +19,6 @@ from align.rollout.process import STARTS
 KILLS = int(os.environ.get("ALIGN_KILLS", "2"))
 """Of each kind; set it higher for a longer trial."""
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
-
-
-@pytest.fixture
-def reward(tmp_path, untied) -> str:
-    """A random reward model that reads the policy's words."""
-    tokenizer = AutoTokenizer.from_pretrained(untied)
-    torch.manual_seed(3)
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=64, num_labels=1, pad_token_id=2, initializer_range=0.5, **sizes)
-    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "reward")
-    tokenizer.save_pretrained(tmp_path / "reward")
-    return str(tmp_path / "reward")
 
 
 def start(recipe, folder: Path) -> subprocess.Popen:

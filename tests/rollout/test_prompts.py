@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import Counter
 
 import pytest
 from rich.console import Console
@@ -44,7 +45,21 @@ def test_iterations_take_all_prompts_in_turn(online_recipe):
     assert orders[0] != orders[1]  # each turn in an order of its own
     across = chosen_prompts(prompts, 7, 2, seed=3).rows  # takes from two turns, and no prompt twice
     assert len({row.id for row in across}) == len(across) >= 5
-    assert chosen_prompts(prompts, 12, 4, seed=3) is prompts is chosen_prompts(prompts, None, 4, seed=3)
+    assert chosen_prompts(prompts, 12, 4, seed=3) == prompts == chosen_prompts(prompts, None, 4, seed=3)
+
+
+@pytest.mark.parametrize(("wanted", "iterations"), [(None, 3), (1, 24)])
+def test_a_source_of_a_third_of_the_weight_is_sampled_a_third_as_often(wanted, iterations, online_recipe, tmp_path):
+    """Three turns are 3 * 6 prompts of one source and 6 of the other, as whole turns or prompt by prompt."""
+    sources = []
+    for name, weight, words in (("often", 3, range(10, 16)), ("seldom", 1, range(20, 26))):
+        lines = [json.dumps({"id": f"{name}{word}", "prompt": f"w{word}"}) for word in words]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+        sources.append({"path": str(tmp_path / f"{name}.jsonl"), "weight": weight})
+    prompts = read_prompts(online_recipe(data={"sources": sources}))
+    chosen = [chosen_prompts(prompts, wanted, i, seed=5).rows for i in range(1, iterations + 1)]
+    taken = Counter(row.id for rows in chosen for row in rows)
+    assert taken == {f"often{i}": 3 for i in range(10, 16)} | {f"seldom{i}": 1 for i in range(20, 26)}
 
 
 def test_inspect_shows_the_prompts_of_an_online_recipe(online_recipe):

@@ -1,0 +1,80 @@
+"""Two processes do what one does, through the command that a user would type."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from align.recipe import dump_recipe
+from align.rollout.journal import read_lines
+from align.runs import train
+
+DIGITS = {"sampled_logprobs", "raw_logprobs", "entropies", "rewards"}
+"""Fields of a row that gradients summed in another order move in their last digits."""
+
+
+def launch(recipe, folder: Path) -> subprocess.Popen:
+    path = folder / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(port)]
+    options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "align.cli", "train", str(path)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}  # --cpu itself starts one process only
+    with (folder / "launch.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """As a machine that stops: the launcher's children would outlive it."""
+    launcher = psutil.Process(process.pid)
+    killed = [launcher, *launcher.children(recursive=True)]
+    for one in killed:
+        one.kill()
+    psutil.wait_procs(killed, timeout=60)
+
+
+def numbers(rows: list, field: str) -> list[float]:
+    lists = [row[field] for row in rows]
+    return [x for values in lists for one in values for x in (one if isinstance(one, list) else [one])]
+
+
+def files(run: Path) -> set[str]:
+    """Less those that are one of each process, or named by their content."""
+    paths = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    return {path for path in paths if "rng_state" not in path and not path.startswith("weights/")}
+
+
+@pytest.mark.slow
+def test_two_gloo_processes_equal_one(online_recipe, reward, tmp_path):
+    """Killed while the first of them samples and the other waits, and started again."""
+    one = train(online_recipe("one", rollout={"reward": reward}))
+    recipe = online_recipe("two", rollout={"reward": reward})
+    two = Path(recipe.output)
+    process = launch(recipe, tmp_path)
+    while not list(two.glob("iterations/002/sampled.jsonl*")):
+        assert process.poll() is None, (tmp_path / "launch.log").read_text()[-12000:]
+        time.sleep(0.01)
+    kill_all(process)
+    assert not (two / "summary.json").exists()
+    assert launch(recipe, tmp_path).wait(timeout=300) == 0, (tmp_path / "launch.log").read_text()[-12000:]
+    for number in (1, 2):
+        own, ours = (list(read_lines(run / f"iterations/00{number}/rows.jsonl")) for run in (one.path, two))
+        kept = [[{name: row[name] for name in row.keys() - DIGITS} for row in rows] for rows in (own, ours)]
+        assert kept[0] == kept[1]
+        for field in DIGITS & own[0].keys():
+            assert numbers(ours, field) == pytest.approx(numbers(own, field), abs=1e-5, rel=1e-5), field
+    for name, tensor in load_file(one.path / "adapter/adapter_model.safetensors").items():
+        assert_close(load_file(two / "adapter/adapter_model.safetensors")[name], tensor, rtol=1e-3, atol=1e-5)
+    assert files(two) == files(one.path)
+    log = (two / "events.log").read_text()
+    assert log.count("iteration 1 of 2") == 1 and log.count("iteration 2 of 2") == 2
