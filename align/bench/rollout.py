@@ -43,10 +43,11 @@ def run() -> dict[str, Any]:
     """Measure everything; run it in the project's root, where vLLM is installed."""
     recipe = load_recipe(RECIPE, [f"data.limit={PROMPTS}"])
     torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result = {
-            "machine": machine(torch.device("cpu")) | {"vllm": version("vllm")},
+            "machine": machine(device) | {"vllm": version("vllm")},
             "date": time.strftime("%Y-%m-%d"),
             "speed": speed(recipe, folder),
             "syncs": {f"{kind}, {dtype}": syncs(recipe, folder, kind, dtype) for kind, dtype in VARIANTS},
@@ -79,13 +80,15 @@ def speed(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
         )
         for name, dtype in (("", "float32"), (", bfloat16", "bfloat16"))
     }
-    plain = VllmEngine(_arguments(recipe, prompts))
+    plain = VllmEngine(replace(_arguments(recipe, prompts), sampler="vllm"))
     slow = TransformersEngine(
         Path(recipe.policy.model), prompts.tokenizer, dtype="float32", tokens_per_batch=8192, trusted=False
     )
     files = (folder / f"rows{i}.jsonl" for i in range(100))
 
-    def worker(engine: EngineProcess) -> int:
+    nucleus = replace(sampling, top_p=0.9)
+
+    def worker(engine: EngineProcess, sampling: Sampling = sampling) -> int:
         """As `align rollout` does it: rows with texts, each on disk once it is there."""
         journal = Journal(next(files))
         tokens = 0
@@ -98,6 +101,8 @@ def speed(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
     tasks: dict[str, Callable[[], int]] = {
         "plain vLLM": lambda: _plain(plain, prompts, sampling),
         **{name: partial(worker, engine) for name, engine in own.items()},
+        "plain vLLM, top_p 0.9": lambda: _plain(plain, prompts, nucleus),
+        "worker, top_p 0.9": lambda: worker(own["worker"], nucleus),
         "transformers": lambda: sum(len(one.ids) for _, drawn in slow.sample(prompts.ids, sampling) for one in drawn),
         **{name: peer.tokens for name, peer in peers.items()},
     }
@@ -171,7 +176,8 @@ def _plain(engine: VllmEngine, prompts: PromptSet, sampling: Sampling) -> int:
     """vLLM's own `generate` on the same settings."""
     from vllm import SamplingParams
 
-    shared = {"n": sampling.completions, "max_tokens": sampling.max_tokens, "logprobs": 0, "detokenize": False}
+    shared = {"n": sampling.completions, "max_tokens": sampling.max_tokens, "top_p": sampling.top_p}
+    shared |= {"logprobs": 0, "detokenize": False}
     stop = list(sampling.stop_ids)
     params = [
         SamplingParams(seed=row_seed(sampling.seed, ids, 0), stop_token_ids=stop, **shared) for ids in prompts.ids
