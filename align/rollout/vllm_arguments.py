@@ -14,9 +14,8 @@ from align.rollout.inside_vllm.draw import COLUMNS
 
 log = logging.getLogger("align")
 
-FIRST_RUNNER = ("0.25", "0.26", "0.27", "0.28", "0.29", "0.30", "0.31", "0.32")
-SECOND_RUNNER = ("0.31", "0.32")
-"""Versions of vLLM whose model runners take our sampler."""
+FIRST_RUNNER, SECOND_RUNNER = ("0.25", "0.31", "0.32"), ("0.31", "0.32")
+"""Versions of vLLM whose two model runners take our sampler: those whose sources were compared."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM reserves room for."""
 
@@ -79,9 +78,7 @@ def takes_our_sampler(wanted: str) -> bool:
     known = SECOND_RUNNER if uses_second_runner() else FIRST_RUNNER
     fits = any(__version__.startswith(f"{version}.") for version in known)
     if wanted == "align" and not fits:
-        raise UserError(
-            f"rollout.engine.sampler: ours fits vLLM {known[0]} to {known[-1]}, not {__version__}; leave it out"
-        )
+        raise UserError(f"rollout.engine.sampler: ours fits vLLM {', '.join(known)}, not {__version__}; leave it out")
     if wanted == "auto" and not fits:
         log.warning("vLLM %s draws the tokens with its own sampler: ours is not known to fit it", __version__)
     return fits and wanted != "vllm"
@@ -103,6 +100,8 @@ def llm_arguments(arguments: VllmArguments, *, ours: bool) -> dict[str, Any]:
     """
     if arguments.options.get("model_impl") == "transformers":
         raise UserError("rollout.engine.options: model_impl patches transformers' classes; use `engine: transformers`")
+    if arguments.decoding and not ours:  # vLLM's own may draw different tokens for the two sides of a contrast
+        raise UserError("rollout.decoding: needs our sampler; leave `rollout.engine.sampler` out, or take another vLLM")
     given: dict[str, Any] = {
         "dtype": arguments.dtype,  # `auto` would cast float32 checkpoints to bfloat16
         "max_model_len": arguments.max_length,
@@ -118,15 +117,12 @@ def llm_arguments(arguments: VllmArguments, *, ours: bool) -> dict[str, Any]:
         room = next((rank for rank in LORA_RANKS if rank >= arguments.lora_rank), LORA_RANKS[-1])
         at_once = 2 if arguments.decoding else 1
         given |= {"enable_lora": True, "max_lora_rank": room, "max_loras": at_once, "max_cpu_loras": 2 * at_once}
-    if ours or arguments.decoding:
+    if ours:
         runner = "runner_v2" if uses_second_runner() else "runner_v1"
         given["logits_processors"] = [f"align.rollout.inside_vllm.{runner}:Requests"]
-    if ours:
         given["worker_extension_cls"] = "align.rollout.vllm_engine.OurSampler"
     if arguments.decoding:
-        folder = arguments.decoding.get("baseline") or arguments.folder
-        baseline = replace(arguments, folder=folder, sampler="vllm", decoding=None, lora_rank=0)
-        given["additional_config"] = {CONFIG: {"section": arguments.decoding, "engine": asdict(baseline)}}
+        given["additional_config"] = {CONFIG: {"section": arguments.decoding, "engine": asdict(baseline(arguments))}}
     if torch.cuda.is_available():
         given |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.5}  # the trainer has its model there too
     else:
@@ -136,6 +132,15 @@ def llm_arguments(arguments: VllmArguments, *, ours: bool) -> dict[str, Any]:
             "block_size": 32,  # the default of 128 leaves shorter prompts out of the prefix cache
             # A seeded request whose prompt is split over steps crashes on a CPU.
             "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(4096, arguments.max_length),
+            "max_num_batched_tokens": max(4096, 2 * arguments.max_length),  # two: a contrast's sides start together
         }
     return given | arguments.options
+
+
+def baseline(arguments: VllmArguments) -> VllmArguments:
+    """The engine beside a policy's that continues texts for Transfer Q*."""
+    assert arguments.decoding is not None
+    folder = arguments.decoding.get("baseline") or arguments.folder
+    room = {"gpu_memory_utilization": 0.2} if torch.cuda.is_available() else {}  # the policy has half, the trainer more
+    options = arguments.options | room
+    return replace(arguments, folder=folder, sampler="vllm", decoding=None, lora_rank=0, options=options)

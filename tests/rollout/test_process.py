@@ -148,5 +148,7 @@ def test_vllm_gets_the_processor_of_the_runner_that_it_uses(chosen, module, monk
     given = llm_arguments(arguments, ours=True)
     assert given["logits_processors"] == [f"align.rollout.inside_vllm.{module}:Requests"]
     assert given["max_loras"] == 2
+    with pytest.raises(UserError, match="rollout.decoding: needs our sampler"):
+        llm_arguments(arguments, ours=False)
     baseline = VllmArguments(**given["additional_config"]["align_decoding"]["engine"])
     assert baseline == VllmArguments("b", "float32", 32, sampler="vllm")

@@ -25,7 +25,7 @@ class Contrasted:
         """As every decoding.
 
         Raises:
-            RuntimeError: one request of a pair is further than the other.
+            RuntimeError: the requests of a pair have not written the same.
         """
         sides: dict[bool, dict[str, int]] = {False: {}, True: {}}
         for row, request in enumerate(requests):
@@ -35,7 +35,7 @@ class Contrasted:
         if not own and not other:
             return logits
         rows = [(own.get(pair), other.get(pair)) for pair in own | other]
-        if any(a is None or b is None or len(requests[a].output) != len(requests[b].output) for a, b in rows):
+        if any(a is None or b is None or requests[a].output != requests[b].output for a, b in rows):
             raise RuntimeError("a completion and the one it is held against are out of step")
         first, second = torch.tensor(rows, device=logits.device).T
         pair = torch.full((len(logits),), -1, device=logits.device)

@@ -1,5 +1,6 @@
 """Transfer Q*: tokens weighed by the reward of what a baseline makes of them."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -102,13 +103,10 @@ class VllmBaseline:
         tokens: of a continuation at most.
         """
         self.arguments, self.tokens = engine, tokens
-        self.engine: Any = None
 
     def __call__(self, texts: list[Tokens], ends: Sequence[int]) -> dict[Tokens, list[int]]:
         """As `Continue`; a text that fills the model's length stays as it is."""
         from align.rollout.engine import Sampling
-        from align.rollout.vllm_arguments import VllmArguments
-        from align.rollout.vllm_engine import VllmEngine
 
         found: dict[Tokens, list[int]] = {}
         by_room: dict[int, list[Tokens]] = {}
@@ -117,8 +115,21 @@ class VllmBaseline:
         for room, own in by_room.items():
             if room < 1:
                 continue
-            self.engine = self.engine or VllmEngine(VllmArguments(**self.arguments))
             sampling = Sampling(completions=1, max_tokens=room, seed=0, temperature=0.0, stop_ids=tuple(ends))
-            for place, completions in self.engine.sample([list(ids) for ids in own], sampling):
+            for place, completions in running_engine(self.arguments).sample([list(ids) for ids in own], sampling):
                 found[own[place]] = completions[0].ids
         return found
+
+
+_running: dict[str, Any] = {}
+
+
+def running_engine(arguments: dict[str, Any]) -> Any:
+    """A VllmEngine that lives as long as the process: one that is freed takes the others' distributed state along."""
+    from align.rollout.vllm_arguments import VllmArguments
+    from align.rollout.vllm_engine import VllmEngine
+
+    key = json.dumps(arguments, sort_keys=True)
+    if key not in _running:
+        _running[key] = VllmEngine(VllmArguments(**arguments))
+    return _running[key]

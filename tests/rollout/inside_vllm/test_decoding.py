@@ -45,8 +45,8 @@ def test_only_pairs_are_contrasted_and_both_sides_get_the_same():
     assert contrast().alter(logits, requests[1:2] * 5) is logits
 
 
-@pytest.mark.parametrize("other", [None, request([3, 4], pair="a", against=True)])
-def test_a_side_that_is_missing_or_ahead_is_no_contrast(other):
+@pytest.mark.parametrize("other", [None, request([3, 4], pair="a", against=True), request([4], pair="a", against=True)])
+def test_a_side_that_is_missing_ahead_or_another_is_no_contrast(other):
     requests = [request([3], pair="a", against=False), other or request([])]
     with pytest.raises(RuntimeError, match="out of step"):
         contrast().alter(torch.zeros(2, 5), requests)

@@ -233,7 +233,7 @@ def test_versions_that_it_was_not_tried_with_draw_with_their_own(monkeypatch, ca
     monkeypatch.setattr(vllm_arguments, "FIRST_RUNNER", ("0.1", "0.2"))
     assert not takes_our_sampler("auto")
     assert "draws the tokens with its own sampler" in caplog.text
-    with pytest.raises(UserError, match=r"ours fits vLLM 0.1 to 0.2, not "):
+    with pytest.raises(UserError, match=r"ours fits vLLM 0.1, 0.2, not "):
         takes_our_sampler("align")
 
 
