@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from align.evaluate.sampling import completion_text
 from align.model.load import load_tokenizer
 from align.rollout.config import TransferQ
+from align.rollout.engine import Sampling
 from align.rollout.inside_vllm.request import Request
 from rewards import Scorer, load_scorer
 
@@ -106,8 +107,6 @@ class VllmBaseline:
 
     def __call__(self, texts: list[Tokens], ends: Sequence[int]) -> dict[Tokens, list[int]]:
         """As `Continue`; a text that fills the model's length stays as it is."""
-        from align.rollout.engine import Sampling
-
         found: dict[Tokens, list[int]] = {}
         by_room: dict[int, list[Tokens]] = {}
         for ids in texts:
