@@ -12,7 +12,7 @@ from align.errors import UserError
 from align.model.adapters import AdaLora, Dora, Eva, Full, Ia3, Miss, Olora, Pissa
 from align.model.load import load_tokenizer, model_folder
 from align.recipe import Recipe
-from align.rollout.config import Contrast, Transformers, Vllm, VllmServer
+from align.rollout.config import Contrast, TransferQ, Transformers, Vllm, VllmServer
 from align.rollout.engine import Engine
 from align.rollout.process import EngineProcess
 from align.rollout.server import VllmServers
@@ -42,6 +42,7 @@ def open_engine(recipe: Recipe, folder: Path) -> Engine:
         tokenizer = load_tokenizer(policy.model, revision=policy.revision, trust_remote_code=policy.trust_remote_code)
         options = {"dtype": policy.dtype, "tokens_per_batch": config.tokens_per_batch}
         return TransformersEngine(base, tokenizer, trusted=policy.trust_remote_code, **options)  # type: ignore[arg-type]
+    _check_baseline(recipe)
     kind, rank = sync_kind(recipe)
     arguments = VllmArguments(
         folder=str(base),
@@ -57,6 +58,18 @@ def open_engine(recipe: Recipe, folder: Path) -> Engine:
     if config.in_process:
         return VllmEngine(arguments)
     return EngineProcess(arguments, timeout=config.timeout, log_file=folder / "engine.log")
+
+
+def _check_baseline(recipe: Recipe) -> None:
+    """Refuse a baseline that reads the policy's tokens as other ones."""
+    decoding, policy = recipe.rollout.decoding, recipe.policy
+    if isinstance(decoding, TransferQ) and decoding.baseline:
+        own = load_tokenizer(policy.model, revision=policy.revision, trust_remote_code=policy.trust_remote_code)
+        if own.get_vocab() != load_tokenizer(decoding.baseline).get_vocab():
+            raise UserError(
+                f"rollout.decoding.baseline: {decoding.baseline} has another vocabulary than {policy.model}; name a "
+                "model of the same family"
+            )
 
 
 def check_engine(recipe: Recipe) -> None:

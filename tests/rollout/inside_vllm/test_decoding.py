@@ -1,6 +1,9 @@
 """Decodings without vLLM: which rows they change, what they need of a prompt, and what is refused."""
 
+import json
 import math
+import shutil
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +13,7 @@ from safetensors.torch import load_file
 from align.errors import UserError
 from align.model.load import load_tokenizer
 from align.rollout.config import TransferQ
+from align.rollout.engines import _check_baseline
 from align.rollout.inside_vllm import CONFIG, Request, open_decoding
 from align.rollout.inside_vllm.transfer_q import Guided
 from align.rollout.prompts import read_prompts
@@ -172,3 +176,16 @@ def test_a_base_policy_is_held_against_an_adapter(online_recipe, untied, trained
     assert not any(tensor.any() for tensor in own.values())
     there = load_file(tmp_path / "other" / "adapter_model.safetensors")
     assert other.keys() == there.keys() and all(torch.equal(other[name], there[name]) for name in there)
+
+
+def test_a_baseline_of_another_vocabulary_is_refused(online_recipe, untied, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(untied, other)
+    content = json.loads((other / "tokenizer.json").read_text())
+    content["model"]["vocab"]["another"] = content["model"]["vocab"].pop("w40")
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    decoding = {"name": "transfer_q", "reward": {"name": "length", "min": 1}}
+    for baseline, fits in ((untied, True), (other, False)):
+        recipe = online_recipe(rollout={"engine": "vllm", "decoding": decoding | {"baseline": str(baseline)}})
+        with nullcontext() if fits else pytest.raises(UserError, match="has another vocabulary than"):
+            _check_baseline(recipe)
