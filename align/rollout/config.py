@@ -111,8 +111,8 @@ class TransferQ(Strict):
     continuation: Annotated[int, Field(ge=0)] = 20
     """Tokens that the baseline adds at most; 0 scores the text as it is."""
     baseline: str | None = None
-    """Folder of the model that continues, with the policy's vocabulary and best trained for a similar reward; by default
-    the policy's base model."""
+    """Folder of the model that continues, of the policy's vocabulary and best trained for a similar reward; by
+    default the policy's base model."""
     baseline_reward: ScorerConfig | None = None
     """What the baseline was trained for, where that is not `reward`: r becomes exp((r - r_baseline) / 2) r."""
 
