@@ -1,6 +1,7 @@
 """Our kernels against plain torch, TRL and, where installed, Liger and cut-cross-entropy on the same inputs."""
 
 import importlib.util
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -13,8 +14,9 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.utils import selective_log_softmax
 
 from align.bench.measure import Task, alternate, machine, peak_bytes
-from align.kernels import linear_logprobs, selective_logprobs, softmax
+from align.kernels import linear_logprobs, sample, selective_logprobs, softmax
 from align.kernels.rows.op import softmax_into
+from align.kernels.sampling.reference import keep
 
 ROUNDS = 5
 
@@ -25,7 +27,7 @@ def run() -> dict[str, object]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(machine(device))
-    cases = [*_selective_cases(device), *_softmax_cases(device), *_head_cases(device)]
+    cases = [*_selective_cases(device), *_softmax_cases(device), *_sample_cases(device), *_head_cases(device)]
     about = {"date": time.strftime("%Y-%m-%d"), "trl": version("trl"), "rounds": ROUNDS, "load": os.getloadavg()[0]}
     return {"machine": machine(device), **about, "cases": cases}
 
@@ -77,6 +79,44 @@ def _softmax_cases(device: torch.device) -> list[dict[str, object]]:
             errors[name] = _error(out[:4], truth)
         cases.append(_case(f"softmax {list(shape)} float32", tasks, device, errors, read=x, passes=3))
     return cases
+
+
+def _sample_cases(device: torch.device) -> list[dict[str, object]]:
+    """A token per row and its processed log-prob, read once; ours gives the raw one, entropy and rank as well."""
+    cases = []
+    filters = ((0, 1.0), (0, 0.9), (50, 1.0))
+    for width, dtype, (top_k, top_p) in itertools.product((32000, 151936), (torch.float32, torch.bfloat16), filters):
+        logits = (torch.randn(64, width, device=device) * 3).to(dtype)
+        methods = {"ours": _our_sample, "torch": _torch_sample}
+        errors = {n: _sample_error(logits[:8], f(logits[:8], top_k, top_p), top_k, top_p) for n, f in methods.items()}
+        tasks: dict[str, Task] = {n: partial(f, logits, top_k, top_p) for n, f in methods.items()}
+        name = f"sample {list(logits.shape)} {dtype} top_k {top_k} top_p {top_p}"
+        cases.append(_case(name, tasks, device, errors, read=logits))
+    return cases
+
+
+def _our_sample(logits: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
+    drawn = sample(logits, top_k=top_k, top_p=top_p, seed=0, position=torch.arange(len(logits)))
+    return drawn.token, drawn.processed_logprob
+
+
+def _torch_sample(logits: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
+    z = logits.float()
+    if top_k:
+        z = z.masked_fill(z < z.topk(top_k).values[:, -1:], -torch.inf)
+    if top_p < 1:
+        ordered, order = z.sort(descending=True)
+        p = torch.softmax(ordered, -1)
+        z = z.scatter(1, order, ordered.masked_fill(p.cumsum(1) - p >= top_p, -torch.inf))
+    token = torch.multinomial(torch.softmax(z, -1), 1)
+    return token[:, 0], torch.log_softmax(z, -1).gather(1, token)[:, 0]
+
+
+def _sample_error(logits: Tensor, drawn: tuple[Tensor, Tensor], top_k: int, top_p: float) -> float:
+    token, logprob = drawn
+    one = torch.ones(len(logits), device=logits.device)
+    z = keep(logits, one, torch.full_like(token, top_k), one * top_p, one * 0)
+    return _error(logprob, _selective_truth(z, token))
 
 
 def _head_cases(device: torch.device) -> list[dict[str, object]]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from align.kernels import log_softmax, logsumexp, native, selective_logprobs, softmax
+from align.kernels import log_softmax, logsumexp, native, sample, selective_logprobs, softmax
 from align.kernels.rows import reference
 from align.kernels.rows.op import selective_logprobs_op, softmax_op
 from align.kernels.rows.tile import statistics
@@ -195,7 +195,7 @@ def test_sparse_needs_k() -> None:
 
 
 def test_portable_c_runs_where_it_beats_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sparse softmax and moments; everything else is faster in torch without vector instructions."""
+    """Sparse softmax, moments and sampling; everything else is faster in torch without vector instructions."""
     called: list[str] = []
     monkeypatch.setattr(native, "instruction_set", lambda: "scalar")
     monkeypatch.setattr(native, "call", lambda name, *_: called.append(name))
@@ -207,4 +207,5 @@ def test_portable_c_runs_where_it_beats_torch(monkeypatch: pytest.MonkeyPatch) -
     assert called == []
     softmax(x, method="sparse", k=3)
     statistics(x, targets, 1.0, moments=True)
-    assert called == ["align_softmax", "align_row_statistics"]
+    sample(x, seed=1, position=1)
+    assert called == ["align_softmax", "align_row_statistics", "align_sample"]

@@ -103,6 +103,19 @@ def test_equals_the_definition_in_float64(isa: str, width: int, dtype: torch.dty
 
 
 @pytest.mark.parametrize("isa", CPU_PATHS, indirect=True)
+def test_min_p_decides_between_neighbouring_floats(isa: str) -> None:
+    """Seven floats about the bound top + T log(min p), which float64 tells apart; each weighs 5 % of the largest."""
+    top, heat, least = torch.rand(300) * 20, torch.rand(300) * 3 + 0.1, torch.full((300,), 0.05)
+    bound = (top.double() + heat.double() * least.double().log()).float().view(torch.int32)
+    about = (bound[:, None] + torch.arange(-3, 4, dtype=torch.int32)).view(torch.float32)
+    logits = torch.cat([top[:, None], about], 1)
+    drawn = sample(logits, temperature=heat, min_p=least, seed=2, position=torch.arange(300))
+    z = keep(logits, heat, torch.zeros(300, dtype=torch.int64), torch.ones(300), least)
+    expected = torch.log_softmax(z, 1).gather(1, drawn.token[:, None])[:, 0]
+    torch.testing.assert_close(drawn.processed_logprob.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("isa", CPU_PATHS, indirect=True)
 def test_rows_without_a_distribution(isa: str) -> None:
     """All masked, a NaN, an infinity: token 0 and no log-probability; temperature 0 still says 0."""
     logits = torch.randn(6, 300)

@@ -1,4 +1,4 @@
-"""What `sample` computes, in plain torch; also its implementation wherever the CUDA kernel cannot run."""
+"""What `sample` computes, in plain torch; also its implementation wherever neither kernel can run."""
 
 import torch
 from jaxtyping import Float, Int

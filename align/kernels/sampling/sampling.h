@@ -139,9 +139,7 @@ ENTRY float F(threshold)(const float *values, const float *weights, int64_t n, d
 FN float F(least_by_min_p)(float top, double heat, double min_p) {
     double limit = top / heat + log(min_p);
     float least = (float)(limit * heat);
-    while (least / heat < limit) least = nextafterf(least, INFINITY);
-    while (nextafterf(least, -INFINITY) / heat >= limit) least = nextafterf(least, -INFINITY);
-    return least;
+    return least / heat < limit ? nextafterf(least, INFINITY) : least;
 }
 
 /* The maxima of groups of 8 (one in each vector of a block); returns how many. */
