@@ -101,6 +101,7 @@ def _our_sample(logits: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tenso
 
 
 def _torch_sample(logits: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
+    """Its top-p may keep some of equal logits and not others, which bfloat16 has many of and its error shows."""
     z = logits.float()
     if top_k:
         z = z.masked_fill(z < z.topk(top_k).values[:, -1:], -torch.inf)
