@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from datasets import Dataset
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
@@ -178,7 +178,7 @@ def annotate(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     """
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
-    state = PartialState()
+    state = PartialState(timeout=LONGEST_WAIT)
     with state.main_process_first():
         prepared = prepare(recipe)
     check_objectives(recipe, prepared)
@@ -435,6 +435,9 @@ def peak_memory_bytes() -> int:
 def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:
     """The recipe's `train` section as transformers names it; what depends on the data is set later."""
     train = recipe.train
+    on_cpu = not torch.accelerator.is_available()
+    # transformers makes this too, but on a CPU without a timeout.
+    PartialState(cpu=on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
     return TrainingArguments(
         output_dir=str(run.checkpoints),
         per_device_train_batch_size=1,  # of the data loader, whose items are whole optimizer steps
@@ -445,7 +448,7 @@ def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:
         adam_beta1=train.adam_beta1,
         adam_beta2=train.adam_beta2,
         max_grad_norm=train.max_grad_norm,
-        use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused there
+        use_cpu=on_cpu,  # else bf16 is refused there
         bf16=train.precision == "bfloat16",
         fp16=train.precision == "float16",
         logging_steps=1,
@@ -459,6 +462,5 @@ def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:
         disable_tqdm=True,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
-        ddp_timeout=int(LONGEST_WAIT.total_seconds()),
         label_names=[],
     )

@@ -1,7 +1,7 @@
 """Completions sampled from a policy by transformers' `generate`, each a function of its own prompt and the seed."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,7 @@ def sample_tokens(
     seed: int = 0,
     per_prompt: int = 1,
     tokens_per_batch: int = 8192,
+    done: Container[int] = (),
 ) -> Iterator[tuple[int, int, Sampled]]:
     """Sample completions; a row's token is argmax_v (logit_v / temperature + Gumbel noise), which samples the softmax.
 
@@ -107,6 +108,7 @@ def sample_tokens(
         seed: Of all noise.
         per_prompt: Completions of each prompt; they are all the same where the temperature is 0.
         tokens_per_batch: Rows times (prompt and completion) tokens of one `generate` at most.
+        done: Prompts whose completions are not wanted; a batch that has others too is the same as without this.
 
     Returns:
         (prompt, sample, completion) as batches finish, the longest prompts first.
@@ -117,6 +119,8 @@ def sample_tokens(
     ends = [*end_ids(model, tokenizer), *stop_ids]
     was_training = model.training
     for batch in _batches(rows, [len(ids) + max_tokens for ids in prompt_ids], tokens_per_batch):
+        if all(prompt in done for prompt, _ in batch):
+            continue
         prompts = [prompt_ids[prompt] for prompt, _ in batch]
         seeds = [row_seed(seed, prompt_ids[prompt], sample) for prompt, sample in batch]
         noise = GumbelNoise(seeds, temperature, top_k, top_p, model.device, min_p)
@@ -124,7 +128,8 @@ def sample_tokens(
         drawn = _generate(model, tokenizer, prompts, max_tokens, noise, ends, stop)
         model.train(was_training)
         for (prompt, sample), sampled in zip(batch, drawn, strict=True):
-            yield prompt, sample, sampled
+            if prompt not in done:
+                yield prompt, sample, sampled
 
 
 class GumbelNoise(LogitsProcessor):

@@ -1,6 +1,6 @@
 """What every engine does: sample completions of token ids, and take a newer policy's weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -54,7 +54,7 @@ class Engine(Protocol):
     """Samples from one policy at a time. Not to be subclassed: a class with these methods is an engine."""
 
     def sample(
-        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None
+        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None, done: Container[int] = ()
     ) -> Iterator[tuple[int, list[Sampled]]]:
         """Completions of each prompt, as prompts finish.
 
@@ -62,6 +62,7 @@ class Engine(Protocol):
             prompts: token ids, start token included; no two alike.
             sampling: for all of them.
             contexts: what the engine's decoding needs to know of each prompt; None to sample without it.
+            done: indices of prompts that are not wanted; the others' completions are the same with and without them.
 
         Returns:
             (index of the prompt, its completions in the order of their seeds). Equal arguments give equal completions

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,10 @@ class EngineProcess:
         return self.process.pid if self.process else None
 
     def sample(
-        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None
+        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None, done: Container[int] = ()
     ) -> Iterator[tuple[int, list[Sampled]]]:
         """As every engine; prompts that were not finished when the process died are sampled again, to the same end."""
-        left = dict(enumerate(prompts))
+        left = {place: prompt for place, prompt in enumerate(prompts) if place not in done}
         starts = 0
         while left:
             places = list(left)

@@ -188,13 +188,12 @@ class Sampler:
 
     def _fill(self, journal: Journal, prompts: PromptSet, sampling: Sampling, version: int) -> dict[str, Any]:
         assert self.engine is not None
-        left = [place for place, row in enumerate(prompts.rows) if row.id not in journal.lines]
+        done = {place for place, row in enumerate(prompts.rows) if row.id in journal.lines}
         began, tokens = time.monotonic(), 0
         names = [row.id for row in prompts.rows]
-        chosen = prompts.choose(left)
-        with progress("sampling", len(names), unit="prompts", start=len(names) - len(left)) as advance:
-            for place, completions in self.engine.sample(chosen.ids, sampling, chosen.contexts):
-                row, ids = chosen.rows[place], chosen.ids[place]
+        with progress("sampling", len(names), unit="prompts", start=len(done)) as advance:
+            for place, completions in self.engine.sample(prompts.ids, sampling, prompts.contexts, done):
+                row, ids = prompts.rows[place], prompts.ids[place]
                 journal.append([sampled_line(row, prompts, ids, completions, sampling, version)])
                 tokens += sum(len(one.ids) for one in completions)
                 advance(1, f"{tokens / (time.monotonic() - began):.0f} tokens/s")

@@ -7,7 +7,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -61,12 +61,13 @@ class VllmServers:
         self.model = self.base
 
     def sample(
-        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None
+        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None, done: Container[int] = ()
     ) -> Iterator[tuple[int, list[Sampled]]]:
         """As every engine, without a decoding of its own."""
         pool = ThreadPoolExecutor(self.concurrency * len(self.urls))
         try:
-            asked = {pool.submit(self._complete, prompt, sampling): place for place, prompt in enumerate(prompts)}
+            wanted = [place for place in range(len(prompts)) if place not in done]
+            asked = {pool.submit(self._complete, prompts[place], sampling): place for place in wanted}
             for finished in as_completed(asked):
                 yield asked[finished], finished.result()
         finally:

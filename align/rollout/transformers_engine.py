@@ -1,7 +1,7 @@
 """The engine that runs wherever the trainer does: transformers' `generate` on a model of its own."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,9 +33,12 @@ class TransformersEngine:
         self.model: PreTrainedModel | PeftModel | None = None
 
     def sample(
-        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None
+        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None, done: Container[int] = ()
     ) -> Iterator[tuple[int, list[Sampled]]]:
-        """As every engine, without a decoding of its own."""
+        """As every engine, without a decoding of its own.
+
+        A batch is made of all prompts, `done` or not: what they are computed with moves their last digits.
+        """
         self.model = self.model or self._loaded()
         options = asdict(sampling)
         per_prompt = options.pop("completions")
@@ -45,6 +48,7 @@ class TransformersEngine:
             self.tokenizer,
             list(prompts),
             per_prompt=per_prompt,
+            done=done,
             tokens_per_batch=self.tokens_per_batch,
             **options,
         ):

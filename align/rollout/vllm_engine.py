@@ -5,7 +5,7 @@ It changes the process (threads, random state, environment), so it runs in one o
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,18 +55,18 @@ class VllmEngine:
         self.asleep = False
 
     def sample(
-        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None
+        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None, done: Container[int] = ()
     ) -> Iterator[tuple[int, list[Sampled]]]:
         """As every engine; all prompts go to the same weights, since a CPU engine mixes up base and adapter."""
         self._wake()
         if contexts is not None and (self.arguments.decoding or {}).get("name") == "contrast":
-            return self._in_pairs(prompts, contexts, sampling)
-        return self._alone(prompts, sampling, contexts)
+            return self._in_pairs(prompts, contexts, sampling, done)
+        return self._alone(prompts, sampling, contexts, done)
 
     def _alone(
-        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None
+        self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None, done: Container[int]
     ) -> Iterator[tuple[int, list[Sampled]]]:
-        waiting = list(range(len(prompts)))[::-1]
+        waiting = [place for place in range(len(prompts)) if place not in done][::-1]
         running: set[str] = set()
         most = max(1, IN_FLIGHT // sampling.completions)
         try:
@@ -83,10 +83,13 @@ class VllmEngine:
         finally:
             self.llm.llm_engine.abort_request(list(running))
 
-    def _in_pairs(self, prompts: Prompts, against: Contexts, sampling: Sampling) -> Iterator[tuple[int, list[Sampled]]]:
+    def _in_pairs(
+        self, prompts: Prompts, against: Contexts, sampling: Sampling, done: Container[int]
+    ) -> Iterator[tuple[int, list[Sampled]]]:
         """Every completion by two requests; those of a batch start in one step and so stay in step."""
         count = sampling.completions
-        pairs = [Pair(i, k, prompts[i], against[i]) for i in range(len(prompts)) for k in range(count)]
+        wanted = [place for place in range(len(prompts)) if place not in done]
+        pairs = [Pair(i, k, prompts[i], against[i]) for i in wanted for k in range(count)]
         drawn: dict[int, dict[int, Sampled]] = {}
         running: set[str] = set()
         try:

@@ -86,6 +86,15 @@ def test_a_completion_depends_on_its_own_prompt_and_the_seed_alone(model, tokeni
     assert all(len(set(texts)) > 1 for texts in together)
 
 
+@pytest.mark.parametrize("done", [{0}, {0, 4, 5}, {0, 4, 5, 1}])
+def test_what_is_done_is_not_given_and_changes_no_digit_of_the_rest(done, model, tokenizer):
+    """Two batches: every row of the three longest prompts, then every row of the others."""
+    options = {"max_tokens": 12, "seed": 3, "per_prompt": 3, "tokens_per_batch": 9 * 17}
+    whole = {row[:2]: row[2] for row in sample_tokens(model, tokenizer, PROMPTS, **options)}
+    rest = {row[:2]: row[2] for row in sample_tokens(model, tokenizer, PROMPTS, done=done, **options)}
+    assert rest == {place: drawn for place, drawn in whole.items() if place[0] not in done}
+
+
 def test_a_text_ends_at_its_end_token_and_never_shows_it(model, tokenizer):
     texts = sample_completions(model, tokenizer, [[3]], max_tokens=40, temperature=2.0, per_prompt=64)[0]
     assert min(map(len, texts)) < 20  # at 18 tokens of about equal chance, most texts end by themselves

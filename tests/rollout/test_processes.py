@@ -20,13 +20,16 @@ DIGITS = {"sampled_logprobs", "raw_logprobs", "entropies", "rewards"}
 """Fields of a row that gradients summed in another order move in their last digits."""
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 def launch(recipe, folder: Path) -> subprocess.Popen:
     path = folder / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(port)]
+    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(free_port())]
     options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "align.cli", "train", str(path)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}  # --cpu itself starts one process only
@@ -78,3 +81,27 @@ def test_two_gloo_processes_equal_one(online_recipe, reward, tmp_path):
     assert files(two) == files(one.path)
     log = (two / "events.log").read_text()
     assert log.count("iteration 1 of 2") == 1 and log.count("iteration 2 of 2") == 2
+
+
+WAIT = """
+import sys, torch
+from align.recipe import load_recipe
+from align.run_directory import RunDirectory
+from align.runs import training_arguments
+from align.types import LONGEST_WAIT
+recipe = load_recipe(sys.argv[1])
+training_arguments(recipe, RunDirectory(recipe.output))
+backend = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+assert backend.options._timeout == LONGEST_WAIT, backend.options._timeout
+"""
+
+
+@pytest.mark.slow
+def test_a_process_waits_longer_than_torch_would_let_it(online_recipe, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(online_recipe()))
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-c", WAIT, str(path)]
+    done = subprocess.run(command, env=os.environ | alone | address, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
