@@ -77,6 +77,7 @@ def grid(count: int) -> list[Tensor]:
     return [temperature, top_k, top_p, min_p, torch.arange(count) - 5, torch.arange(count) ** 3]
 
 
+@pytest.mark.parametrize("isa", CPU_PATHS, indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_equals_the_definition_in_float64(isa: str, width: int, dtype: torch.dtype) -> None:
