@@ -69,7 +69,7 @@ ITERATION_COLUMNS = (
     ("reward_after", "after", "{:+.4f}"),
     ("lists", "lists", "{}"),
     ("tokens_per_second", "tokens/s", "{:.0f}"),
-    ("entropy", "entropy sampled", "{:.3f}"),
+    ("entropy", "entropy", "{:.3f}"),
 )
 """Key of an online run's iteration, what it is called, and its format."""
 
