@@ -4,6 +4,8 @@ import base64
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import yaml
@@ -24,13 +26,8 @@ LISTS = 20
 
 def render(runs: Sequence[Run]) -> str:
     """The page of these runs. Everything from a file is escaped by the template engine."""
-    loader = PackageLoader("align.report", ".")
-    templates = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    templates.filters |= {"signed": _signed, "yaml": _yaml}
-    script, _, _ = loader.get_source(templates, "script.js")
-    style, _, _ = loader.get_source(templates, "style.css")
+    templates = _templates()
+    script, style = ((files("align.report") / name).read_text("utf-8") for name in ("script.js", "style.css"))
     return templates.get_template("page.html.jinja").render(
         title=" · ".join(run.name for run in runs),
         style=Markup(style),
@@ -42,6 +39,17 @@ def render(runs: Sequence[Run]) -> str:
         other_charts=charts.other_charts(runs),
         size=charts,
     )
+
+
+@cache
+def _templates() -> Environment:
+    """Compiled once: an online run writes a page for every iteration."""
+    loader = PackageLoader("align.report", ".")
+    templates = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    templates.filters |= {"signed": _signed, "yaml": _yaml}
+    return templates
 
 
 def _described(run: Run) -> dict[str, Any]:

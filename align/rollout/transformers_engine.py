@@ -69,8 +69,9 @@ class TransformersEngine:
 
     def close(self) -> None:
         """As every engine."""
-        self.model = None
-        gc.collect()
+        if self.model is not None:
+            self.model = None
+            gc.collect()
 
     def _loaded(self) -> PreTrainedModel | PeftModel:
         merged = self.weights is not None and self.weights.kind == "merged"
