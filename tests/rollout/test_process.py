@@ -60,6 +60,14 @@ def test_contexts_stay_with_their_prompts_when_the_process_dies(engine):
         assert found[place] == [Sampled(**one) for one in fake_completions(prompt + context, 11, 3, 5)]
 
 
+def test_prompts_that_are_done_are_not_sampled_again(engine):
+    contexts = [[5, 2 * i] for i in range(len(PROMPTS))]
+    found = dict(engine("dies twice").sample(PROMPTS, SAMPLING, contexts, done={0, 2}))
+    expected = [fake_completions(prompt + own, 11, 3, 5) for prompt, own in zip(PROMPTS, contexts, strict=True)]
+    wanted = set(range(len(PROMPTS))) - {0, 2}
+    assert found == {place: [Sampled(**one) for one in expected[place]] for place in wanted}
+
+
 def test_a_killed_process_is_started_again_with_the_present_weights(engine, tmp_path):
     sampler = engine("none")
     for version in (1, 2):

@@ -115,6 +115,13 @@ def test_every_prompt_once_over_all_servers(stubs):
     assert sum(shares) == len(PROMPTS) and min(shares) >= len(PROMPTS) // 4
 
 
+def test_prompts_that_are_done_are_not_asked_for(stubs):
+    wanted = expected()
+    del wanted[0], wanted[2]
+    assert dict(engine(stubs).sample(PROMPTS, SAMPLING, done={0, 2})) == wanted
+    assert sum(stub.paths()["/v1/completions"] for stub in stubs) == len(wanted)
+
+
 def test_a_request_says_all_of_the_sampling(stubs):
     list(engine(stubs[:1]).sample(PROMPTS[:1], SAMPLING))
     _, content = stubs[0].asked[-1]

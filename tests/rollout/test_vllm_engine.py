@@ -58,6 +58,8 @@ def test_completions_depend_on_prompt_and_seed_alone(merging):
     assert together == {place: ids(merging, [prompt])[0] for place, prompt in enumerate(PROMPTS)}
     turned = ids(merging, PROMPTS[::-1])
     assert together == {len(PROMPTS) - 1 - place: own for place, own in turned.items()}
+    left = merging.sample(PROMPTS, SAMPLING, done={0, 2})
+    assert {0, 2} ^ together.keys() == {place for place, own in left if [one.ids for one in own] == together[place]}
     assert together != ids(merging, sampling=replace(SAMPLING, seed=6))
     assert all(len({tuple(one) for one in own}) > 1 for own in together.values())
 
