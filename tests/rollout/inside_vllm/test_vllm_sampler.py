@@ -175,6 +175,7 @@ def test_contrasts_do_not_depend_on_what_runs_beside_them(ours, monkeypatch):
     together = drawn(ours, SAMPLING, WORSE)
     monkeypatch.setattr(vllm_engine.Room, "of", lambda config: vllm_engine.Room(4, 64, 100, 32))  # two pairs at a time
     assert together == drawn(ours, SAMPLING, WORSE)
+    assert {place: together[place] for place in (1, 3)} == dict(ours.sample(PROMPTS, SAMPLING, WORSE, {0, 2}))
 
 
 def test_a_stop_text_ends_both_sides_of_a_contrast(ours):
