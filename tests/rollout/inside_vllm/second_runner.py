@@ -1,7 +1,7 @@
 """vLLM's second model runner on a CPU: its Triton kernels run in Triton's interpreter, slowly.
 
-`python tests/rollout/second_runner.py FOLDER SAMPLING PROMPTS DECODING WORSE` prints what the engine samples, alone and
-in contrast, as a line of JSON. Needs a real `triton` (the CPU environment has an empty one).
+`python second_runner.py FOLDER SAMPLING PROMPTS DECODING WORSE` prints what the engine samples, alone and in contrast, as
+a line of JSON. Needs a real `triton` (the CPU environment has an empty one).
 """
 
 import json
@@ -40,11 +40,8 @@ def main(folder: str, sampling_fields: str, prompts: str, decoding: str, worse: 
 
     arguments = VllmArguments(folder, "float32", 256, cache_bytes=16 << 20, decoding=json.loads(decoding))
     engine = VllmEngine(arguments)
-    found = {
-        "runner": type(
-            engine.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
-        ).__module__
-    }
+    core = engine.llm.llm_engine.engine_core.engine_core
+    found = {"runner": type(core.model_executor.driver_worker.worker.model_runner).__module__}
     for name, contexts in {"alone": None, "contrasted": json.loads(worse)}.items():
         drawn = engine.sample(json.loads(prompts), Sampling(**json.loads(sampling_fields)), contexts)
         found[name] = {place: [asdict(one) for one in own] for place, own in drawn}
