@@ -14,12 +14,12 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import UserError
 from align.model.attach import TRAINED, adapter_tensors
-from align.model.load import HUB_ERRORS, LOAD_ERRORS, first_line, load_model, load_tokenizer, model_folder
-from align.model.reward import is_classifier, load_classifier, output_names
+from align.model.classifier import is_classifier, load_classifier, output_names
+from align.model.load import HUB_ERRORS, first_line, load_model, load_tokenizer, model_folder, read_tokenizer
 from align.model_card import model_card
 
 log = logging.getLogger("align")
@@ -167,10 +167,7 @@ def _tokenizer(trained: Trained) -> PreTrainedTokenizerBase:
     """The tokenizer beside the adapter, which has the chat template it was trained with; otherwise the base's."""
     if trained.base is not None and not (trained.folder / "tokenizer_config.json").is_file():
         return load_tokenizer(trained.base, revision=trained.revision, trust_remote_code=trained.trust_remote_code)
-    try:
-        return AutoTokenizer.from_pretrained(trained.folder, trust_remote_code=trained.trust_remote_code)
-    except LOAD_ERRORS as error:
-        raise UserError(f"{trained.folder} has no tokenizer that can be loaded: {first_line(error)}") from error
+    return read_tokenizer(trained.folder, trust_remote_code=trained.trust_remote_code)
 
 
 def _copy_adapter(trained: Trained, output: Path, dtype: str | None) -> None:

@@ -7,8 +7,8 @@ from transformers import PreTrainedTokenizerBase
 from align.data import render
 from align.data.collate import Example
 from align.data.steps import plan_steps
+from align.model.classifier import is_read_at_last_token
 from align.model.load import load_tokenizer
-from align.model.reward import is_read_at_last_token
 from align.recipe import Recipe, dump_recipe
 from align.rollout.prompts import describe_prompts, read_prompts
 from align.runs import check_objectives, prepare

@@ -9,7 +9,7 @@ from torch import Tensor
 from align.data.steps import agreed_micro_batches
 from align.loss import ListLoss
 from align.metrics import Sums
-from align.model.forward import TokenScorer
+from align.model.forward import TokenScorer, evaluating
 from align.model.policy import Policy
 from align.types import ListBatch
 
@@ -34,25 +34,23 @@ def evaluate_lists(
         lists: the same on every process, which takes its share.
         changes: filled with `best_logprob_change` by the place in `lists` of those that this process took.
     """
-    was_training = scorer.training
-    scorer.eval()
     sums = Sums()
     own = [lists[i] | {"place": i} for i in range(accelerator.process_index, len(lists), accelerator.num_processes)]
     batches = agreed_micro_batches(
         own, tokens_per_batch=tokens_per_batch, accelerator=accelerator, packed=policy.packing
     )
-    for examples in batches:
-        batch = policy.collate(examples or [lists[0]])
-        with accelerator.autocast():
-            stats = scorer(batch, tuple(dict.fromkeys([*OUTPUTS, *loss.outputs])))
-            reference = reference_logprobs(scorer, policy, batch) if policy.has_reference else None
-        scores = loss.scores(stats, reference, batch)
-        losses = loss(stats, reference, batch)
-        values = {"loss": losses, **loss.metrics(batch, stats, reference, scores)}
-        sums.add(values, counts=bool(examples))
-        if changes is not None and policy.has_reference:
-            changes |= zip([e["place"] for e in examples], values["best_logprob_change"].tolist(), strict=False)
-    scorer.train(was_training)
+    with evaluating(scorer):
+        for examples in batches:
+            batch = policy.collate(examples or [lists[0]])
+            with accelerator.autocast():
+                stats = scorer(batch, tuple(dict.fromkeys([*OUTPUTS, *loss.outputs])))
+                reference = reference_logprobs(scorer, policy, batch) if policy.has_reference else None
+            scores = loss.scores(stats, reference, batch)
+            losses = loss(stats, reference, batch)
+            values = {"loss": losses, **loss.metrics(batch, stats, reference, scores)}
+            sums.add(values, counts=bool(examples))
+            if changes is not None and policy.has_reference:
+                changes |= zip([e["place"] for e in examples], values["best_logprob_change"].tolist(), strict=False)
     return sums.means(accelerator)
 
 

@@ -22,6 +22,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from align.model.forward import evaluating
+
 Policy = PreTrainedModel | PeftModel
 
 
@@ -117,16 +119,14 @@ def sample_tokens(
     """
     rows = [(prompt, sample) for prompt in range(len(prompt_ids)) for sample in range(per_prompt)]
     ends = [*end_ids(model, tokenizer), *stop_ids]
-    was_training = model.training
     for batch in _batches(rows, [len(ids) + max_tokens for ids in prompt_ids], tokens_per_batch):
         if all(prompt in done for prompt, _ in batch):
             continue
         prompts = [prompt_ids[prompt] for prompt, _ in batch]
         seeds = [row_seed(seed, prompt_ids[prompt], sample) for prompt, sample in batch]
         noise = GumbelNoise(seeds, temperature, top_k, top_p, model.device, min_p)
-        model.eval()
-        drawn = _generate(model, tokenizer, prompts, max_tokens, noise, ends, stop)
-        model.train(was_training)
+        with evaluating(model):
+            drawn = _generate(model, tokenizer, prompts, max_tokens, noise, ends, stop)
         for (prompt, sample), sampled in zip(batch, drawn, strict=True):
             if prompt not in done:
                 yield prompt, sample, sampled

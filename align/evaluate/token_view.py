@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data.collate import Example
 from align.evaluate.lists import reference_logprobs
-from align.model.forward import TokenScorer
+from align.model.forward import TokenScorer, evaluating
 from align.model.policy import Policy
 from align.run_directory import write_text
 from align.types import ListBatch
@@ -71,14 +71,11 @@ class TokenView:
 
     @torch.no_grad()
     def _values(self, score: Callable[[ListBatch], Tensor]) -> TokenValues:
-        was_training = self.scorer.training
-        self.scorer.eval()
         values = []
-        for example in self.examples:
-            with self.accelerator.autocast():
+        with evaluating(self.scorer), self.accelerator.autocast():
+            for example in self.examples:
                 found = score(self.policy.collate([example])).tolist()
-            values.append([own[: len(ids)] for own, ids in zip(found, example["completion_ids"], strict=True)])
-        self.scorer.train(was_training)
+                values.append([own[: len(ids)] for own, ids in zip(found, example["completion_ids"], strict=True)])
         return values
 
 

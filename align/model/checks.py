@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from align.data.collate import Example
 from align.errors import UserError
-from align.model.forward import TokenScorer, score_tokens
+from align.model.forward import TokenScorer, evaluating, score_tokens
 from align.types import ListBatch
 
 if TYPE_CHECKING:
@@ -32,12 +32,10 @@ def check_forward(base: PreTrainedModel, *, name: str) -> None:
         UserError: they differ, so the model's head is not a plain one or padding is not inert in it.
     """
     ids = torch.arange(1, 9, device=base.device) % base.config.get_text_config().vocab_size
-    training = base.training
-    base.eval()
-    logits = base(input_ids=ids[None], use_cache=False).logits[0, 2:-1].float()
+    with evaluating(base):
+        logits = base(input_ids=ids[None], use_cache=False).logits[0, 2:-1].float()
+        ours = score_tokens(base, _padded(ids, first=3)).logprobs
     expected = logits.log_softmax(-1).gather(1, ids[3:, None]).T
-    ours = score_tokens(base, _padded(ids, first=3)).logprobs
-    base.train(training)
     difference = (ours - expected).abs().max().item()
     if not difference <= tolerance(base.dtype):
         raise UserError(
@@ -54,12 +52,10 @@ def check_reference_identity(policy: "Policy", batch: ListBatch) -> None:
         RuntimeError: they do not.
     """
     scorer = TokenScorer(policy)
-    training = scorer.training
-    scorer.eval()
-    own = scorer(batch).logprobs
-    with policy.reference():
-        reference = scorer(batch).logprobs
-    scorer.train(training)
+    with evaluating(scorer):
+        own = scorer(batch).logprobs
+        with policy.reference():
+            reference = scorer(batch).logprobs
     difference = (own - reference).abs().max().item()
     if not difference <= tolerance(policy.model.dtype):
         raise RuntimeError(

@@ -1,5 +1,7 @@
 """ListBatch -> hidden states at completion positions -> log-probabilities of their targets."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -107,6 +109,17 @@ def _packed(batch: ListBatch, tree: Tree | None) -> dict[str, Any]:
     # A mask of four dimensions is passed on as it is, so no mask over the whole row is built; ours reads `tree`.
     unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
     return {"position_ids": batch.position_ids, "attention_mask": unread, "tree": tree or Tree(batch.segments)}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout inside; behind it the model is in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from align.data.collate import collate
 from align.fused import ACTIVATIONS, Activation, Projection, gated_mlp, lora_linear, on_asked_rows, rms_norm
 from align.model.checks import probe_lists, tolerance
-from align.model.forward import base_model, logprobs
+from align.model.forward import base_model, evaluating, logprobs
 from align.model.load import first_line
 
 log = logging.getLogger(__name__)
@@ -33,11 +33,9 @@ def enable_fusing(model: nn.Module, *, name: str, read: Callable[..., Tensor] = 
         Whether it is; if not, the model is left as it was, and one line says why.
     """
     methods = _methods(model)
-    training = model.training
-    model.eval()
     base = base_model(model)
     batch = collate(probe_lists(base), pad_id=0).to(base.device)
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         expected = read(model, batch)
         for module, method in methods.items():
             module.forward = MethodType(method, module)
@@ -47,7 +45,6 @@ def enable_fusing(model: nn.Module, *, name: str, read: Callable[..., Tensor] = 
             same = difference <= tolerance(base.dtype)
         except Exception as error:  # whatever a model's own code makes of it
             same, problem = False, first_line(error)
-    model.train(training)
     if not same:
         for module in methods:
             del module.forward

@@ -1,7 +1,8 @@
 """Model folders -> transformers' models and tokenizers, with one clear sentence where that cannot work."""
 
 import importlib.util
-import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,6 @@ from align.errors import UserError
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError)
-
-log = logging.getLogger(__name__)
 
 
 def model_folder(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
@@ -70,32 +69,66 @@ def load_model(
     Raises:
         UserError: files are missing, damaged, incomplete or of another kind.
     """
-    check_weight_files(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        check_kind(folder, config)
+    with loading(folder, "cannot be loaded as a language model"):
+        config = read_config(folder, trust_remote_code=trust_remote_code)
         turned_off = {} if dropout else turn_dropout_off(config)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        model, missing = read_weights(
+            AutoModelForCausalLM,
             folder,
             config=config,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            quantization_config=_bitsandbytes(dtype) if quantization else None,
-            device_map={"": device},
-            use_safetensors=True,
+            dtype=dtype,
+            attention=attention,
+            device=device,
             trust_remote_code=trust_remote_code,
-            output_loading_info=True,
+            quantization_config=_bitsandbytes(dtype) if quantization else None,
         )
+    refuse_incomplete(folder, missing)
+    return model, turned_off
+
+
+@contextmanager
+def loading(folder: Path, problem: str) -> Iterator[None]:
+    """Whatever transformers makes of a folder's files becomes one sentence: `problem`, and its own first line."""
+    try:
+        yield
     except UserError:
         raise
     except LOAD_ERRORS as error:
-        raise UserError(f"{folder} cannot be loaded as a language model: {first_line(error)}") from error
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{folder} {problem}: {first_line(error)}") from error
+
+
+def read_config(folder: Path, *, trust_remote_code: bool) -> PretrainedConfig:
+    """The config of a folder that has safetensors, and is not of an encoder-decoder."""
+    if not list(folder.glob("*.safetensors")):
+        _refuse_weights(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if config.is_encoder_decoder:
+        raise UserError(f"{folder} is an encoder-decoder model ({config.model_type}); a decoder-only model is needed")
+    return config
+
+
+def read_weights(
+    auto_class: Any, folder: Path, *, dtype: str, attention: str | None, device: torch.device, **options: Any
+) -> tuple[Any, list[str]]:
+    """A model of transformers' `auto_class`, and the weights of it that the files lack."""
+    model, info = auto_class.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        attn_implementation=attention,
+        device_map={"": device},
+        use_safetensors=True,
+        output_loading_info=True,
+        **options,
+    )
+    return model, sorted(info["missing_keys"])
+
+
+def refuse_incomplete(folder: Path, missing: list[str]) -> None:
+    """Refuse a folder that lacks weights, which would be drawn at random."""
+    if missing:
         raise UserError(
             f"{folder} is incomplete: its safetensors files lack {len(missing)} weights, first {missing[0]}"
         )
-    return model, turned_off
 
 
 def load_tokenizer(
@@ -115,10 +148,7 @@ def load_tokenizer(
         UserError: no tokenizer there, no template file there, or neither a padding nor an end-of-text token.
     """
     folder = model_folder(model, revision, trust_remote_code=trust_remote_code)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except LOAD_ERRORS as error:
-        raise UserError(f"{folder} has no tokenizer that can be loaded: {first_line(error)}") from error
+    tokenizer = read_tokenizer(folder, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(f"the tokenizer of {folder} has neither a padding nor an end-of-text token: give it one")
@@ -128,6 +158,12 @@ def load_tokenizer(
             raise UserError(f"policy.chat_template: there is no file {chat_template}")
         tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
     return tokenizer
+
+
+def read_tokenizer(folder: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """A folder's tokenizer as it is."""
+    with loading(folder, "has no tokenizer that can be loaded"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def turn_dropout_off(config: PretrainedConfig) -> dict[str, float]:
@@ -157,20 +193,13 @@ def _download(model: str, revision: str | None, patterns: tuple[str, ...]) -> Pa
         ) from error
 
 
-def check_weight_files(folder: Path) -> None:
-    if list(folder.glob("*.safetensors")):
-        return
+def _refuse_weights(folder: Path) -> None:
     if list(folder.glob("*.bin")) + list(folder.glob("*.pt")) + list(folder.glob("*.pth")):
         raise UserError(
             f"{folder} has its weights in pickle files only, which can run code when read; convert it once, where you "
             "trust it, with transformers' from_pretrained and save_pretrained, which writes safetensors"
         )
     raise UserError(f"{folder} has no weights: there is no .safetensors file")
-
-
-def check_kind(folder: Path, config: PretrainedConfig) -> None:
-    if config.is_encoder_decoder:
-        raise UserError(f"{folder} is an encoder-decoder model ({config.model_type}); a decoder-only model is needed")
 
 
 def _bitsandbytes(dtype: str) -> BitsAndBytesConfig:

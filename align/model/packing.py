@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from align.data.collate import collate
 from align.model.checks import probe_lists, tolerance
-from align.model.forward import logprobs
+from align.model.forward import evaluating, logprobs
 from align.model.load import first_line
 from align.packing import ATTENTION, Tree, packed_collate
 from align.packing.attention import unread_layers
@@ -29,23 +29,21 @@ def enable_packing(base: PreTrainedModel, *, name: str, read: Callable[..., Tens
     attention = base.config.get_text_config()._attn_implementation
     problem = f"there is no packed form of attention {attention}"
     if attention in ATTENTION:
-        problem = _problem(base, attention, read)
+        with evaluating(base), torch.no_grad():
+            problem = _problem(base, attention, read)
     if problem:
         log.warning("%s (%s): lists run as separate padded rows, since %s", name, base.config.model_type, problem)
     return not problem
 
 
-@torch.no_grad()
 def _problem(base: PreTrainedModel, attention: str, read: Callable[..., Tensor]) -> str:
     """Switch to tree attention; if results change, switch back and say how."""
-    training = base.training
-    base.eval()
     lists = probe_lists(base)
     padded, packed = collate(lists, pad_id=0).to(base.device), packed_collate(lists).to(base.device)
     expected = read(base, padded)
+    tree = Tree(packed.segments or ())
     try:
         base.set_attn_implementation(ATTENTION[attention])
-        tree = Tree(packed.segments or ())
         found = torch.stack([read(base, padded), read(base, packed, tree=tree)])
         difference = (found - expected).abs().max().item()
         problem = unread_layers(tree, base.config)
@@ -55,5 +53,4 @@ def _problem(base: PreTrainedModel, attention: str, read: Callable[..., Tensor])
         problem = f"its code does not take packed rows ({first_line(error)})"
     if problem and base.config.get_text_config()._attn_implementation != attention:
         base.set_attn_implementation(attention)
-    base.train(training)
     return problem

@@ -26,7 +26,7 @@ from align.model.attach import (
 )
 from align.model.checkpoint import export_adapter, export_model, load_state, save_state
 from align.model.checks import check_forward
-from align.model.forward import TokenScorer
+from align.model.forward import TokenScorer, evaluating
 from align.model.fusing import enable_fusing
 from align.model.identity import Identity, base_identity, reference_identity
 from align.model.load import load_model, load_tokenizer, model_folder
@@ -95,13 +95,8 @@ class Policy:
         Raises:
             RuntimeError: full training without a copy of the initial weights, after the first step.
         """
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad(), self._reference_weights():
-                yield
-        finally:
-            self.model.train(training)
+        with evaluating(self.model), torch.no_grad(), self._reference_weights():
+            yield
 
     def _reference_weights(self) -> Any:
         if self._has_copy:

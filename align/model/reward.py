@@ -1,25 +1,17 @@
 """Reward models: a transformers sequence classifier whose outputs are read at each completion's last token."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from jaxtyping import Float, Int
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.data.collate import Example, collate
 from align.errors import UserError
@@ -27,18 +19,11 @@ from align.model.adapters import AdapterConfig, Full
 from align.model.attach import adapter_config, attach_adapter
 from align.model.checkpoint import export_adapter, export_model
 from align.model.checks import tolerance
-from align.model.forward import base_model, last_hidden
+from align.model.classifier import is_classifier, load_classifier, reads_last_token
+from align.model.forward import base_model, evaluating, last_hidden
 from align.model.fusing import enable_fusing
 from align.model.identity import base_identity
-from align.model.load import (
-    LOAD_ERRORS,
-    check_kind,
-    check_weight_files,
-    first_line,
-    load_tokenizer,
-    model_folder,
-    turn_dropout_off,
-)
+from align.model.load import load_tokenizer, model_folder
 from align.model.packing import enable_packing
 from align.model.policy import Policy
 from align.packing import Tree, packed_collate
@@ -142,27 +127,6 @@ def read_rewards(model: nn.Module, batch: ListBatch, tree: Tree | None = None) -
     return base(input_ids=batch.input_ids, attention_mask=mask.long()).logits.float()
 
 
-def reads_last_token(base: PreTrainedModel) -> bool:
-    """Whether a classifier has a decoder's head, which transformers calls `score`."""
-    return "score" in dict(base.named_children())
-
-
-def is_read_at_last_token(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> bool:
-    """`reads_last_token` of a model's classifier, known from its config; no weight is read.
-
-    Raises:
-        UserError: no such model, or none that can be a sequence classifier.
-    """
-    folder = model_folder(model, revision, trust_remote_code=trust_remote_code)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            base = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
-    except LOAD_ERRORS as error:
-        raise UserError(f"{folder} cannot be loaded as a sequence classifier: {first_line(error)}") from error
-    return reads_last_token(base)
-
-
 def load_reward_model(
     model: str,
     *,
@@ -218,75 +182,6 @@ def load_reward_model(
     return RewardModel(trained, tokenizer, adapter=adapter.name, base=identity, dropout=own_dropout, packing=packing)
 
 
-def load_classifier(
-    folder: Path,
-    outputs: Sequence[str],
-    *,
-    dtype: str,
-    attention: str | None,
-    dropout: bool,
-    device: torch.device,
-    trust_remote_code: bool,
-) -> tuple[PreTrainedModel, list[str], dict[str, float]]:
-    """A sequence classifier with outputs of these names from safetensors.
-
-    Returns:
-        The model; the names of its head's modules, new ones of the body among them; the dropout that was turned off.
-
-    Raises:
-        UserError: files are missing, damaged or of another kind, or hold a head with other outputs.
-    """
-    check_weight_files(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        check_kind(folder, config)
-        stored = _stored_outputs(config)
-        kept = _kept_outputs(folder, stored, outputs)
-        name_outputs(config, stored if stored else outputs)
-        turned_off = {} if dropout else turn_dropout_off(config)
-        with _without_load_report():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                config=config,
-                dtype=getattr(torch, dtype),
-                attn_implementation=attention,
-                device_map={"": device},
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-            )
-    except UserError:
-        raise
-    except LOAD_ERRORS as error:
-        raise UserError(f"{folder} cannot be loaded as a sequence classifier: {first_line(error)}") from error
-    missing = sorted(info["missing_keys"])
-    head = _head_modules(model, missing)
-    if odd := [key for key in missing if stored or not _belongs(key, head)]:
-        raise UserError(f"{folder} is incomplete: its safetensors files lack {len(odd)} weights, first {odd[0]}")
-    if stored:
-        _select_outputs(model, kept, outputs)
-    model.config.architectures = [type(model).__name__]
-    return model, head, turned_off
-
-
-def is_classifier(config: PretrainedConfig) -> bool:
-    """Whether a config is a sequence classifier's."""
-    return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-
-
-def output_names(config: PretrainedConfig) -> list[str]:
-    """The names of a classifier's outputs."""
-    labels: Any = config.id2label
-    return [str(labels[i]) for i in range(len(labels))]
-
-
-def name_outputs(config: PretrainedConfig, outputs: Sequence[str]) -> None:
-    """Write the outputs' names into a classifier's config."""
-    config.num_labels = len(outputs)
-    config.id2label = dict(enumerate(outputs))
-    config.label2id = {name: i for i, name in enumerate(outputs)}
-
-
 @torch.no_grad()
 def check_rewards(base: PreTrainedModel, *, name: str) -> None:
     """Compare our reading of a padded batch with the model's own of one row alone.
@@ -297,28 +192,15 @@ def check_rewards(base: PreTrainedModel, *, name: str) -> None:
     pad = base.config.get_text_config().pad_token_id
     usable = [i for i in range(base.config.get_text_config().vocab_size) if i != pad][:9]
     lists = [{"prompt_ids": usable[:2], "completion_ids": [usable[2:5], usable[2:9]], "grades": [0.0, 1.0]}]
-    training = base.training
-    base.eval()
-    expected = base(input_ids=torch.tensor([usable[:5]], device=base.device)).logits.float()
-    ours = read_rewards(base, collate(lists, pad_id=pad or 0).to(base.device))[:1]
-    base.train(training)
+    with evaluating(base):
+        expected = base(input_ids=torch.tensor([usable[:5]], device=base.device)).logits.float()
+        ours = read_rewards(base, collate(lists, pad_id=pad or 0).to(base.device))[:1]
     difference = (ours - expected).abs().max().item()
     if not difference <= tolerance(base.dtype):
         raise UserError(
             f"{name} ({base.config.model_type}) reads its outputs in a way that is not supported: its own and ours "
             f"differ by {difference:.2g}; another architecture is needed"
         )
-
-
-@contextmanager
-def _without_load_report() -> Iterator[None]:
-    """transformers warns of a new head; what is missing is looked at here."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(before)
 
 
 def _refuse_unsuited(start_adapter: str | None, quantization: str | None, adapter: AdapterConfig) -> None:
@@ -329,51 +211,6 @@ def _refuse_unsuited(start_adapter: str | None, quantization: str | None, adapte
         )
     if quantization is not None or adapter.name == "loftq":
         raise UserError("policy: a reward model is not trained on quantised weights; use lora without `quantization`")
-
-
-def _stored_outputs(config: PretrainedConfig) -> list[str]:
-    """The names of a classifier's outputs; none for any other model."""
-    return output_names(config) if is_classifier(config) else []
-
-
-def _kept_outputs(folder: Path, stored: list[str], outputs: Sequence[str]) -> list[int]:
-    """Which of the stored outputs are wanted, in the wanted order; a lone one is kept under any name."""
-    if not stored:
-        return []
-    if len(stored) == len(outputs) == 1:
-        return [0]
-    if unknown := [name for name in outputs if name not in stored]:
-        raise UserError(
-            f"reward.outputs: {folder} is a classifier with the outputs {', '.join(stored)} and has no "
-            f"{', '.join(unknown)}; name some of them, or start from a model without a head"
-        )
-    return [stored.index(name) for name in outputs]
-
-
-def _select_outputs(model: PreTrainedModel, kept: list[int], outputs: Sequence[str]) -> None:
-    """Keep these of a head's outputs, under these names."""
-    name_outputs(model.config, outputs)
-    classifier: Any = model
-    if kept == list(range(classifier.num_labels)):
-        return
-    head = classifier.score if reads_last_token(model) else classifier.classifier
-    last = head if isinstance(head, nn.Linear) else head.out_proj
-    last.weight = nn.Parameter(last.weight.detach()[kept].clone())
-    if last.bias is not None:
-        last.bias = nn.Parameter(last.bias.detach()[kept].clone())
-    last.out_features = classifier.num_labels = len(kept)
-
-
-def _head_modules(model: PreTrainedModel, missing: Sequence[str]) -> list[str]:
-    """The modules beside the body that have weights, and those of the body that the files lack (a BERT's pooler)."""
-    prefix = model.base_model_prefix
-    own = [name for name, child in model.named_children() if name != prefix and any(True for _ in child.parameters())]
-    body = {key.split(".")[1] for key in missing if key.startswith(f"{prefix}.") and ".pooler." in key}
-    return [*own, *sorted(body)]
-
-
-def _belongs(key: str, head: Sequence[str]) -> bool:
-    return any(part in head for part in key.split(".")[:2])
 
 
 def _set_padding(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
