@@ -7,16 +7,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset, Features, List, Value
+from rich.console import Console
 from rich.table import Table
 
+from align.build import build_policy, check_objectives, prepare
 from align.data import Prepared
 from align.data.ches import ches_scores, choose_lists
 from align.errors import UserError
 from align.model.adapters import Full
+from align.model.config import TrainedSection
 from align.model.policy import Policy, load_policy
 from align.model.reference import Kind, Values, flat_values, read_lists, with_token_column
-from align.recipe import Recipe, TrainedSection
+from align.recipe import Recipe
+from align.types import LONGEST_WAIT
 
 SHARE_ABOVE = 0.05
 """A token reward beyond this counts as one that says something."""
@@ -37,6 +42,30 @@ class Annotated:
     heldout: Dataset
     figures: dict[str, Any]
     """Of the training lists, for the summary."""
+
+
+def annotate(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
+    """Compute all that frozen models say about the recipe's rows into the cache, CHES included, and print a summary.
+
+    Run it again after an interruption, and it goes on; `align train` finds what it has computed.
+
+    Returns:
+        What is printed, of the training lists.
+
+    Raises:
+        UserError: the recipe, its data or its model cannot work.
+    """
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    state = PartialState(timeout=LONGEST_WAIT)
+    with state.main_process_first():
+        prepared = prepare(recipe)
+    check_objectives(recipe, prepared)
+    policy = build_policy(recipe, prepared, total_steps=1, device=state.device, keep_reference=False)
+    annotated = annotate_lists(recipe, policy, prepared, reference=True, ches=True)
+    if state.is_main_process:
+        (console or Console()).print(annotation_table(annotated.figures, len(annotated.train)))
+    return annotated.figures
 
 
 def annotate_lists(

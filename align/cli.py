@@ -151,8 +151,8 @@ def _inspect(parsed: argparse.Namespace) -> None:
 
 
 def _annotate(parsed: argparse.Namespace) -> None:
+    from align.annotate import annotate
     from align.recipe import load_recipe
-    from align.runs import annotate
 
     annotate(load_recipe(parsed.recipe, parsed.overrides))
 

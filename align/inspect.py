@@ -4,14 +4,14 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from align.build import check_objectives, prepare
 from align.data import render
 from align.data.collate import Example
-from align.data.steps import plan_steps
 from align.model.classifier import is_read_at_last_token
 from align.model.load import load_tokenizer
 from align.recipe import Recipe, dump_recipe
 from align.rollout.prompts import describe_prompts, read_prompts
-from align.runs import check_objectives, prepare
+from align.training import planned_steps
 
 CONTEXT_COLOUR, COMPLETION_COLOUR = "dim", "green"
 
@@ -26,15 +26,8 @@ def inspect_recipe(recipe: Recipe, *, rows: int, console: Console | None = None)
     prepared = prepare(recipe)
     console.print(render(prepared.audit))
     check_objectives(recipe, prepared)
-    train = recipe.train
-    plan = plan_steps(
-        prepared.train["weight"][:],
-        lists_per_step=train.lists_per_step,
-        epochs=train.epochs,
-        steps=train.steps,
-        seed=train.seed,
-    )
-    console.print(f"{len(plan)} optimizer steps of {train.lists_per_step} lists\n")
+    steps = len(planned_steps(recipe.train, prepared.train))
+    console.print(f"{steps} optimizer steps of {recipe.train.lists_per_step} lists\n")
     policy = recipe.policy
     code = {"trust_remote_code": policy.trust_remote_code}
     tokenizer = load_tokenizer(policy.model, revision=policy.revision, chat_template=policy.chat_template, **code)

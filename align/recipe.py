@@ -1,230 +1,31 @@
 """The recipe: what a run does, as frozen models; and `load_recipe`, from YAML and dotted overrides."""
 
 import difflib
-import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
-from transformers.training_args import OptimizerNames
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from align.data.config import DataSection, SourceSection
 from align.errors import UserError
-from align.model.adapters import AdaLora, AdapterConfig, Lora
+from align.model.adapters import AdaLora
+from align.model.config import ContrastSection, PolicySection, ReferenceSection, TokenRewards
 from align.objectives import PROPERTIES, ObjectiveConfig, ScoreConfig, unknown_objective
 from align.objectives.scores import LengthDesensitised, LogRatio, ReverseKL
 from align.objectives.token_reg import Tgdpo, TokenReg, TokenWeights
 from align.reward_loss import RewardSection, build_reward_loss
 from align.rollout.config import OnlineSection, RolloutSection
+from align.training import TrainSection
 from align.types import Strict
 from rewards import ScorerConfig
 from rewards.heads import Attributes, BradleyTerry, RewardObjective
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+__all__ = ["Recipe", "SourceSection", "dump_recipe", "load_recipe", "parse_recipe"]
+
 REWARD_OBJECTIVES = ("bradley_terry", "attributes")
 """Objectives that only a reward model has."""
-
-
-class PolicySection(Strict):
-    """The model that is trained."""
-
-    model: str
-    """A local folder, or a hub name."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the weights are held in; float16 trains poorly, bfloat16 is the usual choice on a GPU."""
-    adapter: AdapterConfig = Lora()
-    """How it is trained: an adapter by name, or `{name: full}`."""
-    start_adapter: str | None = None
-    """An existing (say SFT) adapter to go on training; it is then also the reference."""
-    start_run: str | None = None
-    """A finished run of the same model and adapter: start from what it trained, and keep the reference as it is."""
-    quantization: Literal["4bit"] | None = None
-    """QLoRA: 4-bit base weights; needs bitsandbytes and a GPU."""
-    attention: str | None = None
-    """transformers' attention implementation; by default its own choice."""
-    chat_template: str | None = None
-    """A Jinja file that replaces the tokenizer's chat template; `recipes/templates/plain.jinja` suits base models."""
-    trust_remote_code: bool = False
-    """Run model code from the hub. Off unless you ask."""
-
-
-class ReferenceSection(Strict):
-    """Where the reference's log-probabilities come from."""
-
-    cache: bool = True
-    """Compute them once and keep them on disk; off: a second forward pass in every step."""
-    cache_dir: str | None = None
-    """Folder of the cache; by default below the user's cache folder."""
-
-
-class SourceSection(Strict):
-    """One set of rows."""
-
-    path: str
-    """A JSONL (.gz), Parquet or JSON file, a folder of them, or a hub data set's name."""
-    split: str | None = None
-    """Split of a hub data set, or the file name's stem in a folder."""
-    weight: PositiveFloat = 1.0
-    """Relative share of the mixture: a set of weight 2 is seen twice as often per row as one of weight 1."""
-    revision: str | None = None
-    """Revision of a hub data set."""
-
-
-class ChesSection(Strict):
-    """Which lists are likely to lower the probability of their best completion, by CHES, and what happens to them."""
-
-    keep_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Keep this share of the training lists, those of the lowest length-normalised CHES; the paper keeps 0.05."""
-    threshold: float | None = None
-    """Or keep those whose score is at most this."""
-    other_weight: Fraction = 0.0
-    """What becomes of the others: 0 leaves them out, more is their share of the mixture against a kept list's 1."""
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> "ChesSection":
-        if (self.keep_fraction is None) == (self.threshold is None):
-            raise ValueError("give `keep_fraction` or `threshold`, one of the two")
-        return self
-
-
-class DataSection(Strict):
-    """What is trained on, and how it becomes tokens."""
-
-    sources: Annotated[tuple[SourceSection, ...], Field(min_length=1)]
-    """Training rows; a single `{path: ...}` in brackets is the usual case."""
-    eval_sources: tuple[SourceSection, ...] = ()
-    """Held-out rows; by default a share of the sources."""
-    eval_fraction: Fraction = 0.1
-    """Share of the prompts held out where there are no `eval_sources`."""
-    grades: Literal["win_probability", "rank", "quantile", "raw"] = "win_probability"
-    """How rewards, scores or ranks become grades."""
-    select: Literal["all", "best_worst"] = "all"
-    """Train on whole lists, or on each list's best and worst completion as a pair."""
-    list_size: Annotated[int, Field(ge=2)] | None = None
-    """At most this many completions of a list: the best, the worst and a random choice of the others."""
-    max_length: PositiveInt = 1024
-    """Tokens of prompt plus completion at most."""
-    max_prompt_length: PositiveInt | None = None
-    """Tokens of the prompt at most; a longer one loses its beginning."""
-    overlong: Literal["truncate", "drop_completion", "drop_list"] = "truncate"
-    """What happens to a completion beyond `max_length`; each case is counted."""
-    append_eos: bool | None = None
-    """End every completion with the end-of-text token so that the policy learns to stop; on by default. A reward model
-    reads a text as it will be scored, without."""
-    limit: PositiveInt | None = None
-    """Read only this many rows of each source."""
-    ches: ChesSection | None = None
-    """Leave out, or take less often, lists that are likely to lower the probability of their best completion."""
-    workers: PositiveInt = 1
-    """Processes that tokenise."""
-
-    @field_validator("sources", "eval_sources", mode="before")
-    @classmethod
-    def _paths(cls, value: Any) -> Any:
-        entries = value if isinstance(value, list | tuple) else [value]
-        return tuple({"path": entry} if isinstance(entry, str) else entry for entry in entries)
-
-
-class ContrastSection(Strict):
-    """Token rewards from the reference's own opinion: a completion's tokens read under two opposite instructions."""
-
-    name: Literal["contrast"] = "contrast"
-    better: str | None = None
-    """Text with `{prompt}` (in a conversation it becomes the last user message), perhaps with `{response}`; by default
-    it says that the answer is helpful, correct, coherent and concise."""
-    worse: str | None = None
-    """The same for the opposite."""
-
-    @field_validator("better", "worse")
-    @classmethod
-    def _has_a_prompt(cls, value: str | None) -> str | None:
-        if value is not None and "{prompt}" not in value:
-            raise ValueError("a template needs a `{prompt}`, the place of the row's prompt")
-        return value
-
-
-class TrainedSection(Strict):
-    """Token rewards from a model that was trained on preferences: its log-ratio to the reference."""
-
-    name: Literal["log_ratio"] = "log_ratio"
-    model: str
-    """A run directory, an adapter's folder, a model's folder or a hub name; of the policy's tokenizer."""
-    squash: bool = True
-    """sigmoid(log-ratio) - 0.5, as for the contrast; off: the log-ratio itself, in nats."""
-
-
-TokenRewards = Annotated[ContrastSection | TrainedSection, Field(discriminator="name")]
-
-
-class TrainSection(Strict):
-    """How long, how fast, and what is kept."""
-
-    learning_rate: PositiveFloat = 5e-5
-    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = "linear"
-    """Course of the learning rate after the warm-up."""
-    warmup_ratio: Fraction = 0.1
-    """Share of the steps over which the learning rate rises."""
-    optimizer: str = "adamw_torch"
-    """Any optimizer name of transformers.TrainingArguments (adafactor, paged_adamw_8bit, ...)."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    adam_beta1: Fraction = 0.9
-    adam_beta2: Fraction = 0.999
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Gradients are scaled down to this norm; 0 turns that off."""
-    epochs: PositiveFloat = 1.0
-    steps: PositiveInt | None = None
-    """Optimizer steps; takes the place of `epochs`."""
-    lists_per_step: PositiveInt = 32
-    """Lists of one optimizer step, over all processes: the statistical batch size."""
-    tokens_per_batch: PositiveInt = 8192
-    """Tokens of one forward pass at most, as the model reads them; changes memory and speed, not the result."""
-    packing: bool = True
-    """Run a list as one row, its prompt once, where the model allows; off: every completion in a padded row."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Autocast of the forward pass; bfloat16 with float32 weights is mixed precision."""
-    gradient_checkpointing: bool | Literal["auto"] = "auto"
-    """Recompute activations in the backward pass: less memory, about a third more time; auto: of as few layers as
-    `activation_memory_gb` asks for."""
-    activation_memory_gb: PositiveFloat | None = None
-    """Memory for what the layers keep for the backward pass; by default most of what is free on the device."""
-    dropout: bool = False
-    """Keep the model's own dropout while training. An adapter's dropout is honoured either way."""
-    logging_steps: PositiveInt = 1
-    """Steps between lines on the terminal; metrics.jsonl gets every step."""
-    eval_steps: PositiveInt | None = None
-    """Steps between evaluations on the held-out lists; they always run before and after training."""
-    save_steps: PositiveInt | None = None
-    """Steps between checkpoints; by default about ten in a run."""
-    keep_checkpoints: PositiveInt = 2
-    """Checkpoints kept; older ones are removed."""
-    keep_best: Literal["loss", "pair_accuracy", "ndcg", "kendall_tau", "top1_agreement"] | None = None
-    """Export the checkpoint that was best by this held-out figure, not the last; needs `eval_steps`."""
-    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Where metrics go besides the run directory."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Every random choice of the run follows from it."""
-    threads: PositiveInt | None = None
-    """Torch threads on a CPU; by default torch's choice. Models of a few million parameters are fastest with 1."""
-
-    @field_validator("optimizer")
-    @classmethod
-    def _known_optimizer(cls, value: str) -> str:
-        names = [name.value for name in OptimizerNames]
-        if value not in names:
-            near = difflib.get_close_matches(value, names, n=1) or ["adamw_torch"]
-            raise ValueError(f"transformers has no optimizer `{value}`; did you mean `{near[0]}`?")
-        return value
-
-    @field_validator("report_to")
-    @classmethod
-    def _installed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            if importlib.util.find_spec(name) is None:
-                raise ValueError(f"{name} is not installed; run `pip install {name}`, or take it out")
-        return value
 
 
 class SamplingSection(Strict):

@@ -6,15 +6,16 @@ V vocabulary, H hidden width.
 
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 LONGEST_WAIT = timedelta(days=30)
 """Of one process for the others; torch's half an hour is less than sampling or scoring can take."""
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Strict(BaseModel):

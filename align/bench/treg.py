@@ -25,6 +25,7 @@ from safetensors.numpy import load_file
 
 from align.annotate import annotate_lists, list_ches
 from align.bench.measure import Task, alternate, machine
+from align.build import policy_loss, prepare
 from align.data import read_source
 from align.data.steps import micro_batches
 from align.evaluate.displacement import spearman
@@ -34,7 +35,7 @@ from align.metrics import list_metrics
 from align.model.forward import TokenScorer
 from align.model.policy import load_policy
 from align.recipe import Recipe, load_recipe
-from align.runs import policy_loss, prepare, train
+from align.runs import train
 
 RECIPE = "recipes/treg.yaml"
 DPO = ["objective={name: logistic}", "data.select=best_worst"]

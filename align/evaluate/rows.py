@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
+from align.build import policy_loss
 from align.data import Prepared, Source, prepare_data, read_chat_template, render
 from align.errors import UserError
 from align.evaluate.lists import evaluate_lists
@@ -20,7 +21,6 @@ from align.objectives.pairwise import Logistic
 from align.objectives.scores import LikelihoodMean
 from align.recipe import load_recipe
 from align.run_directory import RunDirectory, write_json
-from align.runs import policy_loss
 from align.summary import ROWS
 
 
@@ -102,8 +102,7 @@ def load_run(folder: Path, chat_template: str | None, device: str) -> tuple[Poli
     if recipe.task == "reward":
         raise UserError(f"{folder}: the run of a reward model; measure it with `align evaluate rewards`")
     state = run.final_state()
-    section = dict(recipe.policy) | {"chat_template": chat_template or recipe.policy.chat_template}
-    del section["start_run"]
+    section = recipe.policy.keywords() | {"chat_template": chat_template or recipe.policy.chat_template}
     policy = load_policy(**section, seed=recipe.train.seed, device=device, total_steps=1)
     policy.load_state(state)
     ranks = recipe.model_copy(update={"regularizer": None, "token_weights": None})  # rows have no token rewards

@@ -19,12 +19,13 @@ from transformers import (
 )
 from trl import RewardConfig, RewardTrainer
 
+from align.build import loss_of
 from align.model.adapters import Full, Lora
 from align.model.reward import load_reward_model
 from align.recipe import parse_recipe
 from align.run_directory import RunDirectory
-from align.runs import loss_of, training_arguments
 from align.trainer import AlignTrainer
+from align.training import training_arguments
 
 STEPS, PAIRS = 3, 4
 TARGETS = ("q_proj", "v_proj", "down_proj")
@@ -153,7 +154,7 @@ def ours(folder: Path, lists: list[dict], options: dict, start: dict[str, torch.
     assert own.keys() == start.keys() and model.packing
     for name, parameter in own.items():
         parameter.data.copy_(start[name])
-    arguments = training_arguments(recipe, run)
+    arguments = training_arguments(recipe.train, checkpoints=run.checkpoints, run_name="align")
     arguments.max_steps = STEPS
     trainer = AlignTrainer(
         policy=model,

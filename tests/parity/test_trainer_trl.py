@@ -13,11 +13,12 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
+from align.build import loss_of
 from align.model.policy import load_policy
 from align.recipe import parse_recipe
 from align.run_directory import RunDirectory
-from align.runs import loss_of, training_arguments
 from align.trainer import AlignTrainer
+from align.training import training_arguments
 
 STEPS, PAIRS, BETA = 3, 4, 0.3
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -142,7 +143,7 @@ def ours(folder: Path, lists: list[dict], sections: dict, start: dict[str, torch
     for name, parameter in policy.model.named_parameters():
         if parameter.requires_grad:
             parameter.data.copy_(start[name])
-    arguments = training_arguments(recipe, run)
+    arguments = training_arguments(recipe.train, checkpoints=run.checkpoints, run_name="align")
     arguments.max_steps = STEPS
     trainer = AlignTrainer(
         policy=policy,

@@ -22,21 +22,17 @@ from transformers import (
     RobertaModel,
 )
 
+from align.build import load_options, prepare
 from align.errors import UserError
 from align.export import export
 from align.inspect import inspect_recipe
 from align.model.reward import load_reward_model
 from align.recipe import load_recipe, parse_recipe
-from align.runs import load_options, prepare, train
+from align.runs import train
 from rewards import load_scorer
 
 ADAPTERS = ("lora", "rslora", "dora", "pissa", "olora", "eva", "adalora", "miss", "ia3", "full")
 SMALL = {"rank": 4, "alpha": 8}
-
-
-def policy_options(recipe):
-    """What a model is loaded with; `start_run` is what a run starts from."""
-    return {name: value for name, value in recipe.policy if name != "start_run"}
 
 
 @pytest.fixture
@@ -172,7 +168,7 @@ def test_more_weighs_the_sets_by_the_gradients_on_the_head(reward_recipe, rows_f
     from rewards.heads import min_norm_weights
 
     recipe = reward_recipe()
-    model = load_reward_model(**policy_options(recipe), outputs=["reward"])
+    model = load_reward_model(**recipe.policy.keywords(), outputs=["reward"])
     lists = list(prepare(recipe).train)[:8]
     for number, example in enumerate(lists):
         ratings = {"attributes": [[math.nan]] * len(example["grades"]), "strength": math.nan}
@@ -287,7 +283,7 @@ def test_encoders_and_other_decoders(reward_recipe, tmp_path, kind, adapter):
     result = train(recipe)
     assert result.summary["eval_after"]["loss"] < result.summary["eval_before"]["loss"]
     export(result.path, tmp_path / "merged", merge=True)
-    model = load_reward_model(**policy_options(recipe), outputs=["reward"])
+    model = load_reward_model(**recipe.policy.keywords(), outputs=["reward"])
     model.load_state(sorted((result.path / "checkpoints").glob("checkpoint-*"))[-1])
     scorer = load_scorer(str(tmp_path / "merged"))
     found = torch.tensor(scorer.score(*held_out(recipe)))
@@ -307,7 +303,7 @@ def test_a_conversation_is_read_as_the_scorer_reads_it(reward_recipe, tmp_path):
             file.write(json.dumps(row) + "\n")
     recipe = reward_recipe(policy={"chat_template": str(template)}, data={"sources": [str(rows)]})
     result = train(recipe)
-    model = load_reward_model(**policy_options(recipe), outputs=["reward"])
+    model = load_reward_model(**recipe.policy.keywords(), outputs=["reward"])
     model.load_state(sorted((result.path / "checkpoints").glob("checkpoint-*"))[-1])
     export(result.path, tmp_path / "merged", merge=True)
     prompts, completions = held_out(recipe)
@@ -388,7 +384,7 @@ def test_the_shipped_recipes_load():
 
 
 def test_dataset_columns_are_what_collate_reads(reward_recipe):
-    model = load_reward_model(**policy_options(reward_recipe()), outputs=["a", "b"])
+    model = load_reward_model(**reward_recipe().policy.keywords(), outputs=["a", "b"])
     lists = Dataset.from_list([{"prompt_ids": [1], "completion_ids": [[3], [4, 5]], "grades": [1.0, 0.0],
         "attributes": [[1.0, math.nan], [2.0, 3.0]], "strength": math.nan, "set": -1}])  # fmt: skip
     batch = model.collate(list(lists))

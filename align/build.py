@@ -1,0 +1,135 @@
+"""A recipe's sections become objects: token ids, losses and models."""
+
+from typing import Any
+
+import torch
+
+from align.data import Prepared, Source, prepare_data, read_chat_template
+from align.data.collate import collate
+from align.data.contrast import Templates
+from align.data.steps import micro_batches
+from align.errors import UserError
+from align.loss import ListLoss, build_loss, likelihood_loss
+from align.model.adapters import Eva
+from align.model.checks import check_reference_identity
+from align.model.config import ContrastSection
+from align.model.load import load_tokenizer
+from align.model.policy import Policy, load_policy
+from align.model.precision import hold_frozen
+from align.objectives import PROPERTIES, ObjectiveConfig, check_grades, check_score
+from align.objectives.token_reg import Column
+from align.recipe import Recipe
+from align.reward_loss import RewardLoss, build_reward_loss, ranks
+from rewards.heads import Attributes, BradleyTerry
+
+
+def loss_of(recipe: Recipe) -> ListLoss | RewardLoss:
+    """The loss of a list under the recipe."""
+    if recipe.task == "reward":
+        return build_reward_loss(recipe.reward, recipe.objective, sources=len(recipe.data.sources))
+    return policy_loss(recipe)
+
+
+def policy_loss(recipe: Recipe) -> ListLoss:
+    """The loss of a list under the recipe of a policy."""
+    if recipe.task == "sft":
+        return likelihood_loss()
+    return build_loss(
+        recipe.score,
+        list_objectives(recipe),
+        wpo=recipe.wpo,
+        dpop=recipe.dpop,
+        regularizer=recipe.regularizer,
+        token_weights=recipe.token_weights,
+    )
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """The recipe's rows as token ids, and their audit."""
+    data, policy = recipe.data, recipe.policy
+    fields = data.model_dump(exclude={"sources", "eval_sources", "select", "append_eos", "ches"})
+    own_ends = None if recipe.task == "reward" else data.append_eos is not False
+    contrast: Templates | None = None
+    if recipe.needs_token_rewards and isinstance(recipe.token_rewards, ContrastSection):
+        contrast = {"better": recipe.token_rewards.better, "worse": recipe.token_rewards.worse}
+    return prepare_data(
+        sources=[Source(**source.model_dump()) for source in data.sources],
+        eval_sources=[Source(**source.model_dump()) for source in data.eval_sources],
+        select="best" if recipe.task == "sft" else data.select,
+        tokenizer=load_tokenizer(
+            policy.model,
+            revision=policy.revision,
+            chat_template=policy.chat_template,
+            trust_remote_code=policy.trust_remote_code,
+        ),
+        chat_template=read_chat_template(policy.chat_template),
+        min_completions=min_completions(recipe),
+        append_eos=own_ends,
+        seed=recipe.train.seed,
+        contrast=contrast,
+        token_weights=isinstance(recipe.token_weights, Column),
+        **fields,
+    )
+
+
+def min_completions(recipe: Recipe) -> int:
+    """Completions that a row must have to be of use: two to prefer one, one for what looks at single completions."""
+    if recipe.task == "reward":
+        return 2 if ranks(recipe.objective) else 1
+    return max((PROPERTIES[term.name].min_list_size for term in recipe.objective), default=1)
+
+
+def list_objectives(recipe: Recipe) -> list[ObjectiveConfig]:
+    """The objectives that are functions of a list's scores or rewards and its grades alone."""
+    return [term for term in recipe.objective if not isinstance(term, BradleyTerry | Attributes)]
+
+
+def check_objectives(recipe: Recipe, prepared: Prepared) -> None:
+    """Refuse, before training, grades and list sizes that an objective is not defined for.
+
+    Raises:
+        UserError: names the row.
+    """
+    objectives = list_objectives(recipe)
+    if recipe.task != "reward":
+        for objective in objectives:
+            check_score(objective.name, objective.score or recipe.score)
+    for part in (prepared.train, prepared.heldout):
+        for source, row, grades in zip(part["source"][:], part["row"][:], part["grades"][:], strict=True):
+            one_list = torch.tensor([grades])
+            for objective in objectives:
+                try:
+                    check_grades(objective.name, one_list, torch.ones_like(one_list, dtype=torch.bool))
+                except UserError as error:
+                    raise UserError(f"{source}, row {row}: {error}") from None
+
+
+def build_policy(
+    recipe: Recipe, prepared: Prepared, *, total_steps: int, device: torch.device, keep_reference: bool
+) -> Policy:
+    """The recipe's policy at its start, which is checked to be its reference."""
+    options = load_options(recipe, prepared, total_steps=total_steps, device=device)
+    policy = load_policy(**options, keep_reference=keep_reference)
+    check_reference_identity(policy, policy.collate([prepared.train[0]]))
+    if recipe.train.precision == "bfloat16":
+        hold_frozen(policy.model, torch.bfloat16)
+    return policy
+
+
+def load_options(recipe: Recipe, prepared: Prepared, *, total_steps: int, device: torch.device) -> dict[str, Any]:
+    """What a policy and a reward model are both loaded with."""
+    init_batches = None
+    if isinstance(recipe.policy.adapter, Eva):
+        pad_id = load_tokenizer(recipe.policy.model).pad_token_id
+        examples = list(prepared.train.select(range(min(256, len(prepared.train)))))
+        batches = micro_batches(examples, tokens_per_batch=recipe.train.tokens_per_batch)
+        init_batches = [collate(batch, pad_id=pad_id) for batch in batches]
+    return {
+        **recipe.policy.keywords(),
+        "dropout": recipe.train.dropout,
+        "seed": recipe.train.seed,
+        "device": device,
+        "total_steps": total_steps,
+        "init_batches": init_batches,
+        "packing": recipe.train.packing,
+    }

@@ -1,0 +1,75 @@
+"""The recipe's `data` section."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from align.types import Fraction, Strict
+
+
+class SourceSection(Strict):
+    """One set of rows."""
+
+    path: str
+    """A JSONL (.gz), Parquet or JSON file, a folder of them, or a hub data set's name."""
+    split: str | None = None
+    """Split of a hub data set, or the file name's stem in a folder."""
+    weight: PositiveFloat = 1.0
+    """Relative share of the mixture: a set of weight 2 is seen twice as often per row as one of weight 1."""
+    revision: str | None = None
+    """Revision of a hub data set."""
+
+
+class ChesSection(Strict):
+    """Which lists are likely to lower the probability of their best completion, by CHES, and what happens to them."""
+
+    keep_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Keep this share of the training lists, those of the lowest length-normalised CHES; the paper keeps 0.05."""
+    threshold: float | None = None
+    """Or keep those whose score is at most this."""
+    other_weight: Fraction = 0.0
+    """What becomes of the others: 0 leaves them out, more is their share of the mixture against a kept list's 1."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "ChesSection":
+        if (self.keep_fraction is None) == (self.threshold is None):
+            raise ValueError("give `keep_fraction` or `threshold`, one of the two")
+        return self
+
+
+class DataSection(Strict):
+    """What is trained on, and how it becomes tokens."""
+
+    sources: Annotated[tuple[SourceSection, ...], Field(min_length=1)]
+    """Training rows; a single `{path: ...}` in brackets is the usual case."""
+    eval_sources: tuple[SourceSection, ...] = ()
+    """Held-out rows; by default a share of the sources."""
+    eval_fraction: Fraction = 0.1
+    """Share of the prompts held out where there are no `eval_sources`."""
+    grades: Literal["win_probability", "rank", "quantile", "raw"] = "win_probability"
+    """How rewards, scores or ranks become grades."""
+    select: Literal["all", "best_worst"] = "all"
+    """Train on whole lists, or on each list's best and worst completion as a pair."""
+    list_size: Annotated[int, Field(ge=2)] | None = None
+    """At most this many completions of a list: the best, the worst and a random choice of the others."""
+    max_length: PositiveInt = 1024
+    """Tokens of prompt plus completion at most."""
+    max_prompt_length: PositiveInt | None = None
+    """Tokens of the prompt at most; a longer one loses its beginning."""
+    overlong: Literal["truncate", "drop_completion", "drop_list"] = "truncate"
+    """What happens to a completion beyond `max_length`; each case is counted."""
+    append_eos: bool | None = None
+    """End every completion with the end-of-text token so that the policy learns to stop; on by default. A reward model
+    reads a text as it will be scored, without."""
+    limit: PositiveInt | None = None
+    """Read only this many rows of each source."""
+    ches: ChesSection | None = None
+    """Leave out, or take less often, lists that are likely to lower the probability of their best completion."""
+    workers: PositiveInt = 1
+    """Processes that tokenise."""
+
+    @field_validator("sources", "eval_sources", mode="before")
+    @classmethod
+    def _paths(cls, value: Any) -> Any:
+        entries = value if isinstance(value, list | tuple) else [value]
+        return tuple({"path": entry} if isinstance(entry, str) else entry for entry in entries)
