@@ -1,14 +1,18 @@
 """What frozen models say about the rows, as columns: reference log-probabilities, token rewards, CHES."""
 
+import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, List, Value
+from datasets.fingerprint import Hasher
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +23,8 @@ from align.errors import UserError
 from align.model.adapters import Full
 from align.model.config import TrainedSection
 from align.model.policy import Policy, load_policy
-from align.model.reference import Kind, Values, flat_values, read_lists, with_token_column
+from align.model.reference import flat_values, read_lists
+from align.model.value_cache import Kind, Values
 from align.recipe import Recipe
 from align.types import LONGEST_WAIT
 
@@ -158,6 +163,19 @@ def _one_list_per_context(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
                 out["grades"].append([0.0] * len(own))
                 out["better"].append(name == "better_ids")
     return out
+
+
+def with_token_column(lists: Dataset, name: str, flat: np.ndarray) -> Dataset:
+    """The lists with a column of one float32 per completion token, from all lists' values one after the other."""
+    lengths = [[len(ids) for ids in row["completion_ids"]] for row in lists.select_columns(["completion_ids"])]
+    inner = pa.ListArray.from_arrays(_offsets([n for row in lengths for n in row]), pa.array(flat, pa.float32()))
+    outer = pa.ListArray.from_arrays(_offsets([len(row) for row in lengths]), inner)
+    fingerprint = Hasher.hash([lists._fingerprint, name, hashlib.sha256(flat.tobytes()).hexdigest()])
+    return lists.add_column(name, outer, new_fingerprint=fingerprint, feature=List(List(Value("float32"))))
+
+
+def _offsets(sizes: Sequence[int]) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
 
 
 def _squashed(ratio: np.ndarray) -> np.ndarray:

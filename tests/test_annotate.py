@@ -14,7 +14,7 @@ from align.annotate import annotate, annotate_lists, filter_by_ches, list_ches
 from align.build import prepare
 from align.cli import main
 from align.errors import UserError
-from align.model import reference
+from align.model import reference, value_cache
 from align.model.policy import load_policy
 from align.recipe import dump_recipe
 from align.runs import train
@@ -116,20 +116,18 @@ def test_values_do_not_depend_on_where_a_run_was_killed(make_recipe, annotated, 
 
     def run(cache: str, deaths: int):
         recipe = make_recipe(**TREG, train={"tokens_per_batch": 70}, reference={"cache_dir": str(tmp_path / cache)})
-        write = reference._write
+        write = value_cache._write
         for _ in range(deaths):
             written = []
 
             def once(folder, part, written=written):
-                if not part:
-                    return
                 if len(written) == 3:
                     raise KeyboardInterrupt
                 written.append(folder)
                 write(folder, part)
 
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(reference, "_write", once)
+                patch.setattr(value_cache, "_write", once)
                 annotated(recipe)
         annotated(recipe)
         return everything(tmp_path / cache)
@@ -146,7 +144,7 @@ def test_the_command_fills_the_cache_that_training_reads(make_recipe, tmp_path, 
     main(["annotate", str(path)])
     out = capsys.readouterr().out
     assert "mean |token reward|" in out and "CHES" in out
-    monkeypatch.setattr(reference, "_write", lambda folder, part: pytest.fail("computed again") if part else None)
+    monkeypatch.setattr(value_cache, "_write", lambda folder, part: pytest.fail("computed again"))
     result = train(recipe)
     figures = result.summary["annotation"]
     assert 0 < figures["mean_abs_token_reward"] < 0.5 and 0 <= figures["share_above_0.05"] <= 1

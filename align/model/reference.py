@@ -1,39 +1,23 @@
 """What a frozen model says about whole data sets: computed once, kept on disk under what it depends on."""
 
-import hashlib
-import json
 import logging
-import os
-import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from accelerate import PartialState
-from datasets import Dataset, List, Value
-from datasets.fingerprint import Hasher
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from datasets import Dataset
 
 from align.data.steps import micro_batches
 from align.model.checks import tolerance
 from align.model.forward import TokenScorer
-from align.model.identity import Identity, short_digest
 from align.model.policy import Policy
+from align.model.value_cache import Found, Kind, ValueCache, Values, list_key
 from align.progress import progress
 from align.types import ListBatch, TokenStats
 
-Kind = Literal["logprobs", "gram"]
-Values = dict[bytes, np.ndarray]
-"""A list's key -> its values of one kind."""
-Found = dict[Kind, Values]
-
-COLUMN = "reference_logprobs"
 BLOCK = 512
 """Lists read into memory at a time."""
 SHARD_VALUES = 2**21
@@ -43,27 +27,6 @@ CHECKED = 3
 """Lists computed again when cached values are used."""
 
 log = logging.getLogger(__name__)
-
-
-def attach_reference(
-    lists: Dataset,
-    policy: Policy,
-    *,
-    tokens_per_batch: int,
-    cache_dir: Path | str | None = None,
-    precision: str = "float32",
-) -> Dataset:
-    """The lists with a column `reference_logprobs`: log p_reference of every completion's tokens, in nats, float32.
-
-    Args:
-        lists, policy, tokens_per_batch, cache_dir, precision: as for `read_lists`.
-
-    Source: ours
-    """
-    (stored,) = read_lists(
-        lists, policy, tokens_per_batch=tokens_per_batch, cache_dir=cache_dir, precision=precision
-    ).values()
-    return with_token_column(lists, COLUMN, flat_values(lists, stored))
 
 
 def read_lists(
@@ -95,9 +58,7 @@ def read_lists(
 
     Source: ours
     """
-    identity = policy.reference_identity() | {"precision": precision}
-    root = Path(cache_dir or default_cache_dir()).expanduser()
-    cache = _Cache({kind: root / short_digest(of) for kind in kinds for of in [_identity_of(kind, identity)]})
+    cache = ValueCache(cache_dir, kinds, policy.reference_identity() | {"precision": precision})
     work = _Lists(lists, policy, tokens_per_batch, precision)
     state = PartialState()
     stored = cache.read(work.keys)
@@ -108,7 +69,7 @@ def read_lists(
             cache.remove()
         stored = {kind: {} for kind in kinds}
     state.wait_for_everyone()
-    cache.create({kind: _identity_of(kind, identity) for kind in kinds}, write=state.is_main_process)
+    cache.create(describe=state.is_main_process)
     _fill(cache, work, stored, label, share=(state.process_index, state.num_processes))
     state.wait_for_everyone()
     stored = cache.read(work.keys)
@@ -121,60 +82,6 @@ def flat_values(lists: Dataset, stored: Values) -> np.ndarray:
     rows = lists.select_columns(["prompt_ids", "completion_ids"])
     values = [stored[list_key(row["prompt_ids"], row["completion_ids"])] for row in rows]
     return np.concatenate(values) if values else np.zeros(0, np.float32)
-
-
-def with_token_column(lists: Dataset, name: str, flat: np.ndarray) -> Dataset:
-    """The lists with a column of one float32 per completion token, from all lists' values one after the other."""
-    lengths = [[len(ids) for ids in row["completion_ids"]] for row in lists.select_columns(["completion_ids"])]
-    inner = pa.ListArray.from_arrays(_offsets([n for row in lengths for n in row]), pa.array(flat, pa.float32()))
-    outer = pa.ListArray.from_arrays(_offsets([len(row) for row in lengths]), inner)
-    fingerprint = Hasher.hash([lists._fingerprint, name, hashlib.sha256(flat.tobytes()).hexdigest()])
-    return lists.add_column(name, outer, new_fingerprint=fingerprint, feature=List(List(Value("float32"))))
-
-
-def default_cache_dir() -> Path:
-    """Where the cache is unless the recipe says."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "align" / "reference"
-
-
-def list_key(prompt_ids: Sequence[int], completion_ids: Sequence[Sequence[int]]) -> bytes:
-    """16 bytes that stand for a list's token ids."""
-    digest = hashlib.blake2b(digest_size=16)
-    for ids in (prompt_ids, *completion_ids):
-        digest.update(len(ids).to_bytes(4, "little"))
-        digest.update(np.asarray(ids, dtype=np.int32).tobytes())
-    return digest.digest()
-
-
-def _identity_of(kind: Kind, identity: Identity) -> Identity:
-    return identity if kind == "logprobs" else identity | {"values": kind}
-
-
-class _Cache:
-    """A folder for each kind of value."""
-
-    def __init__(self, folders: dict[Kind, Path]) -> None:
-        self.folders = folders
-
-    def __str__(self) -> str:
-        return ", ".join(map(str, self.folders.values()))
-
-    def read(self, keys: Sequence[bytes]) -> Found:
-        return {kind: _read(folder, keys) for kind, folder in self.folders.items()}
-
-    def write(self, part: Found) -> None:
-        for kind, values in part.items():
-            _write(self.folders[kind], values)
-
-    def create(self, identities: dict[Kind, Identity], *, write: bool) -> None:
-        for kind, folder in self.folders.items():
-            folder.mkdir(parents=True, exist_ok=True)
-            if write:
-                (folder / "identity.json").write_text(json.dumps(identities[kind], indent=1))
-
-    def remove(self) -> None:
-        for folder in self.folders.values():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Lists:
@@ -261,7 +168,7 @@ def _close(stored: np.ndarray, own: np.ndarray, kind: Kind, allowed: float) -> b
     return bool(np.abs(stored - own).max(initial=0) <= allowed * scale)
 
 
-def _fill(cache: _Cache, work: _Lists, stored: Found, label: str, *, share: tuple[int, int]) -> None:
+def _fill(cache: ValueCache, work: _Lists, stored: Found, label: str, *, share: tuple[int, int]) -> None:
     """Compute a process's share of what is missing, and write it in parts of whole batches."""
     blocks = work.missing(stored, share)
     kinds = tuple(stored)
@@ -279,36 +186,3 @@ def _fill(cache: _Cache, work: _Lists, stored: Found, label: str, *, share: tupl
                     part, size, written = {kind: {} for kind in kinds}, 0, time.monotonic()
                 advance(len(batch[kinds[0]]))
     cache.write(part)
-
-
-def _write(folder: Path, part: Values) -> None:
-    if not part:
-        return
-    name = uuid.uuid4().hex
-    tensors = {
-        "keys": np.frombuffer(b"".join(part), dtype=np.uint8).reshape(len(part), -1),
-        "sizes": np.array([len(values) for values in part.values()]),
-        "values": np.concatenate(list(part.values())),
-    }
-    save_file(tensors, folder / f"{name}.tmp")
-    os.replace(folder / f"{name}.tmp", folder / f"{name}.safetensors")
-
-
-def _read(folder: Path, keys: Sequence[bytes]) -> Values:
-    """What is stored for these keys."""
-    wanted = set(keys)
-    found: Values = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            tensors = load_file(file)
-        except SafetensorError:
-            log.warning("%s is damaged; it is removed, and what it held is computed again", file)
-            file.unlink(missing_ok=True)
-            continue
-        parts = np.split(tensors["values"], np.cumsum(tensors["sizes"])[:-1])
-        found |= {k: v for key, v in zip(tensors["keys"], parts, strict=True) if (k := key.tobytes()) in wanted}
-    return found
-
-
-def _offsets(sizes: Sequence[int]) -> pa.Array:
-    return pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))

@@ -8,12 +8,13 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
+from align.annotate import with_token_column
 from align.data.collate import collate
-from align.model import identity, reference
+from align.model import identity, reference, value_cache
 from align.model.adapters import Full, Lora, Olora, Pissa
 from align.model.forward import TokenScorer
 from align.model.policy import load_policy
-from align.model.reference import attach_reference
+from align.model.reference import flat_values, read_lists
 
 
 @pytest.fixture
@@ -47,13 +48,14 @@ def counted(monkeypatch):
 
 @pytest.fixture
 def attach(model_folder, tmp_path):
-    """attach_reference on the tiny model, into one folder."""
+    """Lists with the column `reference_logprobs`, by the tiny model, into one folder."""
 
     def attach(rows, policy=None, tokens_per_batch=60, **options):
         policy = policy or load_policy(str(model_folder), adapter=Lora(rank=2))
         lists = Dataset.from_list(rows)
         options = {"cache_dir": tmp_path / "cache", "tokens_per_batch": tokens_per_batch} | options
-        return attach_reference(lists, policy, **options).to_list()
+        stored = read_lists(lists, policy, **options)["logprobs"]
+        return with_token_column(lists, "reference_logprobs", flat_values(lists, stored)).to_list()
 
     return attach
 
@@ -112,11 +114,11 @@ def test_changed_lists_alone_are_computed(attach, data, counted):
 
 def test_the_boundary_between_prompt_and_completion_is_part_of_the_key():
     keys = {
-        reference.list_key([1, 2], [[3, 4], [5]]),
-        reference.list_key([1], [[2, 3, 4], [5]]),
-        reference.list_key([1, 2], [[3], [4, 5]]),
-        reference.list_key([1, 2], [[3, 4, 5]]),
-        reference.list_key([1, 2], [[5], [3, 4]]),
+        value_cache.list_key([1, 2], [[3, 4], [5]]),
+        value_cache.list_key([1], [[2, 3, 4], [5]]),
+        value_cache.list_key([1, 2], [[3], [4, 5]]),
+        value_cache.list_key([1, 2], [[3, 4, 5]]),
+        value_cache.list_key([1, 2], [[5], [3, 4]]),
     }
     assert len(keys) == 5
 
@@ -174,7 +176,7 @@ def test_what_the_values_do_not_depend_on_reuses_them(attach, model_folder, data
 
 def test_parts_that_were_finished_before_a_kill_are_kept(attach, data, counted, monkeypatch, tmp_path):
     monkeypatch.setattr(reference, "SHARD_VALUES", 40)
-    write, written = reference._write, []
+    write, written = value_cache._write, []
 
     def killed(folder, part):
         if len(written) == 2:
@@ -182,11 +184,11 @@ def test_parts_that_were_finished_before_a_kill_are_kept(attach, data, counted, 
         written.append(len(part))
         write(folder, part)
 
-    monkeypatch.setattr(reference, "_write", killed)
+    monkeypatch.setattr(value_cache, "_write", killed)
     with pytest.raises(KeyboardInterrupt):
         attach(data)
     counted()
-    monkeypatch.setattr(reference, "_write", write)
+    monkeypatch.setattr(value_cache, "_write", write)
     rows = attach(data)
     assert 0 < counted() < completions(data)
     assert rows == attach(data, cache_dir=tmp_path / "another")
