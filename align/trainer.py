@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class AlignTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """One item per optimizer step; each process reads its own share, so accelerate must not cut it again."""
         world = {"rank": self.args.process_index, "world_size": self.args.world_size}
-        return DataLoader(StepLists(self.lists, self.plan, **world), batch_size=1, collate_fn=_only_item)
+        return DataLoader(StepLists(self.lists, self.plan, **world), batch_size=1, collate_fn=itemgetter(0))
 
     def training_step(  # type: ignore[override]  # an item is a step's lists, not tensors
         self, model: nn.Module, inputs: list[Example], num_items_in_batch: Any = None
@@ -104,30 +105,26 @@ class AlignTrainer(Trainer):
         model.train()
         batches = self._micro_batches(inputs)
         self.loss.begin_step(self.policy, batches, self.accelerator)
-        baseline = self._baseline() if self.loss.needs_baseline else None
+        self.baseline = self._baseline() if self.loss.needs_baseline else None
         total = torch.zeros((), device=self.args.device)
         for examples in batches[:-1]:
             with self.accelerator.no_sync(model):
-                total += self._run(model, examples, baseline)
-        return total + self._run(model, batches[-1], baseline, self.policy.penalty())
+                total += self._run(model, examples)
+        return total + self._run(model, batches[-1], self.policy.penalty())
 
-    def _run(
-        self, model: nn.Module, examples: list[Example], baseline: Tensor | None, penalty: Tensor | float = 0.0
-    ) -> Tensor:
+    def _run(self, model: nn.Module, examples: list[Example], penalty: Tensor | float = 0.0) -> Tensor:
         """Forward and backward of one micro-batch; its share of the step's loss."""
         if len(examples) == 1 and self.args.world_size == 1:  # sharded models need as many passes on every process
             parts = list_parts(examples[0], self.tokens_per_batch)
             if len(parts) > 1:
-                return self._run_in_parts(model, examples[0], parts, baseline, penalty)
-        return self._backward(self._step_loss(model, examples, baseline) + penalty)
+                return self._run_in_parts(model, examples[0], parts, penalty)
+        batch = self.policy.collate(examples or [self.lists[0]])  # a process without a list still takes part
+        with self.compute_loss_context_manager():
+            stats = model(batch, self.outputs)
+        return self._backward(self._loss_of(batch, stats, counts=bool(examples)) + penalty)
 
     def _run_in_parts(
-        self,
-        model: nn.Module,
-        example: Example,
-        parts: list[list[int]],
-        baseline: Tensor | None,
-        penalty: Tensor | float,
+        self, model: nn.Module, example: Example, parts: list[list[int]], penalty: Tensor | float
     ) -> Tensor:
         """A list larger than a forward pass may be: its loss is taken over all of it, its backward pass by parts.
 
@@ -140,7 +137,7 @@ class AlignTrainer(Trainer):
             found = [model(batch, self.outputs) for batch in batches]
         stats = _joined(whole, parts, found)
         leaf = _trained_on(stats).requires_grad_()
-        loss = self._loss_of(whole, stats, baseline)
+        loss = self._loss_of(whole, stats)
         (gradient,) = torch.autograd.grad(loss, leaf)
         for batch, places in zip(batches, parts, strict=True):
             with self.compute_loss_context_manager():
@@ -149,18 +146,12 @@ class AlignTrainer(Trainer):
             penalty = 0.0
         return loss.detach()
 
-    def _step_loss(self, model: nn.Module, examples: list[Example], baseline: Tensor | None) -> Tensor:
+    def _loss_of(self, batch: ListBatch, stats: Any, *, counts: bool = True) -> Tensor:
         """The lists' share of the step's loss: their sum over the step's global number of lists."""
-        batch = self.policy.collate(examples or [self.lists[0]])  # a process without a list still takes part
-        with self.compute_loss_context_manager():
-            stats = model(batch, self.outputs)
-        return self._loss_of(batch, stats, baseline, counts=bool(examples))
-
-    def _loss_of(self, batch: ListBatch, stats: Any, baseline: Tensor | None, *, counts: bool = True) -> Tensor:
         with self.compute_loss_context_manager():
             reference = reference_logprobs(self.scorer, self.policy, batch) if self.loss.needs_reference else None
         scores = self.loss.scores(stats, reference, batch)
-        losses = self.loss(stats, reference, batch, baseline)
+        losses = self.loss(stats, reference, batch, self.baseline)
         values = {"loss": losses.detach(), **self.loss.metrics(batch, stats, reference, scores.detach())}
         self.sums.add(values, counts=counts)
         # Gradients are averaged over processes, so each process's sum counts world_size times.
@@ -183,11 +174,9 @@ class AlignTrainer(Trainer):
         the step is cut (TRL takes it per micro-batch).
         """
         rows = self.plan[self.state.global_step]
-        own = [
-            self._mismatched(rows, place) for place in range(self.args.process_index, len(rows), self.args.world_size)
-        ]
+        places = range(self.args.process_index, len(rows), self.args.world_size)
         total = torch.zeros((), device=self.args.device)
-        for examples in self._micro_batches(own):
+        for examples in self._micro_batches([self._mismatched(rows, place) for place in places]):
             total += self._log_ratio(examples or [self._mismatched(rows, 0)]) * bool(examples)
         return (self.accelerator.reduce(total, reduction="sum") / len(rows)).clamp(min=0)
 
@@ -317,7 +306,3 @@ def _joined(whole: ListBatch, parts: list[list[int]], found: list[Stats]) -> Sta
     width = whole.targets.shape[1]
     names = [f.name for f in fields(TokenStats) if getattr(found[0], f.name) is not None]
     return TokenStats(**{name: join([getattr(stats, name) for stats in found], width) for name in names})
-
-
-def _only_item(items: list) -> Any:
-    return items[0]

@@ -1,5 +1,6 @@
 """Attention over packed rows, under names that transformers' models find it by."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -74,22 +75,19 @@ def tree_sdpa(
     key: Float[Tensor, "R Hk T D"],
     value: Float[Tensor, "R Hk T E"],
     attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
     tree: Tree | None = None,
-    **kwargs: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """transformers' sdpa, or over a packed row the same values without computing what is masked.
 
     Like sdpa in transformers it takes no notice of a soft-cap of the attention's logits; `tree_eager` does.
     """
     if tree is None:
-        rest = {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window, **kwargs}
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
-    tree.told.append(sliding_window)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    dropout, scaling, window = options.get("dropout", 0.0), options.get("scaling"), options.get("sliding_window")
+    tree.told.append(window)
     query, key, value = _autocast(query, key, value)
-    whole = sliding_window is None or sliding_window >= tree.longest
+    whole = window is None or window >= tree.longest
     if whole and not dropout and query.shape[-1] == value.shape[-1]:
         if query.device.type == "cpu":
             return flash_tree_attention(query, key, value, tree.segments, scaling), None
@@ -100,8 +98,7 @@ def tree_sdpa(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
 
     key, value = (_repeat(x, query.shape[1]) for x in (key, value))
-    parts = [attend(*part) for part in _lists(tree, sliding_window, query, key, value)]
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+    return _by_list(attend, tree, window, query, key, value), None
 
 
 def tree_eager(
@@ -133,15 +130,14 @@ def tree_eager(
     if tree is None:
         return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
     tree.told.append(sliding_window)
-    parts = [attend(*part) for part in _lists(tree, sliding_window, query, key, value)]
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+    return _by_list(attend, tree, sliding_window, query, key, value), None
 
 
-def _lists(tree: Tree, window: int | None, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Each list's share of the row, with its mask."""
-    totals = [sum(sizes) for sizes in tree.segments]
+def _by_list(attend: Callable[..., Tensor], tree: Tree, window: int | None, *tensors: Tensor) -> Tensor:
+    """Attention within each list's share of the row, under its mask."""
+    shares = (x.split([sum(sizes) for sizes in tree.segments], dim=2) for x in tensors)
     masks = [tree.mask(sizes, window, tensors[0].device) for sizes in tree.segments]
-    return list(zip(*(x.split(totals, dim=2) for x in tensors), masks, strict=True))
+    return torch.cat([attend(*share) for share in zip(*shares, masks, strict=True)], dim=2).transpose(1, 2).contiguous()
 
 
 def _repeat(x: Float[Tensor, "R Hk T D"], heads: int) -> Float[Tensor, "R Hq T D"]:
