@@ -1,7 +1,7 @@
 """Reward models: `load_scorer(spec).score(prompts, completions)`; usable without the trainer."""
 
 from rewards.combine import Reward, read_reward
-from rewards.registry import SCORERS, ScorerConfig, load_scorer, read_spec
+from rewards.registry import SCORERS, ScorerConfig, load_scorer
 from rewards.types import ReferenceScorer, RowError, Scorer, ScorerError
 
 __all__ = [
@@ -14,5 +14,4 @@ __all__ = [
     "ScorerError",
     "load_scorer",
     "read_reward",
-    "read_spec",
 ]

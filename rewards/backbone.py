@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -74,20 +74,22 @@ class Backbone:
             yield [branch.member for branch in batch.branches], hidden.flatten(0, 1)[wanted]
 
     def _batches(self, sequences: Sequence[list[int]], groups: Sequence[Hashable]) -> Iterator[Batch]:
-        lengths = [len(ids) for ids in sequences]
-        if self.exact:
-            yield from (_padded(sequences, [i]) for i in range(len(sequences)))
-        elif self.packs:
+        if self.packs:
             yield from _packed_batches(sequences, groups, self.tokens_per_batch)
         else:
-            yield from (_padded(sequences, part) for part in batches_by_length(lengths, self.tokens_per_batch))
+            parts = batches_by_length(sequences, self.tokens_per_batch, exact=self.exact)
+            yield from (_padded(sequences, part) for part in parts)
 
 
-def batches_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length whose rows times longest row stay within the budget; longest first."""
+def batches_by_length(rows: Sequence[list[int]], tokens_per_batch: int, *, exact: bool) -> Iterator[list[int]]:
+    """Indices in batches of similar length whose rows times longest row stay within the budget; longest first.
+
+    Args:
+        exact: every row is a batch alone.
+    """
     batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens_per_batch:
+    for index in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
+        if batch and (exact or (len(batch) + 1) * len(rows[batch[0]]) > tokens_per_batch):
             yield batch
             batch = []
         batch.append(index)
@@ -95,12 +97,20 @@ def batches_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator
         yield batch
 
 
+def right_padded(
+    rows: Sequence[list[int]], pad_id: int, device: torch.device | None = None
+) -> tuple[Int[Tensor, "R T"], Int[Tensor, "R T"]]:
+    """Rows filled up to the longest, and the mask that says where they are filled with 0."""
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=device)
+    return ids, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+
+
 def _padded(sequences: Sequence[list[int]], members: list[int]) -> Batch:
     """Right-padded rows; attention is causal, so nothing that counts can see the padding."""
-    width = max(len(sequences[i]) for i in members)
-    rows = [sequences[i] + [0] * (width - len(sequences[i])) for i in members]
-    branches = [Branch(i, r * width, width, 0) for r, i in enumerate(members)]
-    return Batch({"input_ids": torch.tensor(rows)}, branches)
+    ids, _ = right_padded([sequences[i] for i in members], 0)
+    width = ids.shape[1]
+    return Batch({"input_ids": ids}, [Branch(i, r * width, width, 0) for r, i in enumerate(members)])
 
 
 Bunch = tuple[int, list[int]]

@@ -32,9 +32,9 @@ class DensityRatioScorer:
         *,
         strong: str,
         weak: str,
-        instruction: str | None = None,
-        per_token: bool = False,
-        append_eos: bool = True,
+        instruction: str | None,
+        per_token: bool,
+        append_eos: bool,
         **running: Unpack[RunningOptions],
     ) -> None:
         self.instruction, self.per_token, self.append_eos = instruction, per_token, append_eos

@@ -41,12 +41,12 @@ class ImplicitScorer:
         self,
         *,
         model: str,
-        adapter: str | None = None,
-        reference: str | None = None,
-        reference_adapter: str | None = None,
-        beta: float = 1.0,
-        per_token: bool = False,
-        append_eos: bool = True,
+        adapter: str | None,
+        reference: str | None,
+        reference_adapter: str | None,
+        beta: float,
+        per_token: bool,
+        append_eos: bool,
         **running: Unpack[RunningOptions],
     ) -> None:
         self.beta, self.per_token, self.append_eos = beta, per_token, append_eos

@@ -61,11 +61,11 @@ class JudgeScorer:
         self,
         *,
         model: str,
-        revision: str | None = None,
-        mode: str = "yes_no",
-        question: str | None = None,
-        verdicts: tuple[str, str] | None = None,
-        log_odds: bool = False,
+        revision: str | None,
+        mode: str,
+        question: str | None,
+        verdicts: tuple[str, str] | None,
+        log_odds: bool,
         **running: Unpack[RunningOptions],
     ) -> None:
         self.tally = Tally()

@@ -39,24 +39,22 @@ class LanguageModel:
             ScorerError: model or adapter cannot be loaded, or its head is not a plain linear layer.
         """
         folder = folder_of(model, revision)
-        self.model, report = load_model(
-            AutoModelForCausalLM, folder, dtype=running.get("dtype", "float32"), device=running.get("device")
-        )
+        self.model, report = load_model(AutoModelForCausalLM, folder, dtype=running["dtype"], device=running["device"])
         if report["missing_keys"]:
             raise ScorerError(f"{model}: incomplete, its weights lack {sorted(report['missing_keys'])[0]}")
         self.tokenizer = load_tokenizer(folder)
         self.backbone = Backbone(
             self.model.get_decoder(),
             name=model,
-            tokens_per_batch=running.get("tokens_per_batch", 8192),
-            exact=running.get("exact", False),
+            tokens_per_batch=running["tokens_per_batch"],
+            exact=running["exact"],
         )
         self.head = _head(self.model)
         _check_head(self.model, self.head, model)
         self.adapted = with_adapters(self.model, adapters) if adapters else None
         if not isinstance(self.model.get_output_embeddings(), nn.Linear):
             raise ScorerError(f"{model}: an adapter changes its LM head; merge it into the model first")
-        self.max_length = running.get("max_length") or context(self.model.config, self.tokenizer)
+        self.max_length = running["max_length"] or context(self.model.config, self.tokenizer)
         self.tally = tally
 
     @torch.no_grad()
@@ -93,8 +91,7 @@ class LanguageModel:
         starts = [max(common_prefix([*both]), 1) for both in zip(joint, token_ids(before, self.tokenizer), strict=True)]
         rows = [cut(ids, self.max_length) for ids in joint]
         sizes = [min(len(ids) - start, len(row) - 1) for ids, start, row in zip(joint, starts, rows, strict=True)]
-        self.tally.tokens += sum(map(len, rows))
-        self.tally.truncated += sum(len(ids) > self.max_length for ids in joint)
+        self.tally.read(joint, rows)
         with self._using(adapter):
             return self._sums(rows, sizes, [text_key(prompt) for prompt in prompts])
 

@@ -56,40 +56,25 @@ ScorerConfig = Annotated[
 """Any scorer's configuration, for use as a pydantic field; a string names a sequence classifier's folder."""
 
 
-def read_spec(spec: ScorerConfig | dict[str, Any] | str) -> ScorerConfig:
-    """A scorer's configuration from what a user may write.
+def load_scorer(spec: ScorerConfig | dict[str, Any] | str) -> Any:
+    """The scorer that a specification describes, with its model loaded.
 
     Args:
         spec: A configuration; the same as a dict; a YAML file that holds one; YAML text such as
             `{name: length, max: 200}`; or the folder or hub name of a sequence classifier.
 
+    Returns:
+        A `Scorer` on the GPU where there is one; a `ReferenceScorer` where the configuration has an `answer_column`.
+
     Raises:
-        ScorerError: The specification has an unknown or ill-typed key, or is no YAML.
+        ScorerError: The specification has an unknown or ill-typed key or is no YAML, or its model cannot be loaded.
 
     Source: ours
     """
     try:
         config: ScorerConfig = TypeAdapter(ScorerConfig).validate_python(read_tree(spec))
-        return config
     except ValidationError as error:
         raise ScorerError(f"reward specification {spec!r}: {faults(error)}") from None
-
-
-def load_scorer(spec: ScorerConfig | dict[str, Any] | str) -> Any:
-    """The scorer that a specification describes, with its model loaded.
-
-    Args:
-        spec: As for `read_spec`.
-
-    Returns:
-        A `Scorer` on the GPU where there is one; a `ReferenceScorer` where the configuration has an `answer_column`.
-
-    Raises:
-        ScorerError: The specification is wrong, or its model cannot be loaded or used.
-
-    Source: ours
-    """
-    config = read_spec(spec)
     fields = {name: value for name, value in config if name != "name"}
     return SCORERS[type(config)](**fields)
 

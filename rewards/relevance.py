@@ -9,7 +9,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from transformers import AutoModel
 
-from rewards.backbone import batches_by_length
+from rewards.backbone import batches_by_length, right_padded
 from rewards.loading import context, folder_of, load_model, load_tokenizer
 from rewards.texts import plain
 from rewards.types import RowError, Running, RunningOptions, Tally, Text
@@ -47,20 +47,17 @@ class RelevanceScorer:
         self,
         *,
         model: str,
-        revision: str | None = None,
-        answer_column: str | None = None,
-        max_words: int | None = None,
-        words_per_unit: float = 100.0,
+        revision: str | None,
+        answer_column: str | None,
+        max_words: int | None,
+        words_per_unit: float,
         **running: Unpack[RunningOptions],
     ) -> None:
         folder = folder_of(model, revision)
-        self.model, _ = load_model(
-            AutoModel, folder, dtype=running.get("dtype", "float32"), device=running.get("device")
-        )
+        self.model, _ = load_model(AutoModel, folder, dtype=running["dtype"], device=running["device"])
         self.tokenizer = load_tokenizer(folder)
-        self.max_length = running.get("max_length") or context(self.model.config, self.tokenizer)
-        self.tokens_per_batch = running.get("tokens_per_batch", 8192)
-        self.exact = running.get("exact", False)
+        self.max_length = running["max_length"] or context(self.model.config, self.tokenizer)
+        self.tokens_per_batch, self.exact = running["tokens_per_batch"], running["exact"]
         self.max_words, self.words_per_unit = max_words, words_per_unit
         self.tally = Tally()
 
@@ -106,15 +103,10 @@ class RelevanceScorer:
         rows = [ids[: self.max_length] for ids in whole]
         if not all(rows):
             raise RowError("a text without tokens has no meaning to compare; remove the row")
-        self.tally.tokens += sum(map(len, rows))
-        self.tally.truncated += sum(len(ids) > self.max_length for ids in whole)
+        self.tally.read(whole, rows)
         vectors = torch.zeros(len(rows), self.model.config.get_text_config().hidden_size)
-        batches = batches_by_length([len(row) for row in rows], self.tokens_per_batch)
-        device = self.model.device
-        for batch in [[i] for i in range(len(rows))] if self.exact else batches:
-            width = max(len(rows[i]) for i in batch)
-            ids = torch.tensor([rows[i] + [0] * (width - len(rows[i])) for i in batch], device=device)
-            mask = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in batch], device=device)
+        for batch in batches_by_length(rows, self.tokens_per_batch, exact=self.exact):
+            ids, mask = right_padded([rows[i] for i in batch], 0, self.model.device)
             hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
             vectors[batch] = ((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu()
         return vectors

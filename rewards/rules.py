@@ -136,7 +136,7 @@ class _AnswerScorer:
         return [float(self._right(plain(own), str(answer))) for own, answer in zip(completions, answers, strict=True)]
 
 
-def length_scorer(*, unit: str = "words", min: int = 0, max: int | None = None) -> _Rule:
+def length_scorer(*, unit: str, min: int, max: int | None) -> _Rule:
     """See `Length`; words are what white space separates."""
 
     def within(_: Text, completion: Text) -> float:
@@ -147,7 +147,7 @@ def length_scorer(*, unit: str = "words", min: int = 0, max: int | None = None) 
     return _Rule(within)
 
 
-def format_scorer(*, json_object: bool = False, tags: Sequence[str] = ()) -> _Rule:
+def format_scorer(*, json_object: bool, tags: Sequence[str]) -> _Rule:
     """See `Format`."""
     pattern = r"\s*".join(f"<{re.escape(tag)}>(?:(?!</?{re.escape(tag)}>).)*</{re.escape(tag)}>" for tag in tags)
 
@@ -158,7 +158,7 @@ def format_scorer(*, json_object: bool = False, tags: Sequence[str] = ()) -> _Ru
     return _Rule(formed)
 
 
-def pattern_scorer(*, pattern: str, whole: bool = False) -> _Rule:
+def pattern_scorer(*, pattern: str, whole: bool) -> _Rule:
     """See `Pattern`."""
     compiled = re.compile(pattern)
 
@@ -169,9 +169,7 @@ def pattern_scorer(*, pattern: str, whole: bool = False) -> _Rule:
     return _Rule(matches)
 
 
-def answer_scorer(
-    *, answer_column: str = "answer", kind: str = "exact", pattern: str | None = None, tolerance: float = 1e-6
-) -> _AnswerScorer:
+def answer_scorer(*, answer_column: str, kind: str, pattern: str | None, tolerance: float) -> _AnswerScorer:
     """See `Answer`; a completion without an answer is wrong, a reference answer without a number is refused."""
 
     def right(completion: str, answer: str) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from rewards.backbone import Backbone, batches_by_length
+from rewards.backbone import Backbone, batches_by_length, right_padded
 from rewards.loading import (
     ADAPTER_CONFIG,
     context,
@@ -60,19 +60,18 @@ class SequenceClassifierScorer:
         self,
         *,
         model: str,
-        revision: str | None = None,
-        label: int | str | None = None,
-        weights: Mapping[str, float] | None = None,
+        revision: str | None,
+        label: int | str | None,
+        weights: Mapping[str, float] | None,
         **running: Unpack[RunningOptions],
     ) -> None:
         folder = folder_of(model, revision)
-        self.model = _load(folder, running.get("dtype", "float32"), running.get("device"))
+        self.model = _load(folder, running["dtype"], running["device"])
         self.tokenizer = load_tokenizer(folder)
         self.outputs = _outputs(self.model, label, weights, model)
         self.pad_id: int | None = self.model.config.get_text_config().pad_token_id
-        self.max_length = running.get("max_length") or context(self.model.config, self.tokenizer)
-        self.tokens_per_batch = running.get("tokens_per_batch", 8192)
-        self.exact = running.get("exact", False)
+        self.max_length = running["max_length"] or context(self.model.config, self.tokenizer)
+        self.tokens_per_batch, self.exact = running["tokens_per_batch"], running["exact"]
         self.tally = Tally()
         self.backbone: Backbone | None = None
         if isinstance(getattr(self.model, "score", None), nn.Linear):
@@ -104,21 +103,16 @@ class SequenceClassifierScorer:
 
         Source: ours
         """
-        rows = joint_ids(prompts, completions, self.tokenizer)
-        long = sum(len(row) > self.max_length for row in rows)
-        if long:
-            logger.warning("%d of %d texts are cut to max_length=%d tokens", long, len(rows), self.max_length)
-        rows = [cut(row, self.max_length) for row in rows]
+        whole = joint_ids(prompts, completions, self.tokenizer)
+        rows = [cut(row, self.max_length) for row in whole]
         self.tally.completions += len(rows)
-        self.tally.tokens += sum(map(len, rows))
-        self.tally.truncated += long
+        if long := self.tally.read(whole, rows):
+            logger.warning("%d of %d texts are cut to max_length=%d tokens", long, len(rows), self.max_length)
         logits = torch.zeros(len(rows), cast(int, self.model.config.num_labels))
         if self.backbone is not None:
             self._decode(self.backbone, rows, [text_key(prompt) for prompt in prompts], logits)
         else:
             self._encode(rows, logits)
-        if len(self.outputs) == 1 and set(self.outputs.values()) == {1.0}:
-            return logits[:, next(iter(self.outputs))].tolist()
         chosen = logits[:, list(self.outputs)].double()
         return (chosen @ torch.tensor(list(self.outputs.values())).double()).tolist()
 
@@ -131,20 +125,15 @@ class SequenceClassifierScorer:
             logits[members] = F.linear(hidden.float(), head.weight.float(), bias).cpu()
 
     def _encode(self, rows: list[list[int]], logits: Float[Tensor, "N A"]) -> None:
-        lengths = [len(row) for row in rows]
-        whole = batches_by_length(lengths, self.tokens_per_batch)
-        for batch in [[i] for i in range(len(rows))] if self.exact else whole:
+        for batch in batches_by_length(rows, self.tokens_per_batch, exact=self.exact):
             logits[batch] = self._forward([rows[i] for i in batch]).float().cpu()
 
     def _forward(self, rows: list[list[int]]) -> Float[Tensor, "N A"]:
         # transformers finds a row's last token by the padding id; without one, no row may end in the id used instead.
         pad = self.pad_id if self.pad_id is not None else _free_id(rows)
         self.model.config.get_text_config().pad_token_id = pad
-        width = max(map(len, rows))
-        input_ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-        attention_mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        device = self.model.device
-        return self.model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device)).logits
+        ids, mask = right_padded(rows, pad, self.model.device)
+        return self.model(input_ids=ids, attention_mask=mask).logits
 
 
 def _load(folder: Path, dtype: str, device: str | None) -> PreTrainedModel:

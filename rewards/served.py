@@ -47,12 +47,12 @@ class ServedScorer:
         *,
         url: str,
         model: str,
-        endpoint: str = "classify",
-        label: int = 0,
-        activation: bool = False,
-        texts_per_request: int = 64,
-        requests_at_once: int = 4,
-        timeout: float = 300.0,
+        endpoint: str,
+        label: int,
+        activation: bool,
+        texts_per_request: int,
+        requests_at_once: int,
+        timeout: float,
     ) -> None:
         self.address = f"{url.rstrip('/')}/{endpoint}"
         self.model, self.endpoint, self.label, self.activation = model, endpoint, label, activation

@@ -8,25 +8,6 @@ from transformers import PreTrainedTokenizerBase
 from rewards.types import Messages, RowError, Text
 
 
-def joint_texts(
-    prompts: Sequence[Text],
-    completions: Sequence[Text],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    templated: bool = False,
-) -> list[tuple[str, bool]]:
-    """Each prompt with its completion as one text, and whether a chat template made it (`templated` texts: already).
-
-    Text is joined without anything between; messages go through the chat template, and a text beside messages counts
-    as a user's prompt or an assistant's completion. A completion continues a prompt that the assistant ends.
-
-    Raises:
-        RowError: messages, but the tokenizer has no chat template.
-    """
-    joint = [_joint(prompt, own, tokenizer) for prompt, own in zip(prompts, completions, strict=True)]
-    return [(text, own or templated) for text, own in joint]
-
-
 def prompt_texts(
     prompts: Sequence[Text],
     completions: Sequence[Text],
@@ -64,12 +45,19 @@ def joint_ids(
     *,
     templated: bool = False,
 ) -> list[list[int]]:
-    """Token ids of each prompt with its completion; see `joint_texts`.
+    """Token ids of each prompt with its completion.
+
+    Text is joined without anything between; messages go through the chat template, and a text beside messages counts
+    as a user's prompt or an assistant's completion. A completion continues a prompt that the assistant ends.
+
+    Args:
+        templated: texts are what a chat template has made.
 
     Raises:
         RowError: a text has no tokens, or messages have no chat template.
     """
-    ids = token_ids(joint_texts(prompts, completions, tokenizer, templated=templated), tokenizer)
+    joint = [_joint(prompt, own, tokenizer) for prompt, own in zip(prompts, completions, strict=True)]
+    ids = token_ids([(text, own or templated) for text, own in joint], tokenizer)
     if not all(ids):
         raise RowError("a prompt and its completion are both empty; there is nothing to score")
     return ids

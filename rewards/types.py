@@ -34,7 +34,7 @@ class Running(Strict):
     """Torch device; by default a GPU where there is one."""
 
 
-class RunningOptions(TypedDict, total=False):
+class RunningOptions(TypedDict):
     """The fields of `Running` as keywords."""
 
     dtype: Dtype
@@ -61,6 +61,13 @@ class Tally:
     """Tokens read by its model, a shared prompt counted for each of its completions; 0 where there is no model."""
     truncated: int = 0
     """Texts cut to the model's length."""
+
+    def read(self, whole: Sequence[list[int]], kept: Sequence[list[int]]) -> int:
+        """Count the token ids that a model reads of some texts; returns how many of them are cut."""
+        cut = sum(len(own) > len(ids) for own, ids in zip(whole, kept, strict=True))
+        self.tokens += sum(map(len, kept))
+        self.truncated += cut
+        return cut
 
 
 class Scorer(Protocol):

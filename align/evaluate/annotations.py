@@ -71,7 +71,7 @@ def evaluate_winrate(
     judged = [row for row in rows if row.label is not None]
     if not judged:
         raise UserError(f"{path}: no row has a preference; give annotations that hold some")
-    baseline, model = _names(path, rows)
+    baseline, model = _names(rows)
     labels = [row.label for row in judged if row.label is not None]
     figures: dict[str, Any] = {
         "annotations": path,
@@ -167,7 +167,7 @@ def _number(record: dict[str, Any], field: str) -> float | None:
     return number
 
 
-def _names(path: str, rows: Sequence[Annotation]) -> tuple[str, str]:
+def _names(rows: Sequence[Annotation]) -> tuple[str, str]:
     """The two names, which all rows share."""
     for place, field in enumerate(("generator_1", "generator_2")):
         names = sorted({row.names[place] for row in rows})

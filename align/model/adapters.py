@@ -172,8 +172,6 @@ MUTATES_BASE = ("pissa", "olora")
 """Adapters that take their start out of the base weights; saved as the difference to that start."""
 MOVED_START = (*MUTATES_BASE, "loftq")
 """Adapters that do not start as the identity, so that the reference is a frozen copy of their start."""
-HEAD_ADAPTERS = ("lora", "rslora", "pissa", "olora")
-"""Adapters that the LM head may carry."""
 
 
 def peft_config(adapter: PeftAdapter, *, total_steps: int | None, head: Sequence[str] | None = None) -> peft.PeftConfig:

@@ -21,14 +21,12 @@ def assembled(job: Job, rewards: Sequence[Reward], method: Combination, grades: 
     names = part_names(rewards)
 
     def rows() -> Iterator[dict[str, Any]]:
-        for entry in job.entries():
-            if "error" in entry:
-                continue
+        for entry in job.scored():
             parts = _transformed(entry, steps, known)
             total = combine(parts, [reward.weight for reward in rewards])
-            own = {"rewards": total, "grades": grades_from_rewards(total, grades)}
+            own: dict[str, Any] = {"rewards": total, "grades": grades_from_rewards(total, grades)}
             if len(rewards) > 1 or any(steps):
-                own["reward_parts"] = dict(zip(names, entry["rewards"], strict=True))  # type: ignore[assignment]
+                own["reward_parts"] = dict(zip(names, entry["rewards"], strict=True))
             yield {**entry["row"], **own}
 
     return rows
@@ -56,6 +54,6 @@ def _statistics(job: Job, steps: Sequence[Sequence[Transform]]) -> Known:
     """By scorer and transform: what is to be known of the whole data set."""
 
     def lists(k: int) -> Iterator[tuple[list[float], list[Any]]]:
-        return ((e["rewards"][k], e["row"]["completions"]) for e in job.entries() if "error" not in e)
+        return ((entry["rewards"][k], entry["row"]["completions"]) for entry in job.scored())
 
     return [dataset_statistics(partial(lists, k), own) for k, own in enumerate(steps)]

@@ -192,12 +192,11 @@ def _finish(
     store: RewardCache | None,
 ) -> dict[str, Any]:
     """Write the output and what goes beside it, and fill the cache."""
-    rows = assembled(job, specs, combination, grades)
-    write_rows(job.output, rows(), rows())
+    write_rows(job.output, assembled(job, specs, combination, grades))
     counts = job.counts()
     if counts["errors"]:
         with replaced(job.errors) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(entry["error"]) + "\n" for entry in job.entries() if "error" in entry)
+            file.writelines(json.dumps(failed) + "\n" for failed in job.failed())
     else:
         job.errors.unlink(missing_ok=True)
     if store is not None:
@@ -213,9 +212,7 @@ def _finish(
 
 def _keyed(job: Job, parts: Sequence[Part]) -> Iterator[tuple[bytes, float]]:
     """Every reward of the job under its key."""
-    for entry in job.entries():
-        if "error" in entry:
-            continue
+    for entry in job.scored():
         row = entry["row"]
         item = Item("", 0, None, None, row["prompt"], tuple(row["completions"]), tuple(entry["answers"]))
         for part, rewards in zip(parts, entry["rewards"], strict=True):

@@ -4,7 +4,7 @@ import gzip
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,15 @@ class Job:
                     totals[name] = totals.get(name, 0) + value
         return totals
 
-    def entries(self) -> Iterator[dict[str, Any]]:
-        """What the parts hold, in the order of the input."""
+    def scored(self) -> Iterator[dict[str, Any]]:
+        """The rows that have rewards, in the order of the input."""
+        return (entry for entry in self._entries() if "error" not in entry)
+
+    def failed(self) -> Iterator[dict[str, Any]]:
+        """What is known of the rows that have none."""
+        return (entry["error"] for entry in self._entries() if "error" in entry)
+
+    def _entries(self) -> Iterator[dict[str, Any]]:
         for path in self.parts():
             with path.open(encoding="utf-8") as lines:
                 next(lines)
@@ -124,39 +131,36 @@ def replaced(path: Path) -> Iterator[Path]:
     os.replace(temporary, path)
 
 
-def write_rows(path: Path, rows: Iterator[dict[str, Any]], again: Iterator[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: Callable[[], Iterator[dict[str, Any]]]) -> None:
     """Rows as JSONL, gzip-compressed JSONL or Parquet, by the path's ending; equal rows give equal bytes.
 
     Args:
-        rows: what is written.
-        again: the same once more, since Parquet has to know all columns before its first row.
+        rows: gives what is written from its beginning; Parquet has to know all columns before its first row.
 
     Raises:
         UserError: a column holds values of different kinds, which Parquet cannot.
     """
     with replaced(path) as temporary:
         if path.name.endswith(".parquet"):
-            _write_parquet(path, temporary, rows, again)
+            _write_parquet(path, temporary, rows)
         elif path.name.endswith(".gz"):
             with temporary.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file:
-                file.writelines((as_json(row) + "\n").encode() for row in rows)
+                file.writelines((as_json(row) + "\n").encode() for row in rows())
         else:
             with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(as_json(row) + "\n" for row in rows)
+                file.writelines(as_json(row) + "\n" for row in rows())
 
 
-def _write_parquet(
-    path: Path, temporary: Path, rows: Iterator[dict[str, Any]], again: Iterator[dict[str, Any]]
-) -> None:
+def _write_parquet(path: Path, temporary: Path, rows: Callable[[], Iterator[dict[str, Any]]]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         schema = pa.schema([])
-        for chunk in _chunks(again):
+        for chunk in _chunks(rows()):
             schema = pa.unify_schemas([schema, pa.Table.from_pylist(chunk).schema], promote_options="permissive")
         with parquet.ParquetWriter(temporary, schema) as writer:
-            for chunk in _chunks(rows):
+            for chunk in _chunks(rows()):
                 writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UserError(

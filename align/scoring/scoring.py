@@ -89,23 +89,13 @@ def score_window(window: Sequence[Item], parts: Sequence[Part], cache: RewardCac
     """
     items = [item for item in window if item.reason is None]
     try:
-        found = [part.rewards(items, cache, state) for part in parts]
-        return [_scored(item, parts, found) for item in window]
-    except RowError:
-        return [_alone(item, parts, cache, state) for item in window]
-
-
-def _alone(item: Item, parts: Sequence[Part], cache: RewardCache | None, state: int) -> Scored:
-    """One row by itself, to find those that cannot be scored."""
-    if item.reason is None:
-        try:
-            return _scored(item, parts, [part.rewards([item], cache, state) for part in parts])
-        except RowError as error:
-            item = replace(item, reason=f"{item.source}, row {item.number}: {error}")
-    return Scored(item, [])
-
-
-def _scored(item: Item, parts: Sequence[Part], found: Sequence[dict[bytes, float]]) -> Scored:
-    if item.reason is not None:
-        return Scored(item, [])
-    return Scored(item, [[own[key] for key in part.keys(item)] for part, own in zip(parts, found, strict=True)])
+        found = [(part, part.rewards(items, cache, state)) for part in parts]
+    except RowError as error:
+        if len(window) > 1:  # which of them it is, each by itself tells
+            return [scored for item in window for scored in score_window([item], parts, cache, state)]
+        (item,) = window
+        return [Scored(replace(item, reason=f"{item.source}, row {item.number}: {error}"), [])]
+    return [
+        Scored(item, [[own[key] for key in part.keys(item)] for part, own in found] if item.reason is None else [])
+        for item in window
+    ]
