@@ -36,28 +36,39 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_policy(tmp_path_factory) -> Path:
-    """A two-layer Llama with random weights, and a tokenizer of words w3 ... w39."""
-    folder = tmp_path_factory.mktemp("tiny_policy")
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
-    return folder
+def save_tokenizer():
+    """Writes a tokenizer of the words w3 ... w39, with <s> and </s> or the special tokens given, into a folder."""
+
+    def save(folder: Path, **special: str) -> None:
+        vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
+        words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        special = special or {"bos_token": "<s>", "eos_token": "</s>"}
+        PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", **special).save_pretrained(folder)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def save_llama(save_tokenizer):
+    """Writes a two-layer Llama, with random weights large enough to matter, and its tokenizer into a folder."""
+
+    def save(folder: Path, *, seed: int = 1, special: dict[str, str] | None = None, **settings) -> Path:
+        sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+        torch.manual_seed(seed)
+        config = LlamaConfig(**sizes | heads | {"initializer_range": 0.3} | settings)
+        LlamaForCausalLM(config).save_pretrained(folder)
+        save_tokenizer(folder, **(special or {}))
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory, save_llama) -> Path:
+    """The folder of a tiny Llama."""
+    return save_llama(tmp_path_factory.mktemp("tiny_policy"))
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from align.data.collate import collate
 from align.types import ListBatch
@@ -14,41 +12,9 @@ VOCABULARY = 40
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory) -> Path:
-    """A two-layer Llama with random weights large enough to matter, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny_llama")
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-        attention_dropout=0.3,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    _save_tokenizer(folder)
-    return folder
-
-
-def _save_tokenizer(folder: Path, **special: str) -> None:
-    """Words w0, w1, ... with <unk>, <s> and </s>; no padding token."""
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = special or {"bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", **special).save_pretrained(folder)
-
-
-@pytest.fixture
-def save_tokenizer():
-    """Writes a tokenizer into a folder."""
-    return _save_tokenizer
+def model_folder(tmp_path_factory, save_llama) -> Path:
+    """The folder of a tiny Llama that has dropout."""
+    return save_llama(tmp_path_factory.mktemp("tiny_llama"), num_key_value_heads=2, attention_dropout=0.3)
 
 
 @pytest.fixture
