@@ -48,15 +48,13 @@ def sample_completions(
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: list[list[int]],
     *,
-    max_tokens: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
     per_prompt: int = 1,
-    tokens_per_batch: int = 8192,
+    **options: Any,
 ) -> list[list[str]]:
     """`sample_tokens` as texts.
+
+    Args:
+        model, tokenizer, prompt_ids, per_prompt, options: as for `sample_tokens`.
 
     Returns:
         `per_prompt` texts for each prompt, without special tokens; a text is empty where the end came at once.
@@ -65,9 +63,7 @@ def sample_completions(
     """
     texts = [[""] * per_prompt for _ in prompt_ids]
     ends = end_ids(model, tokenizer)
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    options |= {"max_tokens": max_tokens, "per_prompt": per_prompt, "tokens_per_batch": tokens_per_batch}
-    for prompt, sample, sampled in sample_tokens(model, tokenizer, prompt_ids, **options):
+    for prompt, sample, sampled in sample_tokens(model, tokenizer, prompt_ids, per_prompt=per_prompt, **options):
         texts[prompt][sample] = completion_text(tokenizer, prompt_ids[prompt], sampled.ids, ends)
     return texts
 
