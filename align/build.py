@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from align.data import Prepared, Source, prepare_data, read_chat_template
 from align.data.collate import collate
@@ -12,7 +13,7 @@ from align.errors import UserError
 from align.loss import ListLoss, build_loss, likelihood_loss
 from align.model.adapters import Eva
 from align.model.checks import check_reference_identity
-from align.model.config import ContrastSection
+from align.model.config import ContrastSection, PolicySection
 from align.model.load import load_tokenizer
 from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
@@ -56,12 +57,7 @@ def prepare(recipe: Recipe) -> Prepared:
         sources=[Source(**source.model_dump()) for source in data.sources],
         eval_sources=[Source(**source.model_dump()) for source in data.eval_sources],
         select="best" if recipe.task == "sft" else data.select,
-        tokenizer=load_tokenizer(
-            policy.model,
-            revision=policy.revision,
-            chat_template=policy.chat_template,
-            trust_remote_code=policy.trust_remote_code,
-        ),
+        tokenizer=tokenizer_of(policy),
         chat_template=read_chat_template(policy.chat_template),
         min_completions=min_completions(recipe),
         append_eos=own_ends,
@@ -70,6 +66,12 @@ def prepare(recipe: Recipe) -> Prepared:
         token_weights=isinstance(recipe.token_weights, Column),
         **fields,
     )
+
+
+def tokenizer_of(policy: PolicySection) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that is trained."""
+    code = {"trust_remote_code": policy.trust_remote_code}
+    return load_tokenizer(policy.model, revision=policy.revision, chat_template=policy.chat_template, **code)
 
 
 def min_completions(recipe: Recipe) -> int:
@@ -120,7 +122,7 @@ def load_options(recipe: Recipe, prepared: Prepared, *, total_steps: int, device
     """What a policy and a reward model are both loaded with."""
     init_batches = None
     if isinstance(recipe.policy.adapter, Eva):
-        pad_id = load_tokenizer(recipe.policy.model).pad_token_id
+        pad_id = tokenizer_of(recipe.policy).pad_token_id
         examples = list(prepared.train.select(range(min(256, len(prepared.train)))))
         batches = micro_batches(examples, tokens_per_batch=recipe.train.tokens_per_batch)
         init_batches = [collate(batch, pad_id=pad_id) for batch in batches]

@@ -4,11 +4,10 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from align.build import check_objectives, prepare
+from align.build import check_objectives, prepare, tokenizer_of
 from align.data import render
 from align.data.collate import Example
 from align.model.classifier import is_read_at_last_token
-from align.model.load import load_tokenizer
 from align.recipe import Recipe, dump_recipe
 from align.rollout.prompts import describe_prompts, read_prompts
 from align.training import planned_steps
@@ -29,11 +28,10 @@ def inspect_recipe(recipe: Recipe, *, rows: int, console: Console | None = None)
     steps = len(planned_steps(recipe.train, prepared.train))
     console.print(f"{steps} optimizer steps of {recipe.train.lists_per_step} lists\n")
     policy = recipe.policy
-    code = {"trust_remote_code": policy.trust_remote_code}
-    tokenizer = load_tokenizer(policy.model, revision=policy.revision, chat_template=policy.chat_template, **code)
+    tokenizer = tokenizer_of(policy)
     read = "read but not trained on", "trained on"
     if recipe.task == "reward":
-        at_last = is_read_at_last_token(policy.model, policy.revision, **code)
+        at_last = is_read_at_last_token(policy.model, policy.revision, trust_remote_code=policy.trust_remote_code)
         read = "read", "its reward at the last token" if at_last else "its reward of the whole text"
     for example in prepared.train.select(range(min(rows, len(prepared.train)))):
         console.print(describe(example, tokenizer, *read))
