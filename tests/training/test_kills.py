@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -35,8 +36,9 @@ def test_killed_at_random_moments(make_recipe, tmp_path):
     seconds = time.monotonic() - began
     killed = make_recipe("killed", **sections)
     moments = random.Random()
-    interrupted = 0
-    for _ in range(KILLS):
+    interrupted = finished = 0
+    while interrupted < KILLS:
+        began = time.monotonic()
         process = start(killed, tmp_path)
         try:
             process.wait(timeout=moments.uniform(0.2, 1.0) * seconds)
@@ -44,8 +46,11 @@ def test_killed_at_random_moments(make_recipe, tmp_path):
             process.kill()
             process.wait()
             interrupted += 1
-    print(f"{interrupted} of {KILLS} starts were killed before they ended")
-    assert interrupted
+        else:  # the machine has become faster: a new run is killed sooner
+            finished += 1
+            seconds = min(seconds, time.monotonic() - began)
+            shutil.rmtree(killed.output)
+    print(f"{interrupted} kills, the run finished {finished} times between them")
     process = start(killed, tmp_path)
     assert process.wait(timeout=300) == 0, process.stderr.read()
     files = [Path(recipe.output) / "adapter" / "adapter_model.safetensors" for recipe in (whole, killed)]
