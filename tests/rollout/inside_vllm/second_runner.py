@@ -1,6 +1,6 @@
 """vLLM's second model runner on a CPU: its Triton kernels run in Triton's interpreter, slowly.
 
-`python second_runner.py FOLDER SAMPLING PROMPTS DECODING WORSE` prints what the engine samples, alone and in contrast, as
+`second_runner.py FOLDER SAMPLING PROMPTS DECODING WORSE` prints what the engine samples, alone and in contrast, as
 a line of JSON. Needs a real `triton` (the CPU environment has an empty one).
 """
 
