@@ -82,7 +82,9 @@ class RunDirectory:
             UserError: there is none yet, or this is no run.
         """
         if not self.recipe.exists():
-            raise UserError(f"{self.path}: no run directory (there is no recipe.yaml); give one that `align train` wrote")
+            raise UserError(
+                f"{self.path}: holds no run (there is no recipe.yaml); give a folder that `align train` wrote"
+            )
         runs = [self, *(RunDirectory(folder / "train") for folder in sorted(self.path.glob("iterations/*")))]
         states = [run.best if run.best.exists() else run.last_checkpoint() for run in runs]
         found = [state for state in states if state]
@@ -143,7 +145,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The whole text or, after a kill, the old file."""
+    """The whole text or, after a kill, the old file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -47,7 +47,7 @@ def start(make_recipe, tmp_path, run) -> str:
 
 
 def test_a_start_that_is_no_finished_run(make_recipe, tmp_path):
-    assert f"{tmp_path}: no run directory (there is no recipe.yaml)" in start(make_recipe, tmp_path, tmp_path)
+    assert f"{tmp_path}: holds no run (there is no recipe.yaml)" in start(make_recipe, tmp_path, tmp_path)
     first = train(make_recipe("first", train={"steps": 2})).path
     (first / "summary.json").unlink()  # as a kill in the last evaluation leaves it
     message = f"policy.start_run: the run in {first} is not finished; let `align train` end it"
