@@ -1,6 +1,7 @@
 """Whole runs of a few steps: what must not change the result, and what a run leaves behind."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -51,6 +52,33 @@ def test_before_training_all_implicit_rewards_are_zero(make_recipe):
     before = train(make_recipe(objective={"name": "logistic"}, data={"select": "best_worst"})).summary["eval_before"]
     assert before["pair_accuracy"] == 0.5 and before["kendall_tau"] == 0 and before["margin"] == 0
     assert before["best_logprob_change"] == 0 and before["best_fell_share"] == 0
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("cache", [True, False])
+def test_the_first_loss_of_pairs_is_ln_2(make_recipe, packing, cache):
+    """Whatever shares a row with a pair: packed rows that ran into each other began at several times that."""
+    pairs = {"objective": {"name": "logistic"}, "data": {"select": "best_worst"}, "reference": {"cache": cache}}
+    result = train(make_recipe(**pairs, train={"steps": 1, "lists_per_step": 24, "packing": packing}))
+    assert metrics(result.path)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_file_smaller_than_a_step_is_one_step_of_all_its_lists(make_recipe):
+    """The loss is the mean over the 24 lists there are, not over the 100 that a step may have."""
+    exact = train(make_recipe("exact", train=SGD | {"lists_per_step": 24, "epochs": 1}))
+    smaller = train(make_recipe("smaller", train=SGD | {"lists_per_step": 100, "epochs": 1}))
+    assert smaller.summary["steps"] == exact.summary["steps"] == 1
+    assert_same_adapter(exact.path, smaller.path, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("extra", "what"),
+    [({}, "step 2: the (loss|gradient's norm) is (nan|inf)"), ({"steps": 1}, "step 1: the loss on the held-out lists")],
+)
+def test_a_run_that_diverges_stops_with_its_cause(make_recipe, extra, what):
+    broken = SGD | {"learning_rate": 1e38, "max_grad_norm": 0.0, "schedule": "constant", "warmup_ratio": 0.0}
+    with pytest.raises(UserError, match=f"^{what}.*; lower train.learning_rate"):
+        train(make_recipe(train=broken | extra))
 
 
 def test_it_learns(make_recipe):
