@@ -153,11 +153,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def start_log(run: RunDirectory, *, main: bool) -> None:
-    """Messages go to the terminal and, with the time, to events.log."""
+    """Messages go to the terminal and, with the time, to events.log; what the terminal shows as a table to that alone."""
     log.handlers.clear()
     log.propagate = False
-    log.setLevel(logging.INFO if main else logging.ERROR)
+    log.setLevel(logging.DEBUG if main else logging.ERROR)
     console = logging.StreamHandler()
+    console.setLevel(logging.INFO)
     console.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(console)
     if main:

@@ -43,6 +43,8 @@ def test_the_run_directory_holds_what_the_contract_names(make_recipe):
     assert contract <= result.summary["eval_before"].keys() & result.summary["eval_after"].keys()
     assert [line["step"] for line in metrics(result.path)] == list(range(1, result.summary["steps"] + 1))
     assert result.summary["data"]["read"] == 30
+    used = "30 rows read, 30 lists used (24 to train on, 6 held out)"
+    assert f"data: {used}\n" in (result.path / "events.log").read_text()
     assert len(result.summary["samples"]) == 2
     kept = sorted(path.name for path in (result.path / "checkpoints").glob("checkpoint-*"))
     assert kept == ["checkpoint-6", "checkpoint-8"], "a checkpoint every 2 of 8 steps, the last two kept"
