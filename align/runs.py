@@ -18,7 +18,7 @@ from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
 from align.annotate import Annotated, annotate_lists, annotation_table, filter_by_ches, list_ches
-from align.data import Prepared, Row, Source, in_one_line, prepare_data, prompt_text, read_chat_template, render
+from align.data import Audit, Prepared, Row, Source, in_one_line, prepare_data, prompt_text, read_chat_template, render
 from align.data.collate import collate
 from align.data.contrast import Templates
 from align.data.ratings import with_ratings
@@ -97,8 +97,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         prepared = prepare(recipe)
     check_objectives(recipe, prepared)
     if arguments.process_index == 0:
-        Console(stderr=True).print(render(prepared.audit))
-        log.debug("%s", in_one_line(prepared.audit))
+        _show(prepared.audit)
     load = load_with_ratings if recipe.task == "reward" else _load_with_annotations
     policy, annotated = load(recipe, prepared, loss, device=arguments.device)
     lists, heldout = filter_by_ches(recipe, prepared, annotated.train), annotated.heldout
@@ -144,6 +143,11 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         view.write(run.token_view, texts, recipe.score.beta, before.token_logprobs, after.token_logprobs)
         write_json(run.summary, _summarise(recipe, run, trainer, prepared, annotated, before, after, texts))
     trainer.accelerator.wait_for_everyone()
+
+
+def _show(audit: Audit) -> None:
+    Console(stderr=True).print(render(audit))
+    log.debug("%s", in_one_line(audit))
 
 
 def _set_checkpointing(recipe: Recipe, trainer: AlignTrainer) -> None:
