@@ -153,7 +153,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def start_log(run: RunDirectory, *, main: bool) -> None:
-    """Messages go to the terminal and, with the time, to events.log, which alone gets what the terminal shows as a table."""
+    """Messages go to the terminal and, with the time, to events.log; debug messages to the latter alone."""
     log.handlers.clear()
     log.propagate = False
     log.setLevel(logging.DEBUG if main else logging.ERROR)

@@ -21,7 +21,7 @@ from align.objectives.scores import LikelihoodMean
 from align.recipe import load_recipe
 from align.run_directory import RunDirectory, write_json
 from align.runs import policy_loss
-from align.summary import ROWS
+from align.summary import ROWS, figure
 
 
 def evaluate_rows(
@@ -125,5 +125,5 @@ def _table(model: str, metrics: dict[str, float], prepared: Prepared) -> Table:
     table = Table("", model, title=f"{len(prepared.train)} lists", title_justify="left")
     for key, label, pattern in ROWS:
         if key in metrics:
-            table.add_row(label, pattern.format(metrics[key]))
+            table.add_row(label, figure(pattern, metrics[key]))
     return table
