@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, help_text in (
         ("inspect", _inspect, "the resolved recipe, the data audit and a few rows with their masks; no training"),
         ("annotate", _annotate, "what frozen models compute per row (token rewards, CHES, ...), into the cache"),
-        ("train", _train, "train a policy; a run that is already there goes on"),
+        ("train", _train, "train a policy or a reward model; a run that is already there goes on"),
         ("rollout", _rollout, "sample completions of the prompts in data.sources, and score them"),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text)

@@ -17,7 +17,8 @@ BLOCKS = re.findall(r"```(?:sh)?\n(.*?)```", README, flags=re.S)
 
 def commands() -> list[str]:
     """The `align` commands of the code blocks, those with placeholders left out."""
-    lines = [line.split("  #")[0] for block in BLOCKS for line in block.splitlines()]
+    blocks = [block.replace("\\\n", "") for block in BLOCKS]
+    lines = [line.split("  #")[0] for block in blocks for line in block.splitlines()]
     lines = [part.strip() for line in lines for part in line.split("&&")]
     found = [re.sub(r"^(\.venv/bin/|accelerate launch -m )align(\.cli)?", "align", line) for line in lines]
     return sorted({line for line in found if line.startswith("align ") and not re.search(r"[A-Z]{3}|\.\.\.|\[", line)})
