@@ -62,7 +62,7 @@ def _table(before: dict[str, float], after: dict[str, float], lists: int, *, tas
 def figure(pattern: str, value: float) -> str:
     """A formatted number; what rounds to zero has no minus."""
     text = pattern.format(value)
-    return pattern.format(0.0) if float(text) == 0 else text
+    return pattern.format(0.0) if float(text.rstrip("%")) == 0 else text
 
 
 def in_words(label: str, task: str) -> str:
