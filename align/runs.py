@@ -31,7 +31,7 @@ from align.evaluate.token_view import TokenView
 from align.loss import ListLoss, build_loss, likelihood_loss
 from align.model.adapters import Eva
 from align.model.checkpointing import checkpoint_layers, layers_to_checkpoint
-from align.model.checks import check_reference_identity
+from align.model.checks import check_reference_identity, check_token_ids
 from align.model.load import load_tokenizer
 from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
@@ -302,6 +302,7 @@ def _load_policy(
 ) -> Policy:
     options = load_options(recipe, prepared, total_steps=total_steps, device=device)
     policy = load_policy(**options, keep_reference=keep_reference)
+    check_token_ids(policy.model, policy.tokenizer, [prepared.train, prepared.heldout])
     check_reference_identity(policy, policy.collate([prepared.train[0]]))
     if recipe.train.precision == "bfloat16":
         hold_frozen(policy.model, torch.bfloat16)
@@ -321,6 +322,7 @@ def load_with_ratings(
     check_ratings(lists, recipe.objective, names)
     steps = len(_plan(recipe, prepared.train))
     model = load_reward_model(outputs=names, **load_options(recipe, prepared, total_steps=steps, device=device))
+    check_token_ids(model.model, model.tokenizer, [prepared.train, prepared.heldout])
     if recipe.train.precision == "bfloat16":
         hold_frozen(model.model, torch.bfloat16)
     return model, Annotated(lists, heldout, {})

@@ -117,6 +117,9 @@ def test_a_broken_file_is_named(text, message, tmp_path):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         load_recipe(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="r.yaml: not valid YAML: 'utf-8' codec can't decode byte 0xff"):
+        load_recipe(path)
     with pytest.raises(UserError, match="cannot read the recipe"):
         load_recipe(tmp_path / "absent.yaml")
 

@@ -23,9 +23,9 @@ class Job:
     def __init__(self, output: Path, description: dict[str, Any]) -> None:
         self.output = output
         self.description = description
-        self.folder = output.with_name(output.name + ".parts")
-        self.summary = output.with_name(output.name + ".summary.json")
-        self.errors = output.with_name(output.name + ".errors.jsonl")
+        self.folder = output.parent / f"{output.name}.parts"
+        self.summary = output.parent / f"{output.name}.summary.json"
+        self.errors = output.parent / f"{output.name}.errors.jsonl"
 
     def finished(self) -> bool:
         """Whether the output of this very job is there."""

@@ -282,6 +282,8 @@ def test_a_finished_output_is_left_alone_and_another_jobs_refused(write, score, 
         score_rows(str(tmp_path), str(tmp_path / "new.jsonl"), rewards=[WORDS])
     with pytest.raises(UserError, match="known endings"):
         score_rows(path, str(tmp_path / "out.csv"), rewards=[WORDS])
+    with pytest.raises(UserError, match="known endings"):
+        score_rows(path, ".", rewards=[WORDS])
     with pytest.raises(UserError, match="no folder"):
         score_rows(path, str(tmp_path / "absent" / "out.jsonl"), rewards=[WORDS])
     with pytest.raises(UserError, match="no rows"):

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.errors import UserError
 from align.runs import train
@@ -81,6 +81,23 @@ def test_a_run_that_diverges_stops_with_its_cause(make_recipe, extra, what):
     broken = SGD | {"learning_rate": 1e38, "max_grad_norm": 0.0, "schedule": "constant", "warmup_ratio": 0.0}
     with pytest.raises(UserError, match=f"^{what}.*; lower train.learning_rate"):
         train(make_recipe(train=broken | extra))
+
+
+@pytest.mark.parametrize("task", [{}, {"task": "reward", "objective": {"name": "bradley_terry"}}])
+def test_a_token_that_the_model_lacks_is_refused_with_its_row(make_recipe, tiny_policy, tmp_path, task):
+    """A tokenizer that got a token without the model's embeddings being resized; rows without that token are fine."""
+    model = shutil.copytree(tiny_policy, tmp_path / "added")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.save_pretrained(model)
+    rows = [{"prompt": "w4", "chosen": " w5", "rejected": f" w6 {end}"} for end in ("", "w7", "<think>")]
+    for name, count in (("good", 2), ("bad", 3)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
+    policy, steps = {"policy": {"model": str(model)}}, {"train": {"steps": 1}}
+    train(make_recipe(data={"sources": [f"{tmp_path}/good.jsonl"], "eval_fraction": 0}, **policy, **steps, **task))
+    with pytest.raises(UserError, match=r"bad.jsonl, row 3: token '<think>' \(40\) is not among the model's 40"):
+        bad = {"sources": [f"{tmp_path}/bad.jsonl"], "eval_fraction": 0}
+        train(make_recipe("other", data=bad, **policy, **steps, **task))
 
 
 def test_it_learns(make_recipe):
