@@ -12,7 +12,7 @@ from align.data.steps import micro_batches
 from align.errors import UserError
 from align.loss import ListLoss, build_loss, likelihood_loss
 from align.model.adapters import Eva
-from align.model.checks import check_reference_identity
+from align.model.checks import check_reference_identity, check_token_ids
 from align.model.config import ContrastSection, PolicySection
 from align.model.load import load_tokenizer
 from align.model.policy import Policy, load_policy
@@ -112,6 +112,7 @@ def build_policy(
     """The recipe's policy at its start, which is checked to be its reference."""
     options = load_options(recipe, prepared, total_steps=total_steps, device=device)
     policy = load_policy(**options, keep_reference=keep_reference)
+    check_token_ids(policy.model, policy.tokenizer, [prepared.train, prepared.heldout])
     check_reference_identity(policy, policy.collate([prepared.train[0]]))
     if recipe.train.precision == "bfloat16":
         hold_frozen(policy.model, torch.bfloat16)

@@ -25,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (UserError, ScorerError) as error:
         print(f"align: {error}", file=sys.stderr)
         sys.exit(2)
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        print(f"align: {error.filename}: {error.strerror}; give a path that can be written", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("align: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
@@ -50,14 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, help_text in (
         ("inspect", _inspect, "the resolved recipe, the data audit and a few rows with their masks; no training"),
         ("annotate", _annotate, "what frozen models compute per row (token rewards, CHES, ...), into the cache"),
-        ("train", _train, "train a policy; a run that is already there goes on"),
+        ("train", _train, "train a policy or a reward model; a run that is already there goes on"),
         ("rollout", _rollout, "sample completions of the prompts in data.sources, and score them"),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text)
         command.add_argument("recipe", metavar="RECIPE.yaml")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.learning_rate=1e-4")
         command.set_defaults(run=run)
-    commands.choices["inspect"].add_argument("--rows", type=int, default=2, help="rows to show (default 2)")
+    commands.choices["inspect"].add_argument("--rows", type=_count, default=2, help="rows to show (default 2)")
 
     export = commands.add_parser("export", help="an adapter or, with --merge, a full checkpoint of a run")
     export.add_argument("run_directory", metavar="RUN", help="a run directory, or an adapter's folder")
@@ -77,10 +80,17 @@ def _parser() -> argparse.ArgumentParser:
     rows.add_argument("input", metavar="INPUT", help="rows: a file, a folder or a hub data set")
     rows.add_argument("--model", required=True, metavar="RUN_OR_PATH", help="a run directory, or a model")
     rows.add_argument("--split", help="split of a hub data set or file of a folder")
-    rows.add_argument("--grades", default="win_probability", choices=("win_probability", "rank", "quantile", "raw"))
-    rows.add_argument("--max-length", type=int, default=1024, help="tokens of prompt and completion (default 1024)")
+    own = "(default: as the run's recipe has it"
+    ways = ("win_probability", "rank", "quantile", "raw")
+    rows.add_argument("--grades", choices=ways, help=f"how rewards become grades {own}, else win_probability)")
+    rows.add_argument("--max-length", type=_positive, help=f"tokens of prompt and completion {own}, else 1024)")
+    rows.add_argument(
+        "--append-eos",
+        action=argparse.BooleanOptionalAction,
+        help=f"whether completions end with an end token {own}, else they do)",
+    )
     rows.add_argument("--chat-template", metavar="FILE", help="a Jinja file in place of the tokenizer's own")
-    rows.add_argument("--tokens-per-batch", type=int, default=8192)
+    rows.add_argument("--tokens-per-batch", type=_positive, default=8192)
     rows.add_argument("--json", metavar="OUT", help="write every figure to this file")
     rows.set_defaults(run=_evaluate_rows)
 
@@ -100,6 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> int:
+    """A whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of 1 or more")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    """A whole number of 0 or more."""
+    return 0 if text == "0" else _positive(text)
+
+
 def _add_score(commands: Any) -> None:
     score = commands.add_parser("score", help="put rewards and grades on rows with one or more scorers")
     score.add_argument("input", metavar="INPUT", help="rows: a file, a folder or a hub data set")
@@ -111,9 +133,9 @@ def _add_score(commands: Any) -> None:
     score.add_argument("--split", help="split of a hub data set or file of a folder")
     score.add_argument("--on-error", default="stop", choices=("stop", "collect"), help="what a malformed row does")
     score.add_argument("--exact", action="store_true", help="one text per forward pass: identical in any batch, slower")
-    score.add_argument("--tokens-per-batch", type=int, metavar="N", help="tokens of one forward pass (default 8192)")
+    score.add_argument("--tokens-per-batch", type=_positive, metavar="N", help="of one forward pass (default 8192)")
     score.add_argument(
-        "--window", type=int, default=1024, help="completions sorted and written together (default 1024)"
+        "--window", type=_positive, default=1024, help="completions sorted and written together (default 1024)"
     )
     score.add_argument("--cache", metavar="FOLDER", help="where rewards are kept for other jobs")
     score.add_argument("--no-cache", action="store_true", help="neither read nor keep rewards there")
@@ -128,8 +150,8 @@ def _add_evaluate_rewards(what: Any) -> None:
     rewards.add_argument("--by", default="subset", metavar="COLUMN", help="column of the groups (default subset)")
     rewards.add_argument("--ties", default="half", choices=("half", "wrong"), help="what a tie counts (default half)")
     rewards.add_argument("--benchmark", choices=("rewardbench", "rewardbench2", "rm-bench"), help="its own arithmetic")
-    rewards.add_argument("--bins", type=int, default=10, help="bins of the reliability table (default 10)")
-    rewards.add_argument("--limit", type=int, help="read only this many rows")
+    rewards.add_argument("--bins", type=_positive, default=10, help="bins of the reliability table (default 10)")
+    rewards.add_argument("--limit", type=_positive, help="read only this many rows")
     rewards.add_argument("--json", metavar="OUT", help="write every figure to this file")
     rewards.set_defaults(run=_evaluate_rewards)
 
@@ -186,6 +208,7 @@ def _evaluate_rows(parsed: argparse.Namespace) -> None:
         split=parsed.split,
         grades=parsed.grades,
         max_length=parsed.max_length,
+        append_eos=parsed.append_eos,
         chat_template=parsed.chat_template,
         tokens_per_batch=parsed.tokens_per_batch,
         json_path=parsed.json,

@@ -34,9 +34,12 @@ class Sums:
     def add(self, values: Mapping[str, Tensor], *, counts: bool = True) -> None:
         """Add one value per list (or token); NaN marks a list that does not define the metric.
 
-        With `counts` False nothing is added but the names, so that all processes know the same.
+        Every list defines the loss: a NaN there is a fault, kept as infinity so that the mean shows it. With `counts`
+        False nothing is added but the names, so that all processes know the same.
         """
         for name, value in values.items():
+            if name == "loss":
+                value = value.nan_to_num(nan=torch.inf, posinf=torch.inf)
             known = ~value.isnan() & counts
             value = value.masked_fill(~known, 0.0)
             pair = torch.stack([value.sum().double(), known.sum().double()])

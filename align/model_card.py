@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from align.summary import ROWS, in_words
+from align.summary import ROWS, figure, in_words
 
 
 def model_card(
@@ -106,7 +106,8 @@ def _options(section: dict[str, Any]) -> str:
 def _figures(summary: dict[str, Any]) -> str:
     before, after = summary.get("eval_before") or {}, summary.get("eval_after") or {}
     rows = [
-        f"| {in_words(label, summary.get('task', ''))} | {pattern.format(before[key])} | {pattern.format(after[key])} |"
+        f"| {in_words(label, summary.get('task', ''))} | "
+        f"{figure(pattern, before[key])} | {figure(pattern, after[key])} |"
         for key, label, pattern in ROWS
         if key in before and key in after
     ]

@@ -1,6 +1,7 @@
 """The recipe: what a run does, as frozen models; and `load_recipe`, from YAML and dotted overrides."""
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -88,7 +89,7 @@ class Recipe(Strict):
     @field_validator("objective", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, dict) else value
+        return (value,) if isinstance(value, dict | str) else value
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Recipe":
@@ -169,7 +170,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the recipe ({error.strerror}); give the path of a YAML file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections such as `policy:` and `data:`")
@@ -183,7 +184,8 @@ def parse_recipe(tree: dict[str, Any], *, origin: str) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{origin}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        errors = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]  # else of faulty entries
+        raise UserError(f"{origin}: " + "; ".join(_explain(e) for e in errors)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -202,10 +204,14 @@ def _lay_over(tree: dict[str, Any], override: str) -> None:
     node: Any = tree
     for parent in parents:
         node = _child(node, parent, key)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"`{override}`: the value is not valid YAML: {' '.join(str(error).split())}") from None
     if isinstance(node, list):
-        node[_index(node, last, key)] = yaml.safe_load(text)
+        node[_index(node, last, key)] = value
     else:
-        node[last] = yaml.safe_load(text)
+        node[last] = value
 
 
 def _child(node: Any, name: str, key: str) -> dict | list:
@@ -228,31 +234,46 @@ def _index(node: list, name: str, key: str) -> int:
 def _explain(error: Any) -> str:
     """One pydantic error as a sentence with the dotted key and, for an unknown one, the nearest known."""
     location = [str(part) for part in error["loc"]]
-    key = ".".join(location)
+    key = ".".join(part for part in location if "[" not in part)  # pydantic's literal[...] and tuple[...] of a union
     if error["type"] == "extra_forbidden":
         return f"unknown key `{key}`{_nearest(location)}"
     if error["type"] == "value_error":
         return f"`{key}`: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
-    if error["type"] == "union_tag_invalid" and location[0] == "objective":
-        tag = error["ctx"]["tag"]
-        near = difflib.get_close_matches(tag, REWARD_OBJECTIVES, n=1)
-        hint = f"there is no objective `{tag}`; did you mean `{near[0]}`?" if near else unknown_objective(tag)
-        return f"`objective.name`: {hint}"
+    if error["type"] == "union_tag_invalid":
+        return f"`{key}.name`: {_unknown_name(location[0], error['ctx'])}"
     if error["type"] == "missing":
         return f"`{key}` is missing"
+    if error["type"] in ("model_type", "model_attributes_type"):
+        remedy = f"`{{name: {error['input']}}}`" if isinstance(error["input"], str) else "a section of keys"
+        return f"`{key}`: give {remedy}, not {error['input']!r}"
+    if error["type"] == "union_tag_not_found":
+        return f"`{key}.name` is missing"
+    if error["type"] == "tuple_type":
+        return f"`{key}`: give a list such as `[{error['input']}]`, not {error['input']!r}"
     return f"`{key}`: {error['msg'][0].lower() + error['msg'][1:]}, got {error['input']!r}"
+
+
+def _unknown_name(section: str, context: dict[str, Any]) -> str:
+    tag, names = context["tag"], [name.strip("'") for name in context["expected_tags"].split(", ")]
+    if section == "objective" and not difflib.get_close_matches(tag, REWARD_OBJECTIVES, n=1):
+        return unknown_objective(tag)
+    near = difflib.get_close_matches(tag, names, n=1)
+    what = "objective" if section == "objective" else "name"
+    return f"there is no {what} `{tag}`; " + (f"did you mean `{near[0]}`?" if near else f"take {', '.join(names)}")
 
 
 def _nearest(location: list[str]) -> str:
     def likeness(path: tuple[str, ...]) -> float:
-        same_section = path[:-1][:1] == tuple(location[:-1][:1])
-        return difflib.SequenceMatcher(None, path[-1], location[-1]).ratio() + 0.2 * same_section
+        return difflib.SequenceMatcher(None, path[-1], location[-1]).ratio()
+
+    def shared(path: tuple[str, ...]) -> int:
+        return len(os.path.commonprefix([path[:-1], tuple(location[:-1])]))
 
     schema = Recipe.model_json_schema()
-    best = max(_known_keys(schema, schema["$defs"]), key=likeness)
+    best = max(_known_keys(schema, schema["$defs"]), key=lambda path: likeness(path) + 0.2 * shared(path))
     if best[-1] == location[-1] and best[:1] == tuple(location[:1]):
         return "; it is a key of another `name`, so remove it or set its section whole"
-    return f"; did you mean `{'.'.join(best)}`?" if likeness(best) >= 0.7 else ""
+    return f"; did you mean `{'.'.join(best)}`?" if likeness(best) >= (0.5 if shared(best) else 0.7) else ""
 
 
 def _known_keys(node: dict[str, Any], definitions: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple]:

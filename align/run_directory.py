@@ -18,6 +18,8 @@ from align.recipe import Recipe, dump_recipe
 
 log = logging.getLogger("align")
 
+OF_EVERY_START = {"recipe.yaml", "environment.json", "events.log"}
+"""What a run holds before any work is done."""
 COMPLETE = "complete"
 """File whose presence says that a checkpoint was written to its end."""
 
@@ -41,26 +43,32 @@ class RunDirectory:
     def open(self, recipe: Recipe) -> None:
         """Start the run, or make sure that the run that is there is of the same recipe.
 
+        A recipe that was refused before any work was done may be mended: the new one takes its place.
+
         Raises:
-            UserError: the folder holds another recipe's run, or other files.
+            UserError: the folder holds another recipe's run, or other files, or is none.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: a file; give `output` a folder")
+        found = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
         if self.recipe.exists():
-            self._refuse_other(recipe)
-            return
-        if self.path.exists() and any(self.path.iterdir()):
+            changed = self._changed(recipe)
+            if not changed:
+                return
+            if not found <= OF_EVERY_START:
+                raise UserError(
+                    f"{self.path}: holds a run of another recipe (it differs in {', '.join(changed)}); "
+                    "set `output` to a new folder, or remove this one"
+                )
+        elif found:
             raise UserError(f"{self.path}: holds files that are no run; give `output` another folder or empty this one")
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "environment.json", environment())
         write_text(self.recipe, dump_recipe(recipe))
 
-    def _refuse_other(self, recipe: Recipe) -> None:
-        old, new = yaml.safe_load(self.recipe.read_text()), yaml.safe_load(dump_recipe(recipe))
-        changed = sorted(differing_keys(old, new))
-        if changed:
-            raise UserError(
-                f"{self.path}: holds a run of another recipe (it differs in {', '.join(changed)}); "
-                "set `output` to a new folder, or remove this one"
-            )
+    def _changed(self, recipe: Recipe) -> list[str]:
+        """The keys in which the recipe that is there differs."""
+        return sorted(differing_keys(yaml.safe_load(self.recipe.read_text()), yaml.safe_load(dump_recipe(recipe))))
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written to its end."""
@@ -71,8 +79,12 @@ class RunDirectory:
         """The state of the policy that the run gave, or has come to: its best, if it keeps that, or its last.
 
         Raises:
-            UserError: there is none yet.
+            UserError: there is none yet, or this is no run.
         """
+        if not self.recipe.exists():
+            raise UserError(
+                f"{self.path}: holds no run (there is no recipe.yaml); give a folder that `align train` wrote"
+            )
         runs = [self, *(RunDirectory(folder / "train") for folder in sorted(self.path.glob("iterations/*")))]
         states = [run.best if run.best.exists() else run.last_checkpoint() for run in runs]
         found = [state for state in states if state]
@@ -133,18 +145,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The whole text or, after a kill, the old file."""
+    """The whole text or, after a kill, the old file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
 def start_log(run: RunDirectory, *, main: bool) -> None:
-    """Messages go to the terminal and, with the time, to events.log."""
+    """Messages go to the terminal and, with the time, to events.log; debug messages to the latter alone."""
     log.handlers.clear()
     log.propagate = False
-    log.setLevel(logging.INFO if main else logging.ERROR)
+    log.setLevel(logging.DEBUG if main else logging.ERROR)
     console = logging.StreamHandler()
+    console.setLevel(logging.INFO)
     console.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(console)
     if main:

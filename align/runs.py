@@ -17,14 +17,16 @@ from transformers import TrainingArguments, set_seed
 
 from align.annotate import Annotated, annotate_lists, filter_by_ches, list_ches
 from align.build import build_policy, check_objectives, load_options, loss_of, prepare
-from align.data import Prepared, Row, prompt_text, render
+from align.data import Audit, Prepared, Row, in_one_line, prompt_text, render
 from align.data.ratings import with_ratings
+from align.errors import UserError
 from align.evaluate.displacement import diagnose
 from align.evaluate.samples import Measured, side_by_side
 from align.evaluate.sampling import sample_completions
 from align.evaluate.token_view import TokenView
 from align.loss import ListLoss
 from align.model.checkpointing import checkpoint_layers, layers_to_checkpoint
+from align.model.checks import check_token_ids
 from align.model.policy import Policy
 from align.model.precision import hold_frozen
 from align.model.reward import RewardModel, load_reward_model
@@ -86,7 +88,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         prepared = prepare(recipe)
     check_objectives(recipe, prepared)
     if arguments.process_index == 0:
-        Console(stderr=True).print(render(prepared.audit))
+        _show(prepared.audit)
     load = _load_with_ratings if recipe.task == "reward" else _load_with_annotations
     policy, annotated = load(recipe, prepared, loss, device=arguments.device)
     lists, heldout = filter_by_ches(recipe, prepared, annotated.train), annotated.heldout
@@ -134,6 +136,11 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     trainer.accelerator.wait_for_everyone()
 
 
+def _show(audit: Audit) -> None:
+    Console(stderr=True).print(render(audit))
+    log.debug("%s", in_one_line(audit))
+
+
 def _set_checkpointing(recipe: Recipe, trainer: AlignTrainer) -> None:
     """Which layers compute again in the backward pass, the same on every process."""
     train, count = recipe.train, None
@@ -172,6 +179,7 @@ def _load_with_ratings(
     check_ratings(lists, recipe.objective, names)
     steps = len(planned_steps(recipe.train, prepared.train))
     model = load_reward_model(outputs=names, **load_options(recipe, prepared, total_steps=steps, device=device))
+    check_token_ids(model.model, model.tokenizer, [prepared.train, prepared.heldout])
     if recipe.train.precision == "bfloat16":
         hold_frozen(model.model, torch.bfloat16)
     return model, Annotated(lists, heldout, {})
@@ -182,6 +190,8 @@ def start_from(run: str | None, policy: Policy) -> None:
     if run is None:
         return
     state = RunDirectory(run).final_state()
+    if not RunDirectory(run).summary.exists():
+        raise UserError(f"policy.start_run: the run in {run} is not finished; let `align train` end it")
     # A frozen start that the policy was loaded with is the reference, whatever the run's own was.
     policy.load_state(state, keep_reference=policy.adapter == "start_adapter")
 

@@ -52,11 +52,17 @@ def _table(before: dict[str, float], after: dict[str, float], lists: int, *, tas
         table.add_column(header, justify=justify)  # type: ignore[arg-type]
     for key, label, pattern in ROWS:
         if key in after:
-            table.add_row(in_words(label, task), pattern.format(before[key]), pattern.format(after[key]))
+            table.add_row(in_words(label, task), figure(pattern, before[key]), figure(pattern, after[key]))
     for key in sorted(key for key in after if key.startswith(SQUARED_ERROR)):
         label = f"squared error of {key.removeprefix(SQUARED_ERROR)}"
         table.add_row(label, f"{before[key]:.4f}", f"{after[key]:.4f}")
     return table
+
+
+def figure(pattern: str, value: float) -> str:
+    """A formatted number; what rounds to zero has no minus."""
+    text = pattern.format(value)
+    return pattern.format(0.0) if float(text.rstrip("%")) == 0 else text
 
 
 def in_words(label: str, task: str) -> str:

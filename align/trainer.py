@@ -199,18 +199,20 @@ class AlignTrainer(Trainer):
             return
         means = self.sums.means(self.accelerator)
         self.sums = Sums()
-        self._refuse_divergence(means["loss"])
+        self._refuse_divergence("loss", means["loss"])
+        if not self.args.fp16:  # whose scaler passes over a step with an infinite gradient
+            self._refuse_divergence("gradient's norm", logs["grad_norm"])
         line = {LOG_NAMES.get(name, name): value for name, value in means.items()}
         line |= {name: logs[name] for name in ("grad_norm", "learning_rate")}
         self._write(line | self._rates())
         note = f"loss {means['loss']:.4f}" + (f", ndcg {means['ndcg']:.3f}" if "ndcg" in means else "")
         self.advance(1, note if self.state.global_step % self.logging_steps == 0 else "")
 
-    def _refuse_divergence(self, loss: float) -> None:
-        if not math.isfinite(loss):
+    def _refuse_divergence(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
             raise UserError(
-                f"step {self.state.global_step}: the loss is {loss}; lower train.learning_rate, or set "
-                "train.precision to bfloat16 or float32 if it is float16"
+                f"step {self.state.global_step}: the {name} is {value}; lower train.learning_rate, or set "
+                "train.precision to bfloat16 or float32 if it is float16, and give `output` another folder"
             )
 
     def _rates(self) -> dict[str, float]:
@@ -232,7 +234,7 @@ class AlignTrainer(Trainer):
         Args:
             changes: as for `evaluate_lists`.
         """
-        return evaluate_lists(
+        metrics = evaluate_lists(
             self.scorer,
             self.policy,
             self.loss,
@@ -241,6 +243,8 @@ class AlignTrainer(Trainer):
             accelerator=self.accelerator,
             changes=changes,
         )
+        self._refuse_divergence("loss on the held-out lists", metrics.get("loss", 0.0))
+        return metrics
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Metrics on the held-out lists in the middle of training; keeps the best policy."""

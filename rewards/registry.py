@@ -1,5 +1,6 @@
 """The scorers there are, and how a specification becomes one."""
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +102,26 @@ def faults(error: ValidationError) -> str:
     kinds = {config.model_fields["name"].default for config in SCORERS}
     places = [".".join(str(part) for part in fault["loc"] if part not in kinds) for fault in error.errors()]
     return "; ".join(
-        f"{place}: {fault['msg']}" if place else fault["msg"]
+        f"{place}: {_fault(fault)}" if place else _fault(fault)
         for place, fault in zip(places, error.errors(), strict=True)
     )
+
+
+def _fault(fault: Any) -> str:
+    """One of pydantic's errors in words, with the nearest known key or name."""
+    if fault["type"] == "value_error":
+        return str(fault["ctx"]["error"])
+    if fault["type"] == "missing":
+        return "missing"
+    if fault["type"] == "extra_forbidden":
+        known = sorted({name for config in SCORERS for name in config.model_fields} | {"transforms", "weight", "part"})
+        return f"unknown key{_nearest(str(fault['loc'][-1]), known)}"
+    if fault["type"] == "union_tag_invalid":
+        tag, names = fault["ctx"]["tag"], fault["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return f"there is no `{tag}`{_nearest(tag, names) or '; take ' + ', '.join(names)}"
+    return f"{fault['msg'][0].lower()}{fault['msg'][1:]}, got {fault['input']!r}"
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean `{near[0]}`?" if near else ""

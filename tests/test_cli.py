@@ -7,6 +7,7 @@ import pytest
 
 from align.cli import main
 from align.recipe import dump_recipe
+from align.runs import train
 
 
 @pytest.fixture
@@ -70,6 +71,25 @@ def test_train_then_evaluate_then_export(recipe_file, make_recipe, rows_file, tm
     assert summary["steps"] == 2
 
 
+def test_a_run_measured_again_on_its_heldout_rows_gives_its_summary(make_recipe, rows_file, tmp_path, capsys):
+    """The rows are read as the run read them, not with the defaults of a recipe."""
+    lines = rows_file.read_text().splitlines(keepends=True)
+    for name, part in (("train", lines[6:]), ("heldout", lines[:6])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+    data = {"sources": [f"{tmp_path}/train.jsonl"], "eval_sources": [f"{tmp_path}/heldout.jsonl"]}
+    recipe = make_recipe(train={"steps": 2}, data=data | {"append_eos": False, "max_length": 9, "grades": "raw"})
+    after = train(recipe).summary["eval_after"]
+    out = tmp_path / "new folder" / "figures.json"
+    main(["evaluate", "rows", f"{tmp_path}/heldout.jsonl", "--model", recipe.output, "--json", str(out)])
+    assert json.loads(out.read_text())["metrics"] == {
+        key: pytest.approx(value, abs=1e-5) for key, value in after.items()
+    }
+    main(
+        ["evaluate", "rows", f"{tmp_path}/heldout.jsonl", "--model", recipe.output, "--append-eos", "--json", str(out)]
+    )
+    assert json.loads(out.read_text())["metrics"]["loss"] != pytest.approx(after["loss"], abs=1e-5)
+
+
 def test_inspect_shows_recipe_audit_and_masks_and_trains_nothing(recipe_file, make_recipe, capsys):
     main(["inspect", str(recipe_file), "--rows", "1", "train.lists_per_step=3"])
     out = capsys.readouterr().out
@@ -99,6 +119,27 @@ def test_inspect_shows_recipe_audit_and_masks_and_trains_nothing(recipe_file, ma
 )
 def test_a_mistake_is_one_sentence_before_training(recipe_file, capsys, override, message):
     assert message in fails(capsys, "train", str(recipe_file), *override.split("|"))
+
+
+def test_an_output_that_cannot_be_written(recipe_file, tmp_path, capsys):
+    below_a_file = f"{recipe_file}/below"
+    message = f"align: {below_a_file}: Not a directory; give a path that can be written"
+    assert fails(capsys, "train", str(recipe_file), f"output={below_a_file}") == message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "r.yaml", "--rows", "-1"],
+        ["evaluate", "rewards", "rows.jsonl", "--bins", "0"],
+        ["score", "a.jsonl", "b.jsonl", "--reward", "r", "--window", "many"],
+    ],
+)
+def test_a_count_that_is_none(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert f"{arguments[-2]}: {arguments[-1]} is no whole number" in capsys.readouterr().err
 
 
 def test_export_of_nothing(capsys, tmp_path):

@@ -1,10 +1,13 @@
 """Metrics of a batch by hand."""
 
+import math
+
 import pytest
 import torch
+from accelerate import Accelerator
 
 from align.data.collate import collate
-from align.metrics import list_metrics
+from align.metrics import Sums, list_metrics
 from align.types import TokenStats
 
 
@@ -17,3 +20,13 @@ def test_a_completion_that_moved_by_rounding_has_not_fallen(change, fell):
     values = list_metrics(batch, TokenStats(logprobs), reference, torch.zeros(1, 2))
     assert values["best_fell_share"].tolist() == [fell]
     assert values["best_logprob_change"].item() == pytest.approx(change, abs=1e-6)
+
+
+def test_a_list_without_an_order_is_left_out_and_one_without_a_loss_is_not():
+    """Kendall's tau of a list of ties is undefined; a loss that is NaN is a fault, whatever the other lists give."""
+    nan = math.nan
+    sums = Sums()
+    sums.add({"loss": torch.tensor([1.0, 3.0]), "kendall_tau": torch.tensor([0.5, nan])})
+    assert sums.means(Accelerator(cpu=True)) == {"loss": (1.0 + 3.0) / 2, "kendall_tau": 0.5}
+    sums.add({"loss": torch.tensor([1.0, nan]), "kendall_tau": torch.tensor([nan, nan])})
+    assert sums.means(Accelerator(cpu=True)) == {"loss": math.inf, "kendall_tau": 0.5}

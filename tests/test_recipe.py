@@ -82,6 +82,22 @@ def test_a_single_objective_and_a_bare_path_are_lists_of_one():
             "adalora must know the number of steps before `data.ches` chooses the lists; set train.steps",
         ),
         ({"train": {"optimizer": "adafactr"}}, "no optimizer `adafactr`; did you mean `adafactor`?"),
+        ({"train": 3}, "`train`: give a section of keys, not 3"),
+        ({"objective": "lambda"}, "`objective.0`: give `{name: lambda}`, not 'lambda'"),
+        ({"score": "log_ratio"}, "`score`: give `{name: log_ratio}`, not 'log_ratio'"),
+        ({"score": {"beta": 1}}, "my.yaml: `score.name` is missing"),
+        ({"score": {"name": "log_rato"}}, "`score.name`: there is no name `log_rato`; did you mean `log_ratio`?"),
+        ({"token_rewards": {"name": "x"}}, "`token_rewards.name`: there is no name `x`; take contrast, log_ratio"),
+        ({"objective": {"name": "bradley_tery"}}, "there is no objective `bradley_tery`; did you mean `bradley_terry`"),
+        ({"train": {"report_to": "wandb"}}, "`train.report_to`: give a list such as `[wandb]`, not 'wandb'"),
+        (
+            {"policy": {"model": "m", "adapter": {"name": "lora", "targets": "q_proj"}}},
+            "input should be 'all-linear', got 'q_proj'; `policy.adapter.lora.targets`: give a list such as `[q_proj]`",
+        ),
+        (
+            {"rollout": {"engine": {"name": "vllm", "cache": 1}}},
+            "unknown key `rollout.engine.vllm.cache`; did you mean `rollout.engine.cache_gib`?",
+        ),
         ({"train": {"report_to": ["tensorboards"]}}, "`train.report_to.0`: input should be 'tensorboard'"),
     ],
 )
@@ -101,11 +117,20 @@ def test_a_broken_file_is_named(text, message, tmp_path):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         load_recipe(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="r.yaml: not valid YAML: 'utf-8' codec can't decode byte 0xff"):
+        load_recipe(path)
     with pytest.raises(UserError, match="cannot read the recipe"):
         load_recipe(tmp_path / "absent.yaml")
 
 
-@pytest.mark.parametrize("override", ["train.seed", "=1", "output.x=1", "data.sources.5=x"])
+def test_faulty_sources_are_named_once():
+    with pytest.raises(UserError) as caught:
+        parse_recipe(SMALL | {"data": {"sources": [{"path": 3}]}}, origin="r")
+    assert str(caught.value) == "r: `data.sources.0.path`: input should be a valid string, got 3"
+
+
+@pytest.mark.parametrize("override", ["train.seed", "train.seed=[1", "=1", "output.x=1", "data.sources.5=x"])
 def test_an_override_that_fits_nowhere_is_named(override, tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(SMALL))

@@ -1,6 +1,6 @@
 """From sources to token ids: `prepare_data` does it all, the modules do it step by step."""
 
-from align.data.audit import Audit, render
+from align.data.audit import Audit, in_one_line, render
 from align.data.prepare import Prepared, prepare_data
 from align.data.schema import Row
 from align.data.sources import Source, read_source, stream_rows
@@ -13,6 +13,7 @@ __all__ = [
     "Row",
     "Source",
     "encode_prompt",
+    "in_one_line",
     "prepare_data",
     "prompt_text",
     "read_chat_template",

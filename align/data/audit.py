@@ -42,6 +42,8 @@ class Audit:
     """Lists by number of completions."""
     duplicate_rows: int = 0
     """Rows whose prompt and completions an earlier row has too."""
+    duplicate_ids: int = 0
+    """Rows with an `id` that an earlier row of the same file has."""
     identical_completions: int = 0
     """Lists in which some completions are the same."""
     ties: int = 0
@@ -106,6 +108,7 @@ class Audit:
 def audit_rows(audit: Audit, rows: Sequence[Row]) -> None:
     """Add what the rows themselves show: duplicates, ties, empty completions."""
     seen: set[str] = set()
+    audit.duplicate_ids = len(rows) - len({(row.source, row.id) for row in rows})
     for row in rows:
         texts = [prompt_key(completion) for completion in row.completions]
         key = "\n".join([prompt_key(row.prompt), *sorted(texts)])
@@ -146,6 +149,14 @@ def percentiles(lengths: Sequence[int]) -> dict[str, int]:
     return {("max" if p == 100 else f"p{p}"): int(value) for p, value in zip(PERCENTILES, values, strict=True)}
 
 
+def in_one_line(audit: Audit) -> str:
+    """The audit's counts for a log; those of zero are left out."""
+    counts = {**audit.refused, **_facts(audit), "completions truncated": audit.truncated_completions}
+    used = f"{audit.used} lists used ({audit.train_lists} to train on, {audit.heldout_lists} held out)"
+    found = [f"{count} {name}" for name, count in counts.items() if count]
+    return "; ".join([f"data: {audit.read} rows read, {used}", *found])
+
+
 def render(audit: Audit) -> RenderableType:
     """The audit as tables for the terminal; counts of zero are left out."""
     sources = Table("source", "part", "weight", "read", "used", "not used, by reason", title="data")
@@ -170,6 +181,7 @@ def render(audit: Audit) -> RenderableType:
 def _facts(audit: Audit) -> dict[str, int]:
     return {
         "duplicate rows": audit.duplicate_rows,
+        "rows with an earlier row's id": audit.duplicate_ids,
         "lists with identical completions": audit.identical_completions,
         "lists with tied grades": audit.ties,
         "empty completions": audit.empty_completions,

@@ -195,8 +195,10 @@ def _finish(audit: Audit, train: Dataset, heldout: Dataset, train_rows: list[Row
     audit.train_lists, audit.heldout_lists = len(train), len(heldout)
     audit_tokens(audit, [train, heldout])
     if not len(train):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in audit.refused.items()) or "all rows are held out"
-        raise UserError(f"data.sources: no training row is left of {audit.read} ({reasons}); mend them or add others")
+        sources = [source for source in audit.sources if source.part == "train"]
+        refused = [f"{count} {reason}" for source in sources for reason, count in source.refused.items()]
+        reasons, read = ", ".join(refused) or "all rows are held out", sum(source.read for source in sources)
+        raise UserError(f"data.sources: no training row is left of {read} ({reasons}); mend them or add others")
     counts = list(COUNTS)
     return Prepared(train.remove_columns(counts), heldout.remove_columns(counts), audit, train_rows, heldout_rows)
 

@@ -188,15 +188,15 @@ def _json_records(file: Path) -> Iterator[Record]:
 
 
 def _parquet_records(file: Path) -> Iterator[Record]:
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{file}: not a Parquet file ({str(error).splitlines()[0]}); fetch the file again") from None
     number = 0
-    for batch in table.iter_batches(batch_size=1000):
-        for raw in batch.to_pylist():
-            number += 1
-            yield str(file), number, raw
+    try:
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000):
+            for raw in batch.to_pylist():
+                number += 1
+                yield str(file), number, raw
+    except (pyarrow.ArrowException, OSError) as error:
+        problem = f"broken Parquet data after row {number}" if number else "not a Parquet file, or a broken one"
+        raise UserError(f"{file}: {problem} ({str(error).splitlines()[0]}); fetch the file again") from None
 
 
 def _folder_files(folder: Path, split: str | None) -> list[Path]:

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from align.data.collate import TOKEN_COLUMNS
+from align.errors import UserError
 
 PER_COMPLETION = ("completion_ids", "grades", "attributes", *TOKEN_COLUMNS)
 """Columns of a tokenised list with an entry for each completion."""
@@ -20,6 +21,9 @@ def plan_steps(weights: Sequence[float], *, lists_per_step: int, epochs: float, 
 
     Returns:
         One list of row indices per step.
+
+    Raises:
+        UserError: weights so small that no list is taken.
     """
     generator = torch.Generator().manual_seed(seed)
     wanted = steps * lists_per_step if steps else None
@@ -31,6 +35,11 @@ def plan_steps(weights: Sequence[float], *, lists_per_step: int, epochs: float, 
         order += drawn[: max(1, round(share * len(drawn)))]
         epoch += 1
     order = order[:wanted] if wanted else order
+    if not order:
+        raise UserError(
+            f"data.sources: with these weights no list is taken in {epochs:g} epochs; a set of weight 1 is seen once "
+            "in an epoch, so give larger weights or set train.steps"
+        )
     return [order[i : i + lists_per_step] for i in range(0, len(order), lists_per_step)]
 
 

@@ -115,6 +115,7 @@ def evaluate_rewards(
     rows = [row for row in map(_by_given_grades, source.rows) if _orders(row, scored=reward is not None)]
     if not rows:
         raise UserError(f"{path}: no row grades two completions differently, so there is nothing to judge rewards by")
+    _check_groups(path, rows, by, benchmark)
     scorer = RewardScorer(read_reward(reward)) if reward is not None else None
     judged = _judge(rows, scorer)
     worth = 0.0 if ties == "wrong" or benchmark == "rewardbench" else 0.5
@@ -135,6 +136,15 @@ def evaluate_rewards(
     if json_path:
         write_json(Path(json_path), figures)
     return figures
+
+
+def _check_groups(path: str, rows: Sequence[Row], by: str, benchmark: Benchmark | None) -> None:
+    """Refuse groups that were asked for and that no row is of."""
+    names = {str(row.meta[by]): 1 for row in rows if by in row.meta}
+    if by != "subset" and not names:
+        raise UserError(f"{path}: no row has the column {by} to group by; give --by a column that the rows have")
+    if benchmark == "rewardbench" and not rewardbench(names, names):
+        raise UserError(f"{path}: no row's {by} is one of RewardBench's; leave --benchmark out, or give its own rows")
 
 
 def measure(judged: Sequence[Judged], *, by: str, ties: float, bins: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from align.objectives.pairwise import Logistic
 from align.objectives.scores import LikelihoodMean
 from align.recipe import load_recipe
 from align.run_directory import RunDirectory, write_json
-from align.summary import ROWS
+from align.summary import ROWS, figure
 
 
 def evaluate_rows(
@@ -29,8 +29,9 @@ def evaluate_rows(
     *,
     model: str,
     split: str | None = None,
-    grades: str = "win_probability",
-    max_length: int = 1024,
+    grades: str | None = None,
+    max_length: int | None = None,
+    append_eos: bool | None = None,
     chat_template: str | None = None,
     tokens_per_batch: int = 8192,
     json_path: str | None = None,
@@ -43,6 +44,7 @@ def evaluate_rows(
     Args:
         path: rows: a file, a folder or a hub data set.
         model: a run directory, an adapter's folder, a model's folder or a hub name.
+        grades, max_length, append_eos: as in a recipe's `data`; by default a run's own, else a recipe's defaults.
         json_path: where every figure is written as well.
 
     Raises:
@@ -50,13 +52,13 @@ def evaluate_rows(
     """
     console = console or Console()
     policy, loss, template = _load(model, chat_template)
+    given = {"grades": grades, "max_length": max_length, "append_eos": append_eos}
     prepared = prepare_data(
         sources=[Source(path, split=split)],
         eval_fraction=0.0,
-        grades=grades,  # type: ignore[arg-type]
-        max_length=max_length,
         tokenizer=policy.tokenizer,
         chat_template=read_chat_template(template),
+        **(_reading(Path(model)) | {name: value for name, value in given.items() if value is not None}),
     )
     ranks_by_reward = (Path(model) / "recipe.yaml").exists()
     metrics = evaluate_lists(
@@ -109,9 +111,18 @@ def load_run(folder: Path, chat_template: str | None, device: str) -> tuple[Poli
     return policy, policy_loss(ranks), section["chat_template"]
 
 
+def _reading(folder: Path) -> dict[str, Any]:
+    """How a run reads rows, so that its held-out rows give the figures of its summary; nothing of a plain model."""
+    if not (folder / "recipe.yaml").exists():
+        return {}
+    data = load_recipe(folder / "recipe.yaml").data
+    own = {name: getattr(data, name) for name in ("grades", "max_length", "max_prompt_length", "overlong")}
+    return own | {"append_eos": data.append_eos is not False}
+
+
 def _table(model: str, metrics: dict[str, float], prepared: Prepared) -> Table:
     table = Table("", model, title=f"{len(prepared.train)} lists", title_justify="left")
     for key, label, pattern in ROWS:
         if key in metrics:
-            table.add_row(label, pattern.format(metrics[key]))
+            table.add_row(label, figure(pattern, metrics[key]))
     return table

@@ -1,10 +1,13 @@
 """What is verified on the model itself before the first step."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.data.collate import Example
 from align.errors import UserError
@@ -22,6 +25,29 @@ HALF_TOLERANCE = 0.25
 def tolerance(*dtypes: torch.dtype) -> float:
     """How far two computations of one token's log-probability may differ, in nats, where these dtypes are involved."""
     return TOLERANCE if all(dtype.itemsize > 2 for dtype in dtypes) else HALF_TOLERANCE
+
+
+def check_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase, parts: Sequence[Dataset]) -> None:
+    """Refuse rows with tokens that the tokenizer has and the model's embeddings lack.
+
+    Args:
+        parts: tokenised lists; they are read only where the tokenizer is the larger one, as Gemma's harmlessly is.
+
+    Raises:
+        UserError: names the row.
+    """
+    size = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) <= size:
+        return
+    for part in parts:
+        columns = (part[name][:] for name in ("source", "row", "prompt_ids", "completion_ids"))
+        for source, row, prompt, completions in zip(*columns, strict=True):
+            if (largest := max(chain(prompt, *completions))) >= size:
+                token = tokenizer.convert_ids_to_tokens(largest)
+                raise UserError(
+                    f"{source}, row {row}: token {token!r} ({largest}) is not among the model's {size}; save the model "
+                    "with resized embeddings (resize_token_embeddings), or take its own tokenizer"
+                )
 
 
 @torch.no_grad()

@@ -42,7 +42,8 @@ def model_folder(model: str, revision: str | None = None, *, trust_remote_code: 
             "`policy.start_adapter`"
         )
     if not (folder / "config.json").is_file():
-        raise UserError(f"{model} is no model folder: it has no config.json")
+        hint = "; of a run directory, name what `align export` makes" if (folder / "recipe.yaml").is_file() else ""
+        raise UserError(f"{model} is no model folder: it has no config.json{hint}")
     return folder
 
 

@@ -32,7 +32,8 @@ def check_domain(
         row, place = outside.nonzero()[0].tolist()
         raise UserError(
             f"objective `{name}` needs grades {_range(low, high)}, but completion {place} of list {row} has grade "
-            f"{grades[row, place].item():g}; set `data.grades: win_probability`, which gives grades from 0 to 1"
+            f"{grades[row, place].item():g}; rescale the rows' `grades`, or leave `rewards` or `ranks` to "
+            "`data.grades: win_probability`, which makes grades from 0 to 1 of them"
         )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from align.report.reading import Run
-from align.summary import ROWS
+from align.summary import ROWS, figure
 
 SMALL = 0.005
 """A change of less than this, in a share or against the larger of two figures, is called none."""
@@ -101,4 +101,4 @@ def _verdict(key: str, before: float, after: float) -> str:
 
 
 def _shown(pattern: str, value: float) -> str:
-    return pattern.format(value).replace("-", "−").replace("%", " %")
+    return figure(pattern, value).replace("-", "−").replace("%", " %")

@@ -23,9 +23,9 @@ class Job:
     def __init__(self, output: Path, description: dict[str, Any]) -> None:
         self.output = output
         self.description = description
-        self.folder = output.with_name(output.name + ".parts")
-        self.summary = output.with_name(output.name + ".summary.json")
-        self.errors = output.with_name(output.name + ".errors.jsonl")
+        self.folder = output.parent / f"{output.name}.parts"
+        self.summary = output.parent / f"{output.name}.summary.json"
+        self.errors = output.parent / f"{output.name}.errors.jsonl"
 
     def finished(self) -> bool:
         """Whether the output of this very job is there."""
@@ -43,7 +43,7 @@ class Job:
             raise UserError(f"{self.output}: known endings of an output are {', '.join(ENDINGS)}")
         if not self.output.absolute().parent.is_dir():
             raise UserError(f"{self.output}: there is no folder {self.output.parent}; make it first")
-        if (self.folder / "job.json").exists():
+        if self.parts():
             old = json.loads((self.folder / "job.json").read_text())["job"]
             changed = sorted(differing_keys(old, self.description))
             if changed:
@@ -57,7 +57,7 @@ class Job:
     def open(self, cache_state: int) -> None:
         """Start, or go on: the cache is read as it was at the first start, so that the results stay the same."""
         self.folder.mkdir(exist_ok=True)
-        if not (self.folder / "job.json").exists():
+        if not self.parts():  # what a job that failed before its first part has left may be another's
             write_json(self.folder / "job.json", {"job": self.description, "cache_state": cache_state})
 
     def cache_state(self) -> int:

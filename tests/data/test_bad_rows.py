@@ -4,6 +4,7 @@ import gzip
 import json
 from copy import deepcopy
 
+import pyarrow.parquet
 import pytest
 
 from align.data import Source, prepare_data, read_source
@@ -148,7 +149,23 @@ def test_not_gzip_at_all(tmp_path):
 def test_broken_parquet(tmp_path):
     file = tmp_path / "rows.parquet"
     file.write_bytes(b"PAR1 no more")
-    with pytest.raises(UserError, match=r"rows.parquet: not a Parquet file \(.*\); fetch the file again"):
+    with pytest.raises(UserError, match=r"rows.parquet: not a Parquet file, or a broken one \(.*\); fetch the file"):
+        read_source(str(file))
+
+
+def test_parquet_with_damaged_pages(tmp_path):
+    """The first row group is whole, the second's header is not."""
+    file = tmp_path / "rows.parquet"
+    table = pyarrow.table({"prompt": ["p"] * 2000, "chosen": ["a"] * 2000, "rejected": ["b"] * 2000})
+    pyarrow.parquet.write_table(table, file, row_group_size=1000)
+    column = pyarrow.parquet.ParquetFile(file).metadata.row_group(1).column(0)
+    content = bytearray(file.read_bytes())
+    begin = column.dictionary_page_offset
+    content[begin : begin + 10] = b"\xff" * 10
+    file.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"rows.parquet: broken Parquet data after row 1000 \(.*\); fetch the file again"
+    ):
         read_source(str(file))
 
 

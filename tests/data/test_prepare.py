@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from align.data import Source, prepare_data, prompt_text, read_chat_template, read_source, render
+from align.data import Source, in_one_line, prepare_data, prompt_text, read_chat_template, read_source, render
 from align.data.audit import percentiles
 from align.data.prepare import grade_row
 from align.data.schema import Row
@@ -153,6 +153,15 @@ def test_audit_is_json_and_a_table(tmp_path, byte_level):
     console.print(render(audit))
     text = console.export_text()
     assert "1 all completions identical" in text and "training / held-out lists" in text and "truncated" not in text
+    used = "2 rows read, 1 lists used (1 to train on, 0 held out)"
+    assert in_one_line(audit) == f"data: {used}; 1 all completions identical"
+
+
+def test_rows_of_one_id_are_counted_and_used(tmp_path, byte_level):
+    one, two = ([ranked(p, "a", "b") | {"id": "7"} for p in prompts] for prompts in ("pq", "r"))
+    sources = [write(tmp_path / "one.jsonl", *one), write(tmp_path / "two.jsonl", *two)]
+    audit = prepare_data(sources=sources, eval_fraction=0.0, tokenizer=byte_level).audit
+    assert (audit.duplicate_ids, audit.train_lists) == (1, 3), "another file may count from the same number"
 
 
 # file: rows, and those that no pair can be made of (two of the file's dialogues differ before the last answer)

@@ -179,3 +179,16 @@ def test_rm_bench(tmp_path):
 def test_rows_that_cannot_be_judged(tmp_path, row, message):
     with pytest.raises(UserError, match=message):
         evaluate_rewards(write(tmp_path / "r.jsonl", [row]), console=quiet())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": "topic"}, "r.jsonl: no row has the column topic to group by; give --by a column"),
+        ({"benchmark": "rewardbench"}, "r.jsonl: no row's subset is one of RewardBench's; leave --benchmark out"),
+    ],
+)
+def test_groups_that_no_row_is_of(tmp_path, options, message):
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "rewards": [1, 0], "subset": "mine"}
+    with pytest.raises(UserError, match=message):
+        evaluate_rewards(write(tmp_path / "r.jsonl", [row]), console=quiet(), **options)

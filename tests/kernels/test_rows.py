@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from align.kernels import log_softmax, logsumexp, native, sample, selective_logprobs, softmax
+from align.kernels import linear_logprobs, log_softmax, logsumexp, native, sample, selective_logprobs, softmax
 from align.kernels.rows import reference
 from align.kernels.rows.op import selective_logprobs_op, softmax_op
 from align.kernels.rows.tile import statistics
@@ -187,6 +187,20 @@ def test_compiles_to_one_graph(device: str) -> None:
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), loss(x))
     torch.testing.assert_close(torch.autograd.grad(compiled(x), x), torch.autograd.grad(loss(x), x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # C, and torch
+def test_targets_that_are_not_there(dtype: torch.dtype) -> None:
+    """Read from C they would be memory of others."""
+    logits = torch.randn(2, 64, dtype=dtype)
+    with pytest.raises(IndexError, match="target 64 is beyond the vocabulary of 64"):
+        selective_logprobs(logits, torch.tensor([3, 64]))
+    with pytest.raises(IndexError, match="target 99 is beyond the vocabulary of 64"):
+        linear_logprobs(torch.randn(2, 8), torch.randn(64, 8), torch.tensor([99, -1]))
+    with pytest.raises(ValueError, match=r"targets \[1\] for logits \[2, 64\]"):
+        selective_logprobs(logits, torch.tensor([3]))
+    with pytest.raises(ValueError, match=r"targets \[3, 2\] for hidden \[2, 8\]"):
+        linear_logprobs(torch.randn(2, 8), torch.randn(64, 8), torch.zeros(3, 2, dtype=torch.int64))
 
 
 def test_sparse_needs_k() -> None:

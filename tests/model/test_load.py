@@ -58,7 +58,9 @@ def test_a_local_folder_is_known_by_its_content_not_its_place(folder, model_fold
 
 def test_a_folder_without_a_config(folder):
     (folder / "config.json").unlink()
-    refused(folder, "no config.json")
+    refused(folder, "no config.json$")
+    (folder / "recipe.yaml").touch()
+    refused(folder, "no config.json; of a run directory, name what `align export` makes")
 
 
 def test_a_config_that_is_not_json(folder):

@@ -87,10 +87,10 @@ WAIT = """
 import sys, torch
 from align.recipe import load_recipe
 from align.run_directory import RunDirectory
-from align.runs import training_arguments
+from align.training import training_arguments
 from align.types import LONGEST_WAIT
 recipe = load_recipe(sys.argv[1])
-training_arguments(recipe, RunDirectory(recipe.output))
+training_arguments(recipe.train, checkpoints=RunDirectory(recipe.output).checkpoints, run_name="wait")
 backend = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
 assert backend.options._timeout == LONGEST_WAIT, backend.options._timeout
 """

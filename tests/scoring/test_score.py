@@ -282,10 +282,20 @@ def test_a_finished_output_is_left_alone_and_another_jobs_refused(write, score, 
         score_rows(str(tmp_path), str(tmp_path / "new.jsonl"), rewards=[WORDS])
     with pytest.raises(UserError, match="known endings"):
         score_rows(path, str(tmp_path / "out.csv"), rewards=[WORDS])
+    with pytest.raises(UserError, match="known endings"):
+        score_rows(path, ".", rewards=[WORDS])
     with pytest.raises(UserError, match="no folder"):
         score_rows(path, str(tmp_path / "absent" / "out.jsonl"), rewards=[WORDS])
     with pytest.raises(UserError, match="no rows"):
         score_rows(write(name="empty.jsonl"), str(tmp_path / "empty-out.jsonl"), rewards=[WORDS])
+
+
+def test_a_job_that_failed_before_its_first_part_is_no_hindrance(write, tmp_path):
+    path, output = write(*many(3)), tmp_path / "out.jsonl"
+    with pytest.raises(ScorerError, match="absent"):
+        score_rows(path, str(output), rewards=[str(tmp_path / "absent")], use_cache=False)
+    score_rows(path, str(output), rewards=[WORDS], use_cache=False)
+    assert len(output.read_text().splitlines()) == 3
 
 
 def test_a_job_reads_the_cache_as_it_was_when_it_began(write, tmp_path, monkeypatch):

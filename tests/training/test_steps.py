@@ -17,6 +17,7 @@ from align.data.steps import (
     plan_steps,
     width,
 )
+from align.errors import UserError
 
 
 def plan(weights, **options):
@@ -33,6 +34,12 @@ def test_weights_are_how_often_a_list_is_taken():
     counts = Counter(row for rows in plan([2.0, 1.0, 0.25], epochs=400) for row in rows)
     assert counts[0] == 800 and counts[1] == 400
     assert 60 < counts[2] < 140  # 400 draws of a quarter: four standard deviations of 8.7
+
+
+def test_weights_that_take_nothing_are_refused():
+    with pytest.raises(UserError, match="data.sources: with these weights no list is taken in 1 epochs"):
+        plan([1e-6] * 4)
+    assert len(plan([1e-2] * 4, steps=3)) == 3
 
 
 def test_steps_take_the_place_of_epochs_and_part_of_an_epoch_is_a_part():

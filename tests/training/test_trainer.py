@@ -1,6 +1,7 @@
 """Whole runs of a few steps: what must not change the result, and what a run leaves behind."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.errors import UserError
 from align.runs import train
@@ -42,6 +43,8 @@ def test_the_run_directory_holds_what_the_contract_names(make_recipe):
     assert contract <= result.summary["eval_before"].keys() & result.summary["eval_after"].keys()
     assert [line["step"] for line in metrics(result.path)] == list(range(1, result.summary["steps"] + 1))
     assert result.summary["data"]["read"] == 30
+    used = "30 rows read, 30 lists used (24 to train on, 6 held out)"
+    assert f"data: {used}\n" in (result.path / "events.log").read_text()
     assert len(result.summary["samples"]) == 2
     kept = sorted(path.name for path in (result.path / "checkpoints").glob("checkpoint-*"))
     assert kept == ["checkpoint-6", "checkpoint-8"], "a checkpoint every 2 of 8 steps, the last two kept"
@@ -51,6 +54,50 @@ def test_before_training_all_implicit_rewards_are_zero(make_recipe):
     before = train(make_recipe(objective={"name": "logistic"}, data={"select": "best_worst"})).summary["eval_before"]
     assert before["pair_accuracy"] == 0.5 and before["kendall_tau"] == 0 and before["margin"] == 0
     assert before["best_logprob_change"] == 0 and before["best_fell_share"] == 0
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("cache", [True, False])
+def test_the_first_loss_of_pairs_is_ln_2(make_recipe, packing, cache):
+    """Whatever shares a row with a pair: packed rows that ran into each other began at several times that."""
+    pairs = {"objective": {"name": "logistic"}, "data": {"select": "best_worst"}, "reference": {"cache": cache}}
+    result = train(make_recipe(**pairs, train={"steps": 1, "lists_per_step": 24, "packing": packing}))
+    assert metrics(result.path)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_file_smaller_than_a_step_is_one_step_of_all_its_lists(make_recipe):
+    """The loss is the mean over the 24 lists there are, not over the 100 that a step may have."""
+    exact = train(make_recipe("exact", train=SGD | {"lists_per_step": 24, "epochs": 1}))
+    smaller = train(make_recipe("smaller", train=SGD | {"lists_per_step": 100, "epochs": 1}))
+    assert smaller.summary["steps"] == exact.summary["steps"] == 1
+    assert_same_adapter(exact.path, smaller.path, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("extra", "what"),
+    [({}, "step 2: the (loss|gradient's norm) is (nan|inf)"), ({"steps": 1}, "step 1: the loss on the held-out lists")],
+)
+def test_a_run_that_diverges_stops_with_its_cause(make_recipe, extra, what):
+    broken = SGD | {"learning_rate": 1e38, "max_grad_norm": 0.0, "schedule": "constant", "warmup_ratio": 0.0}
+    with pytest.raises(UserError, match=f"^{what}.*; lower train.learning_rate"):
+        train(make_recipe(train=broken | extra))
+
+
+@pytest.mark.parametrize("task", [{}, {"task": "reward", "objective": {"name": "bradley_terry"}}])
+def test_a_token_that_the_model_lacks_is_refused_with_its_row(make_recipe, tiny_policy, tmp_path, task):
+    """A tokenizer that got a token without the model's embeddings being resized; rows without that token are fine."""
+    model = shutil.copytree(tiny_policy, tmp_path / "added")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.save_pretrained(model)
+    rows = [{"prompt": "w4", "chosen": " w5", "rejected": f" w6 {end}"} for end in ("", "w7", "<think>")]
+    for name, count in (("good", 2), ("bad", 3)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
+    policy, steps = {"policy": {"model": str(model)}}, {"train": {"steps": 1}}
+    train(make_recipe(data={"sources": [f"{tmp_path}/good.jsonl"], "eval_fraction": 0}, **policy, **steps, **task))
+    with pytest.raises(UserError, match=r"bad.jsonl, row 3: token '<think>' \(40\) is not among the model's 40"):
+        bad = {"sources": [f"{tmp_path}/bad.jsonl"], "eval_fraction": 0}
+        train(make_recipe("other", data=bad, **policy, **steps, **task))
 
 
 def test_it_learns(make_recipe):

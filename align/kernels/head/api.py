@@ -75,12 +75,17 @@ def linear_logprobs(
         The statistics asked for; zeros where a row has no target, empty for N = 0.
 
     Raises:
-        ValueError: unknown output, or "direction" with a head that requires gradients.
+        ValueError: unknown output, targets that are not one (or one row) per hidden state, or "direction" with a head
+            that requires gradients.
 
     Source: ours; the idea of a gradient taken in the forward pass is Liger's and quack's, for scalar losses.
     """
     if unknown := set(outputs) - set(OUTPUTS):
         raise ValueError(f"unknown outputs {sorted(unknown)}; there are {OUTPUTS}")
+    if targets.shape[0] != hidden.shape[0]:
+        raise ValueError(
+            f"targets {list(targets.shape)} for hidden {list(hidden.shape)}; give one or more for each row"
+        )
     lora_a, lora_b, lora_scale = lora if lora is not None else (None, None, 1.0)
     trainable = any(t is not None and t.requires_grad for t in (weight, bias, lora_a, lora_b))
     moments = "entropy" in outputs or "log_sum_sq_probs" in outputs

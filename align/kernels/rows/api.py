@@ -62,6 +62,12 @@ def logsumexp(x: Float[Tensor, "*b V"], *, out: Float[Tensor, "*b"] | None = Non
 def selective_logprobs(
     logits: Float[Tensor, "*b V"], targets: Int[Tensor, "*b"], *, temperature: float = 1.0
 ) -> Float[Tensor, "*b"]:
-    """log softmax(logits / temperature) at each target, float32; 0 (and no gradient) where the target is negative."""
+    """log softmax(logits / temperature) at each target, float32; 0 (and no gradient) where the target is negative.
+
+    Raises:
+        ValueError: not one target for each row of logits.
+    """
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(f"targets {list(targets.shape)} for logits {list(logits.shape)}; give one for each row")
     flat = logits.reshape(-1, logits.shape[-1])
     return selective_logprobs_op(flat, targets.reshape(-1, 1), temperature)[0].view(targets.shape)

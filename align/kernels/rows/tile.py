@@ -28,7 +28,12 @@ def statistics(z: Float[Tensor, "C V"], targets: Int[Tensor, "C M"], scale: floa
         targets: columns whose log-probability to give; 0 where negative.
         scale: positive factor of the logits.
         moments: also entropy and log sum p^2.
+
+    Raises:
+        IndexError: a target beyond the columns, on a CPU; a GPU's would have to be waited for.
     """
+    if z.device.type == "cpu" and targets.numel() and (largest := int(targets.max())) >= z.shape[1]:
+        raise IndexError(f"target {largest} is beyond the vocabulary of {z.shape[1]}")
     if scale <= 0 or not (native.usable(z, scalar_wins=moments) or cuda.usable(z)):
         return _torch_statistics(z, targets, scale, moments)
     rows, cols = z.shape
