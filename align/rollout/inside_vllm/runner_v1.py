@@ -1,6 +1,6 @@
 """What of ours runs inside vLLM's first model runner (every CPU, and GPUs with VLLM_USE_V2_MODEL_RUNNER=0).
 
-vLLM's workers import this module by its name; it is the same for vLLM 0.25 to 0.32.
+vLLM's workers import this module by its name; it fits vLLM 0.25, 0.31 and 0.32.
 """
 
 from typing import Any
@@ -65,7 +65,8 @@ class OneReadSampler(Sampler):
         own = next(one for one in sampling_metadata.logitsprocs.non_argmax_invariant if isinstance(one, Requests))
         requests = own.in_order(logits)
         positions = torch.tensor([len(request.output) for request in requests], device=logits.device)
-        drawn = draw(logits, own.settings_of(requests), positions, policy_logits=self.policy_logits)
+        policy_logits = self.policy_logits if own.decoding else logits  # the same, but vLLM has made it float32
+        drawn = draw(logits, own.settings_of(requests), positions, policy_logits=policy_logits)
         return drawn.token, drawn
 
     @staticmethod
