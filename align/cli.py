@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 from align.errors import UserError
@@ -48,6 +49,7 @@ def _quiet_libraries() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="align", description="Preference alignment of language models.")
+    parser.add_argument("--version", action="version", version=f"align {version('align-lm')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     for name, run, help_text in (

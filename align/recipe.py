@@ -89,7 +89,8 @@ class Recipe(Strict):
     @field_validator("objective", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, dict | str) else value
+        many = [value] if isinstance(value, dict | str) else value
+        return tuple({"name": one} if isinstance(one, str) else one for one in many) if isinstance(many, list) else many
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Recipe":
@@ -155,6 +156,16 @@ class Recipe(Strict):
         return self.regularizer is not None or isinstance(self.token_weights, Tgdpo)
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Plain YAML, in which no key stands twice: the last would win silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        for twice in (key for key in keys if keys.count(key) > 1):
+            raise yaml.constructor.ConstructorError(None, None, f"`{twice}` is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and lay dotted overrides over it.
 
@@ -167,7 +178,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: no such file, broken YAML, or a key or value that a recipe cannot hold, with the nearest known key.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_OnceLoader)
     except OSError as error:
         raise UserError(f"{path}: cannot read the recipe ({error.strerror}); give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -205,7 +216,7 @@ def _lay_over(tree: dict[str, Any], override: str) -> None:
     for parent in parents:
         node = _child(node, parent, key)
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_OnceLoader)
     except yaml.YAMLError as error:
         raise UserError(f"`{override}`: the value is not valid YAML: {' '.join(str(error).split())}") from None
     if isinstance(node, list):

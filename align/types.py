@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
 LONGEST_WAIT = timedelta(days=30)
@@ -22,6 +22,17 @@ class Strict(BaseModel):
     """Base of every recipe section: frozen, refuses unknown keys, attribute docstrings are the field descriptions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def named(default: str) -> BeforeValidator:
+    """Lets one of several sections be given by its name alone, and the default's keys without a name."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        return {"name": default, **value} if isinstance(value, dict) else value
+
+    return BeforeValidator(read)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The command line: what it prints, and that a user's mistake is one sentence and exit code 2."""
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -153,3 +154,9 @@ def test_report_of_nothing(capsys, tmp_path):
 def test_doctor_reports(capsys):
     main(["doctor"])
     assert "torch" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"align {importlib.metadata.version('align-lm')}\n"

@@ -48,6 +48,27 @@ def test_a_single_objective_and_a_bare_path_are_lists_of_one():
     assert recipe.data.sources[0].path == "rows.jsonl"
 
 
+def test_a_choice_is_its_name_alone_or_the_default_ones_keys(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(SMALL | {"score": "log_ratio_mean", "objective": ["lambda", "sft"]}))
+    recipe = load_recipe(path, ["policy.adapter.rank=4", "rollout.engine.cache_gib=2"])
+    assert recipe.score.name == "log_ratio_mean" and [term.name for term in recipe.objective] == ["lambda", "sft"]
+    assert (recipe.policy.adapter.name, recipe.policy.adapter.rank) == ("lora", 4)
+    assert (recipe.rollout.engine.name, recipe.rollout.engine.cache_gib) == ("vllm", 2)
+    assert (
+        load_recipe(path, ["score={beta: 0.2}"]).score
+        == parse_recipe(SMALL | {"score": {"name": "log_ratio", "beta": 0.2}}, origin="here").score
+    )
+    assert load_recipe(path, ["rollout.engine=transformers"]).rollout.engine.name == "transformers"
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(SMALL) + "train: {epochs: 1}\ntrain: {epochs: 2}\n")
+    with pytest.raises(UserError, match="not valid YAML: .*`train` is there twice"):
+        load_recipe(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -83,9 +104,7 @@ def test_a_single_objective_and_a_bare_path_are_lists_of_one():
         ),
         ({"train": {"optimizer": "adafactr"}}, "no optimizer `adafactr`; did you mean `adafactor`?"),
         ({"train": 3}, "`train`: give a section of keys, not 3"),
-        ({"objective": "lambda"}, "`objective.0`: give `{name: lambda}`, not 'lambda'"),
-        ({"score": "log_ratio"}, "`score`: give `{name: log_ratio}`, not 'log_ratio'"),
-        ({"score": {"beta": 1}}, "my.yaml: `score.name` is missing"),
+        ({"objective": {"weight": 2}}, "my.yaml: `objective.0.name` is missing"),
         ({"score": {"name": "log_rato"}}, "`score.name`: there is no name `log_rato`; did you mean `log_ratio`?"),
         ({"token_rewards": {"name": "x"}}, "`token_rewards.name`: there is no name `x`; take contrast, log_ratio"),
         ({"objective": {"name": "bradley_tery"}}, "there is no objective `bradley_tery`; did you mean `bradley_terry`"),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import peft
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from align.types import Strict
+from align.types import Strict, named
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Targets = Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)]
@@ -164,7 +164,9 @@ class Full(Strict):
 
 
 AdapterConfig = Annotated[
-    Lora | RsLora | Dora | Pissa | Olora | Eva | Loftq | AdaLora | Miss | Ia3 | Full, Field(discriminator="name")
+    Lora | RsLora | Dora | Pissa | Olora | Eva | Loftq | AdaLora | Miss | Ia3 | Full,
+    Field(discriminator="name"),
+    named("lora"),
 ]
 PeftAdapter = Lora | RsLora | Dora | Pissa | Olora | Eva | Loftq | AdaLora | Miss | Ia3
 

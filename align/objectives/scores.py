@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from align.types import Strict
+from align.types import Strict, named
 
 REVERSE_KL: Mapping[str, str | float] = {"name": "reverse_kl"}
 
@@ -296,7 +296,9 @@ class LikelihoodMean(Strict):
 
 
 ScoreConfig = Annotated[
-    LogRatio | LogRatioMean | LengthDesensitised | Likelihood | LikelihoodMean, Field(discriminator="name")
+    LogRatio | LogRatioMean | LengthDesensitised | Likelihood | LikelihoodMean,
+    Field(discriminator="name"),
+    named("log_ratio"),
 ]
 
 SCORES: dict[str, Callable[..., Tensor]] = {

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from align.types import Strict
+from align.types import Strict, named
 from rewards import ScorerConfig
 
 
@@ -59,11 +59,7 @@ class VllmServer(Strict):
     """Name of the environment variable that holds the key; none is sent otherwise."""
 
 
-def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-EngineConfig = Annotated[Transformers | Vllm | VllmServer, Field(discriminator="name"), BeforeValidator(_by_name)]
+EngineConfig = Annotated[Transformers | Vllm | VllmServer, Field(discriminator="name"), named("vllm")]
 
 
 class Contrast(Strict):

@@ -204,6 +204,8 @@ def test_targets_that_are_not_there(dtype: torch.dtype) -> None:
 
 
 def test_sparse_needs_k() -> None:
+    with pytest.raises(ValueError, match="there is no method 'sofmax'"):
+        softmax(torch.zeros(2, 5), method="sofmax")
     with pytest.raises(ValueError, match="needs k between 1 and 5"):
         softmax(torch.randn(2, 5), method="sparse")
 

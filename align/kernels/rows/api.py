@@ -29,10 +29,12 @@ def softmax(
         Float32. NaN for a row of -inf, as torch has it.
 
     Raises:
-        ValueError: "sparse" without a k between 1 and V.
+        ValueError: another method, or "sparse" without a k between 1 and V.
 
     Source: two-pass softmax of Dukhan and Ablavatski (2001.04438); stablemax of Prieto et al. (2501.04697).
     """
+    if method not in ("softmax", "sparse", "stablemax"):
+        raise ValueError(f"softmax: there is no method {method!r}; take softmax, sparse or stablemax")
     if method == "sparse" and not 1 <= (k or 0) <= x.shape[-1]:
         raise ValueError(f'softmax(method="sparse") needs k between 1 and {x.shape[-1]}, got {k}')
     return _rows(x, method, k or 0, out)
