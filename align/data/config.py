@@ -15,7 +15,7 @@ class SourceSection(Strict):
     split: str | None = None
     """Split of a hub data set, or the file name's stem in a folder."""
     weight: PositiveFloat = 1.0
-    """Relative share of the mixture: a set of weight 2 is seen twice as often per row as one of weight 1."""
+    """How often an epoch sees each row, on average: 2 sees all of them twice, 0.5 half of them."""
     revision: str | None = None
     """Revision of a hub data set."""
 
