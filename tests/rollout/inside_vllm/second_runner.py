@@ -1,7 +1,7 @@
 """vLLM's second model runner on a CPU: its Triton kernels run in Triton's interpreter, slowly.
 
-`second_runner.py FOLDER SAMPLING PROMPTS DECODING WORSE` prints what the engine samples, alone and in contrast, as
-a line of JSON. Needs a real `triton` (the CPU environment has an empty one).
+`second_runner.py FOLDER DECODING SAMPLING PROMPTS CONTEXTS` prints what the engine samples as a line of JSON. Needs a
+real `triton` (the CPU environment has an empty one).
 """
 
 import json
@@ -27,7 +27,7 @@ class InterpretedDriver:
         return 0
 
 
-def main(folder: str, sampling_fields: str, prompts: str, decoding: str, worse: str) -> None:
+def main(folder: str, decoding: str, sampling: str, prompts: str, contexts: str) -> None:
     import triton.backends
     from triton.runtime.driver import driver
 
@@ -40,12 +40,11 @@ def main(folder: str, sampling_fields: str, prompts: str, decoding: str, worse: 
 
     arguments = VllmArguments(folder, "float32", 256, cache_bytes=16 << 20, decoding=json.loads(decoding))
     engine = VllmEngine(arguments)
+    drawn = engine.sample(json.loads(prompts), Sampling(**json.loads(sampling)), json.loads(contexts))
+    completions = {place: [asdict(one) for one in own] for place, own in drawn}
     core = engine.llm.llm_engine.engine_core.engine_core
-    found = {"runner": type(core.model_executor.driver_worker.worker.model_runner).__module__}
-    for name, contexts in {"alone": None, "contrasted": json.loads(worse)}.items():
-        drawn = engine.sample(json.loads(prompts), Sampling(**json.loads(sampling_fields)), contexts)
-        found[name] = {place: [asdict(one) for one in own] for place, own in drawn}
-    print(json.dumps(found))
+    runner = type(core.model_executor.driver_worker.worker.model_runner).__module__
+    print(json.dumps({"runner": runner, "completions": completions}))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.vllm
 
 STRENGTH, PLAUSIBLE = 0.7, 0.05
 CONTRAST = {"name": "contrast", "strength": STRENGTH, "plausible": PLAUSIBLE}
+RULED = {"name": "transfer_q", "reward": {"name": "regex", "pattern": "w3"}, "candidates": 4, "continuation": 3}
 SAMPLING = Sampling(completions=3, max_tokens=12, seed=5, temperature=0.8, stop_ids=(2,))
 FILTERS = {"min_p": 0.02, "top_k": 20, "top_p": 0.9}
 PROMPTS = [[5, 6, 7], [9], [8, 3, 4, 4], [11, 12]]
@@ -73,6 +74,14 @@ def guided(untied):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("align.rollout.inside_vllm.transfer_q.load_scorer", lambda config: SmallNumbers())
         engine = VllmEngine(arguments)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def ruled(untied):
+    """The same with a reward that every process has."""
+    engine = VllmEngine(VllmArguments(str(untied), "float32", 256, cache_bytes=16 << 20, decoding=RULED))
     yield engine
     engine.close()
 
@@ -239,19 +248,21 @@ def test_versions_that_it_was_not_tried_with_draw_with_their_own(monkeypatch, ca
 
 
 @pytest.mark.slow
-def test_the_second_model_runner_draws_the_same(ours, untied):
+@pytest.mark.parametrize(
+    ("decoding", "contexts"), [(CONTRAST, None), (CONTRAST, WORSE), (RULED, ["a prompt"] * len(PROMPTS))]
+)
+def test_the_second_model_runner_draws_the_same(ours, ruled, untied, decoding, contexts):
     """Where a real Triton is installed: its interpreter runs that runner's kernels on a CPU."""
     if not any(Path(folder, "triton", "language").is_dir() for folder in sys.path):  # vLLM puts a stand-in into place
         pytest.skip("Triton is not installed; vLLM's second model runner needs it")
     sampling = replace(SAMPLING, **FILTERS, max_tokens=6)
-    given = [json.dumps(one) for one in (asdict(sampling), PROMPTS, CONTRAST, WORSE)]
+    given = [json.dumps(one) for one in (decoding, asdict(sampling), PROMPTS, contexts)]
     command = [sys.executable, str(Path(__file__).with_name("second_runner.py")), str(untied), *given]
     output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     found = json.loads(output.splitlines()[-1])
     assert found["runner"] == "vllm.v1.worker.cpu.model_runner"
-    for name, contexts in {"alone": None, "contrasted": WORSE}.items():
-        for place, completions in drawn(ours, sampling, contexts).items():
-            for own, theirs in zip(map(asdict, completions), found[name][str(place)], strict=True):
-                assert own["ids"] == theirs["ids"]
-                for figure in ("logprobs", "raw_logprobs", "entropies"):
-                    assert own[figure] == pytest.approx(theirs[figure], abs=1e-4)
+    for place, completions in drawn(ruled if decoding is RULED else ours, sampling, contexts).items():
+        for own, theirs in zip(map(asdict, completions), found["completions"][str(place)], strict=True):
+            assert own["ids"] == theirs["ids"]
+            for figure in ("logprobs", "raw_logprobs", "entropies"):
+                assert own[figure] == pytest.approx(theirs[figure], abs=1e-4)
