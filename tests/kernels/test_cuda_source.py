@@ -1,9 +1,11 @@
 """The CUDA kernels called directly: by a simulator on the host, on a GPU, and compiled for three architectures."""
 
 import ctypes
+import math
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,17 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
+@pytest.fixture
+def simulated(simulator: ctypes.CDLL) -> Callable[..., None]:
+    """`execute` on the host, with threads in a random order."""
+
+    def run(kernel: str, dtype: torch.dtype, order: int, rows: int, *arguments: object) -> None:
+        function = simulator[f"sim_{kernel}_{cuda.SUFFIXES[dtype]}"]
+        function(ctypes.c_uint(order), ctypes.c_int64(rows), *(_as_c(a) for a in arguments))
+
+    return run
+
+
 @pytest.fixture(params=["simulator", pytest.param("cuda", marks=pytest.mark.gpu)])
 def execute(request: pytest.FixtureRequest) -> Callable[..., None]:
     """execute(kernel, dtype, order, rows, *arguments): on the host with threads in a random order, or on a GPU."""
@@ -38,13 +51,7 @@ def execute(request: pytest.FixtureRequest) -> Callable[..., None]:
         if not (torch.cuda.is_available() and cuda.installed()):
             pytest.skip("no CUDA device, or no cuda-core")
         return _on_gpu
-    loaded = request.getfixturevalue("simulator")
-
-    def run(kernel: str, dtype: torch.dtype, order: int, rows: int, *arguments: object) -> None:
-        function = loaded[f"sim_{kernel}_{cuda.SUFFIXES[dtype]}"]
-        function(ctypes.c_uint(order), ctypes.c_int64(rows), *(_as_c(a) for a in arguments))
-
-    return run
+    return request.getfixturevalue("simulated")
 
 
 def _on_gpu(kernel: str, dtype: torch.dtype, order: int, rows: int, *arguments: object) -> None:
@@ -131,41 +138,175 @@ def test_contrast(execute: Callable[..., None], width: int, dtype: torch.dtype) 
     torch.testing.assert_close(out, contrast_logits(z, pair, alpha, -2.5), rtol=1e-6, atol=1e-5)
 
 
+Settings = tuple[float, int, float, float]  # temperature, top_k, top_p, min_p
 SETTINGS = [(1.0, 0, 1.0, 0.0), (0.7, 0, 0.8, 0.0), (1.3, 7, 1.0, 0.0), (1.0, 40, 0.5, 0.02), (0.0, 5, 0.5, 0.1)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("temperature", "top_k", "top_p", "min_p"), SETTINGS)
-@pytest.mark.parametrize("width", [1, 37, 1000, 4099])
-def test_sample(
+def draw(
     execute: Callable[..., None],
-    width: int,
-    dtype: torch.dtype,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-) -> None:
-    """The kernel's token is where the twin's uniform number falls, to rounding; its statistics are the token's."""
-    x = (torch.randn(6, width + 3) * 3).to(dtype)[:, :width]
-    heat, nucleus, least = (torch.full((6,), value) for value in (temperature, top_p, min_p))
-    count, seed, position = torch.full((6,), top_k), torch.arange(6) * 7919 - 3, torch.arange(6)
-    token, rank = torch.full((6,), -9), torch.full((6,), -9)
-    raw, processed, entropy = (torch.full((6,), torch.nan) for _ in range(3))
-    given = (x, x.stride(0), width, heat, count, nucleus, least, seed, position)
-    execute("sample", dtype, width, 6, *given, token, raw, processed, entropy, rank)
-    z = sampling.keep(x, heat, count, nucleus, least)
-    cdf = torch.softmax(z, 1).cumsum(1)
-    u = sampling.uniform(seed, position) * (temperature > 0)
-    at = token[:, None]
-    above = cdf.gather(1, at)[:, 0]
-    assert (above >= u - 1e-5).all() and (above - torch.softmax(z, 1).gather(1, at)[:, 0] <= u + 1e-5).all()
+    x: Tensor,
+    settings: Settings,
+    seed: Tensor,
+    rank: bool = True,
+) -> tuple[Tensor, ...]:
+    """Token, raw and processed log-prob, entropy and rank of each row by the kernel; a row's position is its number."""
+    count = len(x)
+    temperature, top_k, top_p, min_p = settings
+    heat, nucleus, least = (torch.full((count,), value) for value in (temperature, top_p, min_p))
+    given = (heat, torch.full((count,), top_k), nucleus, least, seed, torch.arange(count))
+    token, ranks = torch.full((count,), -9), torch.full((count if rank else 0,), -9)
+    raw, processed, entropy = (torch.full((count,), torch.nan) for _ in range(3))
+    results = (token, raw, processed, entropy, ranks)
+    execute("sample", x.dtype, x.shape[1], count, x, x.stride(0), x.shape[1], *given, *results)
+    return results
+
+
+def check_draw(x: Tensor, settings: Settings, u: Tensor, token: Tensor, processed: Tensor) -> None:
+    """The token may be drawn and is where the uniform number falls, to rounding; its log-prob is that of the twin."""
+    temperature, top_k, top_p, min_p = settings
+    heat, nucleus, least = (torch.full((len(x),), value) for value in (temperature, top_p, min_p))
+    z = sampling.keep(x, heat, torch.full((len(x),), top_k), nucleus, least)
+    at, p = token[:, None], torch.softmax(z, 1)
+    above, own = p.cumsum(1).gather(1, at)[:, 0], p.gather(1, at)[:, 0]
+    assert (own > 0).all() and (above >= u - 1e-5).all() and (above - own <= u + 1e-5).all()
     expected = torch.log_softmax(z, 1).gather(1, at)[:, 0] * (temperature > 0)
     torch.testing.assert_close(processed.double(), expected, rtol=1e-5, atol=2e-5)
-    log_p = torch.log_softmax(x.double(), 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("width", [1, 37, 1000, 4099])
+def test_sample(execute: Callable[..., None], width: int, dtype: torch.dtype, settings: Settings) -> None:
+    x, seed = (torch.randn(6, width + 3) * 3).to(dtype)[:, :width], torch.arange(6) * 7919 - 3
+    token, raw, processed, entropy, rank = draw(execute, x, settings, seed)
+    check_draw(x, settings, sampling.uniform(seed, torch.arange(6)) * (settings[0] > 0), token, processed)
+    log_p, at = torch.log_softmax(x.double(), 1), token[:, None]
     torch.testing.assert_close(raw.double(), log_p.gather(1, at)[:, 0], rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(entropy.double(), -(log_p.exp() * log_p).sum(1), rtol=1e-5, atol=1e-5)
     assert torch.equal(rank, 1 + (x > x.gather(1, at)).sum(1))
+    unranked = draw(execute, x, settings, seed, rank=False)
+    assert all(torch.equal(*pair) for pair in zip(unranked[:4], (token, raw, processed, entropy), strict=True))
+
+
+def seed_of(u: float, position: int) -> int:
+    """A seed whose uniform number at this position is u: splitmix64 backwards."""
+    x = int(u * 2**53) << 11
+    for shift, factor in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9), (30, 1)):
+        x ^= x >> shift ^ x >> 2 * shift
+        x = x * pow(factor, -1, 2**64) % 2**64
+    x = (x - 0x9E3779B97F4A7C15) % 2**64 ^ int(sampling._mix(torch.tensor(position))) % 2**64
+    return x - 2**64 if x >= 2**63 else x
+
+
+@pytest.mark.parametrize("settings", [(1.0, 0, 1.0, 0.0), (0.7, 0, 1.0, 0.0), (1.3, 0, 1.0, 0.1), (1.0, 0, 0.9, 0.0)])
+def test_draws_at_the_ends_of_segments(execute: Callable[..., None], settings: Settings) -> None:
+    """Where the sum of a segment and those of its elements round differently; elements beside the ends are masked."""
+    x = torch.randn(512 * 5)
+    x[::512] = x[511::512] = -torch.inf
+    x[-5:] = -30.0
+    heat, least = (torch.tensor([value]) for value in (settings[0], settings[3]))
+    z = sampling.keep(x[None], heat, torch.tensor([settings[1]]), torch.tensor([settings[2]]), least)
+    ends = torch.softmax(z, 1)[0].cumsum(0)[511::512].tolist()
+    u = torch.tensor([0.0, *(end + step for end in ends for step in (-1e-8, -1e-12, 1e-12, 1e-8))])
+    u = u.double().clamp(0, 1 - 2**-53)
+    seed = torch.tensor([seed_of(one, position) for position, one in enumerate(u.tolist())])
+    assert torch.equal(sampling.uniform(seed, torch.arange(len(u))), (u * 2**53).floor() / 2**53)
+    rows = x.expand(len(u), -1).contiguous()
+    token, _, processed, _, _ = draw(execute, rows, settings, seed)
+    check_draw(rows, settings, u, token, processed)
+
+
+def test_a_segment_of_which_each_element_weighs_less_than_a_unit(execute: Callable[..., None]) -> None:
+    """512 times e^-29 are 130 units of the mass, 2^-40, in which the kernel counts; one is 4 elements."""
+    x = torch.full((3, 1024), -29.0)
+    x[:, 600] = 0
+    expected = torch.tensor([0, 128, 400])
+    seed = torch.tensor([seed_of(place * math.exp(-29), row) for row, place in enumerate(expected.tolist())])
+    token = draw(execute, x, (1.0, 0, 1.0, 0.0), seed)[0]
+    assert (token - expected).abs().max() <= 4
+
+
+def test_min_p_decides_between_neighbouring_floats(execute: Callable[..., None]) -> None:
+    """Seven floats about the bound top + T log(min p), which float64 tells apart; each weighs 5 % of the largest."""
+    for heat in (0.3, 1.0, 2.9):
+        top, least = torch.rand(30) * 20, torch.tensor(0.05).double()
+        bound = (top.double() + torch.tensor(heat).double() * least.log()).float().view(torch.int32)
+        about = (bound[:, None] + torch.arange(-3, 4, dtype=torch.int32)).view(torch.float32)
+        x, seed = torch.cat([top[:, None], about], 1), torch.arange(30)
+        token, _, processed, _, _ = draw(execute, x, (heat, 0, 1.0, 0.05), seed)
+        check_draw(x, (heat, 0, 1.0, 0.05), sampling.uniform(seed, torch.arange(30)), token, processed)
+
+
+def test_rows_without_a_distribution(execute: Callable[..., None]) -> None:
+    """As by the C kernels: token 0, no log-probability but the 0 of temperature 0."""
+    x = torch.randn(3, 1100)
+    x[0], x[1, 700], x[2, 9] = -torch.inf, torch.nan, torch.inf
+    for settings in ((1.0, 0, 1.0, 0.0), (0.7, 3, 0.5, 0.1), (0.0, 0, 1.0, 0.0)):
+        token, raw, processed, entropy, rank = draw(execute, x, settings, torch.arange(3))
+        assert token.eq(0).all() and raw.isnan().all() and entropy.isnan().all()
+        assert processed.isnan().all() if settings[0] else processed.eq(0).all()
+        assert torch.equal(rank, 1 + (x > x[:, :1]).sum(1))
+
+
+@contextmanager
+def loads(simulator: ctypes.CDLL, x: Tensor) -> Iterator[Tensor]:
+    """How often the kernels of the body load each element of x."""
+    counts = torch.zeros(len(x), x.stride(0), dtype=torch.int64)
+    simulator.sim_watch(_as_c(x), _as_c(counts))
+    try:
+        yield counts[:, : x.shape[1]]
+    finally:
+        simulator.sim_watch(None, None)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(
+    ("dtype", "width", "segment"),
+    [
+        (torch.float32, 37, 512),
+        (torch.float32, 5003, 512),
+        (torch.float32, 300_001, 1024),  # of more than 512 tiles
+        (torch.bfloat16, 5003, 1024),
+        (torch.float16, 5000, 1024),
+    ],
+)
+def test_a_row_is_read_once_and_one_segment_of_it_again(
+    simulator: ctypes.CDLL,
+    simulated: Callable[..., None],
+    dtype: torch.dtype,
+    width: int,
+    segment: int,
+    temperature: float,
+) -> None:
+    """Without filters and rank; rows at odd addresses, so that segments begin before them."""
+    settings, seed = (temperature, 0, 1.0, 0.0), torch.arange(3)
+    x = (torch.randn(3, width + 3) * 3).to(dtype)[:, :width]
+    with loads(simulator, x) as counts:
+        token, _, processed, _, _ = draw(simulated, x, settings, seed, rank=False)
+    check_draw(x, settings, sampling.uniform(seed, torch.arange(3)), token, processed)
+    assert counts.min() >= 1 and counts.max() <= 2
+    assert (counts.sum(1) <= width + segment).all() and counts.gather(1, token[:, None]).eq(2).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "settings", [(1.0, 0, 1.0, 0.05), (0.7, 3, 1.0, 0.0), (1.0, 0, 0.9, 0.0), (1.0, 3, 0.5, 0.01), (0.0, 0, 1.0, 0.0)]
+)
+def test_filters_and_rank_read_again_only_segments_with_candidates(
+    simulator: ctypes.CDLL, simulated: Callable[..., None], dtype: torch.dtype, settings: Settings
+) -> None:
+    """Three likely tokens among 20,003; by temperature 0 the likeliest alone."""
+    x = torch.randn(2, 20003).to(dtype)
+    likely = [1500, 9000, 16001]
+    x[:, likely] = torch.tensor([20.0, 22.0, 21.0]).to(dtype)
+    with loads(simulator, x) as counts:
+        token, _, processed, _, rank = draw(simulated, x, settings, torch.arange(2))
+    check_draw(x, settings, sampling.uniform(torch.arange(2), torch.arange(2)) * (settings[0] > 0), token, processed)
+    assert torch.equal(rank, 1 + (x > x.gather(1, token[:, None])).sum(1))
+    place, segment = torch.arange(20003), 2048 // x.itemsize
+    candidates = likely if settings[0] else likely[1:2]
+    near = torch.stack([(place - one).abs() < segment for one in candidates]).any(0)
+    assert counts[:, ~near].eq(1).all() and counts[:, candidates].ge(2).all()
 
 
 def test_no_thread_order_changes_a_bit(execute: Callable[..., None]) -> None:

@@ -103,7 +103,6 @@ def test_equals_the_definition_in_float64(isa: str, width: int, dtype: torch.dty
     assert torch.equal(rank, 1 + (logits > logits.gather(1, chosen)).sum(1))
 
 
-@pytest.mark.parametrize("isa", CPU_PATHS, indirect=True)
 def test_min_p_decides_between_neighbouring_floats(isa: str) -> None:
     """Seven floats about the bound top + T log(min p), which float64 tells apart; each weighs 5 % of the largest."""
     top, heat, least = torch.rand(300) * 20, torch.rand(300) * 3 + 0.1, torch.full((300,), 0.05)
@@ -116,7 +115,6 @@ def test_min_p_decides_between_neighbouring_floats(isa: str) -> None:
     torch.testing.assert_close(drawn.processed_logprob.double(), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("isa", CPU_PATHS, indirect=True)
 def test_rows_without_a_distribution(isa: str) -> None:
     """All masked, a NaN, an infinity: token 0 and no log-probability; temperature 0 still says 0."""
     logits = torch.randn(6, 300)
@@ -135,6 +133,14 @@ def test_views_of_rows(isa: str) -> None:
         got, expected = sample(view, **given), sample(view.clone(memory_format=torch.contiguous_format), **given)
         assert torch.equal(got.token, expected.token) and torch.equal(got.rank, expected.rank)
         torch.testing.assert_close(got.processed_logprob, expected.processed_logprob)
+
+
+def test_rank_is_counted_where_it_is_asked_for(isa: str) -> None:
+    logits = torch.randn(3, 300)
+    for options in ({}, {"top_k": 9}):
+        ranked, bare = (sample(logits, seed=1, position=2, rank=wanted, **options) for wanted in (True, False))
+        assert bare.rank is None and torch.equal(bare.token, ranked.token)
+        assert torch.equal(bare.processed_logprob, ranked.processed_logprob)
 
 
 def test_no_rows_to_draw_from(isa: str) -> None:
@@ -234,7 +240,8 @@ def test_contrast_by_hand(device: str) -> None:
 
 def test_registration(device: str) -> None:
     logits, row, one = torch.randn(3, 20), torch.arange(3), torch.ones(3)
-    torch.library.opcheck(sample_op, (logits, one, row, one * 0.8, one * 0, row, row))
+    for rank in (True, False):
+        torch.library.opcheck(sample_op, (logits, one, row, one * 0.8, one * 0, row, row, rank))
     torch.library.opcheck(contrast_logits_op, (logits, torch.tensor([1, -1, 0]), one, -2.0))
 
 

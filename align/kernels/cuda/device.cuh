@@ -13,6 +13,7 @@ typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
 typedef long long int64_t;
 #define INFINITY __int_as_float(0x7f800000)
+#define NAN __int_as_float(0x7fc00000)
 #else
 #include <stdint.h>
 #endif
@@ -147,23 +148,34 @@ __device__ __forceinline__ Sums merge_block(Sums s, float k) {
     return s;
 }
 
-/* Sums over a row, the same in every thread; m is the row's maximum. Groups that cross an end are padded with -inf. */
-template <class T, bool MOMENTS, class P> __device__ __forceinline__ Sums row_sums(P x, int64_t cols, float k) {
+/* Where 16-byte loads of a row begin: at 0 or before it. */
+template <class T, class P> __device__ __forceinline__ int64_t aligned_start(P x, int64_t cols) {
     const int E = 16 / sizeof(T);
     int64_t first = 0;
     while (first < E && first < cols && !is_aligned16(x + first)) first++;
-    if (first > 0) first -= E;
+    return first > 0 ? first - E : 0;
+}
+
+/* The E elements from i, where a 16-byte load is aligned; -inf outside the row. */
+template <class T, class P, int E>
+__device__ __forceinline__ void load_padded(P x, int64_t cols, int64_t i, float (&v)[E]) {
+    if (i >= 0 && i + E <= cols) {
+        uint4 raw = load16(x + i);
+#pragma unroll
+        for (int e = 0; e < E; e++) v[e] = element<T>(raw, e);
+    } else {
+#pragma unroll
+        for (int e = 0; e < E; e++) v[e] = i + e >= 0 && i + e < cols ? widen(x[i + e]) : -INFINITY;
+    }
+}
+
+/* Sums over a row, the same in every thread; m is the row's maximum. */
+template <class T, bool MOMENTS, class P> __device__ __forceinline__ Sums row_sums(P x, int64_t cols, float k) {
+    const int E = 16 / sizeof(T);
     Sums s = no_sums();
-    for (int64_t i = first + (int64_t)threadIdx.x * E; i < cols; i += (int64_t)THREADS * E) {
+    for (int64_t i = aligned_start<T>(x, cols) + (int64_t)threadIdx.x * E; i < cols; i += (int64_t)THREADS * E) {
         float v[E];
-        if (i >= 0 && i + E <= cols) {
-            uint4 raw = load16(x + i);
-#pragma unroll
-            for (int e = 0; e < E; e++) v[e] = element<T>(raw, e);
-        } else {
-#pragma unroll
-            for (int e = 0; e < E; e++) v[e] = i + e >= 0 && i + e < cols ? widen(x[i + e]) : -INFINITY;
-        }
+        load_padded<T>(x, cols, i, v);
         add<MOMENTS>(s, v, k);
     }
     return merge_block(s, k);

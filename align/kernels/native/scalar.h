@@ -90,7 +90,7 @@ typedef struct {
     int64_t cols, row_bytes;
     const float *temperature, *top_p, *min_p; /* [rows], as everything below */
     const int64_t *top_k, *seed, *position;
-    int64_t *token, *rank;
+    int64_t *token, *rank; /* rank may be NULL */
     float *raw, *processed, *entropy;
     int *failed; /* set where memory is missing */
     int dtype;

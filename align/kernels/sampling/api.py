@@ -20,8 +20,8 @@ class Sample:
     """Under the distribution it was drawn from; 0 at temperature 0."""
     entropy: Float[Tensor, " B"]
     """Of softmax(logits)."""
-    rank: Int[Tensor, " B"]
-    """1 for the most likely token."""
+    rank: Int[Tensor, " B"] | None
+    """1 for the most likely token; None if not asked for."""
 
 
 def sample(
@@ -33,6 +33,7 @@ def sample(
     min_p: float | Float[Tensor, " B"] = 0.0,
     seed: int | Int[Tensor, " B"],
     position: int | Int[Tensor, " B"],
+    rank: bool = True,
 ) -> Sample:
     """Draw from softmax(logits / temperature) after min-p, top-k and top-p, in this order.
 
@@ -46,12 +47,14 @@ def sample(
         min_p: keep tokens at least this likely relative to the most likely one; 0 for all.
         seed: of the request.
         position: of the token in its sequence.
+        rank: whether to count how many tokens are more likely, for which a GPU may read the row again.
 
     Source: ours; splitmix64 of Steele, Lea and Flood (2014).
     """
     heat, nucleus, least = (_per_row(value, logits, torch.float32) for value in (temperature, top_p, min_p))
     count, seeds, positions = (_per_row(value, logits, torch.int64) for value in (top_k, seed, position))
-    return Sample(*sample_op(logits.detach(), heat, count, nucleus, least, seeds, positions))
+    *drawn, place = sample_op(logits.detach(), heat, count, nucleus, least, seeds, positions, rank)
+    return Sample(*drawn, rank=place if rank else None)
 
 
 def _per_row(value: float | Tensor, logits: Tensor, dtype: torch.dtype) -> Tensor:

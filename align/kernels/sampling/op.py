@@ -18,18 +18,17 @@ def _sample(
     min_p: Tensor,
     seed: Tensor,
     position: Tensor,
+    with_rank: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Token, raw and processed log-prob, entropy, rank, each [B]; the arguments after logits are [B] too."""
+    """Token, raw and processed log-prob, entropy, rank, each [B], rank [0] if not asked for; settings are [B]."""
     settings = (temperature, top_k, top_p, min_p, seed, position)
     if native.usable(logits, scalar_wins=True):
-        return _on_cpu(logits, *(setting.contiguous() for setting in settings))
+        return _on_cpu(logits, *(setting.contiguous() for setting in settings), with_rank)
     if not cuda.usable(logits):
-        return reference.sample(logits, *settings)
+        return reference.sample(logits, *settings, with_rank)
     rows, cols = logits.shape
-    results = _results(logits)
-    token, raw, processed, entropy, rank = results
-    given = (logits, logits.stride(0), cols, *settings, token, raw, processed, entropy, rank)
-    cuda.launch("sampling", "sample", logits.dtype, rows, *given)
+    results = _results(logits, with_rank)
+    cuda.launch("sampling", "sample", logits.dtype, rows, logits, logits.stride(0), cols, *settings, *results)
     return results
 
 
@@ -41,8 +40,9 @@ def _on_cpu(
     min_p: Tensor,
     seed: Tensor,
     position: Tensor,
+    with_rank: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    results = _results(logits)
+    results = _results(logits, with_rank)
     token, raw, processed, entropy, rank = results
     failed = ctypes.c_int(0)
     args = native.SampleArgs(
@@ -69,13 +69,23 @@ def _on_cpu(
     return results
 
 
-def _sample_fake(logits: Tensor, *settings: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _results(logits)
+def _sample_fake(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seed: Tensor,
+    position: Tensor,
+    with_rank: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _results(logits, with_rank)
 
 
-def _results(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _results(logits: Tensor, with_rank: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """To be filled; the address of an empty rank is NULL, which the kernels take for none."""
     rows = logits.shape[0]
-    token, rank = (logits.new_empty(rows, dtype=torch.int64) for _ in range(2))
+    token, rank = (logits.new_empty(size, dtype=torch.int64) for size in (rows, rows * with_rank))
     raw, processed, entropy = (logits.new_empty(rows, dtype=torch.float32) for _ in range(3))
     return token, raw, processed, entropy, rank
 

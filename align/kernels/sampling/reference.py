@@ -61,8 +61,9 @@ def sample(
     min_p: Float[Tensor, " B"],
     seed: Int[Tensor, " B"],
     position: Int[Tensor, " B"],
-) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"], Int[Tensor, " B"]]:
-    """Token by inverse CDF in token order, raw and processed log-prob, entropy of the raw logits, rank from 1."""
+    with_rank: bool = True,
+) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"], Int[Tensor, " R"]]:
+    """Token by inverse CDF in token order, raw and processed log-prob, raw entropy, rank from 1 or else [0]."""
     z = keep(logits, temperature, top_k, top_p, min_p)
     cdf = torch.softmax(z, 1).cumsum(1)
     u = torch.where(temperature > 0, uniform(seed, position), 0.0)
@@ -72,5 +73,5 @@ def sample(
     entropy = -torch.special.xlogy(log_p.exp(), log_p.exp()).sum(1)
     chosen = token[:, None]
     processed = torch.log_softmax(z, 1).gather(1, chosen).squeeze(1).masked_fill(temperature <= 0, 0.0)
-    rank = 1 + (logits > logits.gather(1, chosen)).sum(1)
+    rank = 1 + (logits > logits.gather(1, chosen)).sum(1) if with_rank else token.new_empty(0)
     return token, log_p.gather(1, chosen).squeeze(1).float(), processed.float(), entropy.float(), rank

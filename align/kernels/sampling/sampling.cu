@@ -1,16 +1,19 @@
 /* One token per row: temperature, min-p, top-k, top-p, then an inverse-CDF draw; one block per row.
  *
- * Every filter is a threshold on the logit. Masses are 64-bit fixed point (2^-40 of the largest), so sums do not depend on
- * the order of threads. Without top-k and top-p the row is read three times (statistics, masses, rank), else four times
- * more for each of their radix searches; all but the first read come from cache at usual batch sizes.
+ * A row is cut into contiguous segments. One read gives the row's statistics, and each segment's largest logit and sum
+ * at the row's temperature; the uniform number picks a segment by these sums, and that segment alone is read again for
+ * the token. Every filter is a threshold on the logit: filters and rank read again only segments whose largest logit
+ * reaches it, or a lower bound of it that the first read gives. Masses are 64-bit fixed point (2^-40 of the largest),
+ * so sums do not depend on the order of threads. Tests on the simulator count the reads; no GPU has timed them.
  */
 #include "../cuda/device.cuh"
 
-#define SEGMENTS 256
-#define BINS 256 /* as many as threads and segments */
+#define SEGMENTS 512 /* at most; of 2 KB each unless the row is longer than 1 MB */
+#define VECTORS 4 /* 16-byte loads that a thread has in flight in the first read */
+#define BINS 256 /* as many as threads */
 #define UNIT 1099511627776.0f /* 2^40 */
 
-/* Order-preserving bits of a float, and back. */
+/* Order-preserving bits of a float, and back; BITS leading ones tell the values of a type apart. */
 __device__ __forceinline__ uint32_t key_of(float v) {
     uint32_t bits = __float_as_uint(v);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -18,6 +21,10 @@ __device__ __forceinline__ uint32_t key_of(float v) {
 __device__ __forceinline__ float value_of(uint32_t key) {
     return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
+template <class T> struct Keys;
+template <> struct Keys<f32> { static const int BITS = 32; };
+template <> struct Keys<f16> { static const int BITS = 24; };
+template <> struct Keys<bf16> { static const int BITS = 16; };
 
 __device__ __forceinline__ uint64_t mix(uint64_t x) { /* splitmix64 */
     x += 0x9e3779b97f4a7c15ull;
@@ -33,8 +40,13 @@ __device__ __forceinline__ uint64_t mass_of(float v, float top, float inverse) {
     return (uint64_t)(exp2f((v - top) * inverse) * UNIT);
 }
 
-__device__ __forceinline__ uint64_t warp_sum(uint64_t x) {
+template <class X> __device__ __forceinline__ X warp_sum(X x) {
     for (int mask = 16; mask > 0; mask >>= 1) x += __shfl_xor_sync(0xffffffffu, x, mask);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+    for (int mask = 16; mask > 0; mask >>= 1) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, mask));
     return x;
 }
 
@@ -48,10 +60,10 @@ __device__ __forceinline__ uint64_t warp_scan(uint64_t x) { /* inclusive */
 
 struct Place { int at; uint64_t before; };
 
-/* Where the running sum of at(0), at(1), ... of 256 weights first exceeds `goal` (else the last), and the sum before it;
- * for one whole warp. */
-template <class At> __device__ __forceinline__ Place first_past(At at, uint64_t goal) {
-    const int EACH = BINS / 32;
+/* Where the running sum of N weights at(0), at(1), ... first exceeds `goal` (else the last), and the sum before it; for
+ * one whole warp. */
+template <int N, class At> __device__ __forceinline__ Place first_past(At at, uint64_t goal) {
+    const int EACH = N / 32;
     int first = threadIdx.x % 32 * EACH, i = 0;
     uint64_t own = 0;
 #pragma unroll 1
@@ -63,85 +75,230 @@ template <class At> __device__ __forceinline__ Place first_past(At at, uint64_t 
     return {__shfl_sync(0xffffffffu, first + i, lane), __shfl_sync(0xffffffffu, before, lane)};
 }
 
-/* The largest key whose weight, with everything above it, reaches `count` elements or, for count 0, `share` of the mass of
- * what is not below the threshold. */
+/* A row in segments of `length` from `first` on, where 16-byte loads are aligned. One warp reads a segment. */
+template <class P> struct Row {
+    P x;
+    int64_t cols, first, length;
+    int segments;
+};
+
+struct Segment {
+    float best, origin, sum; /* largest logit; sum of e^((v - origin) / temperature) */
+};
+
+template <class T, class P> __device__ __forceinline__ Row<P> in_segments(P x, int64_t cols) {
+    const int TILE = 32 * VECTORS * 16 / sizeof(T);
+    int64_t first = aligned_start<T>(x, cols), tiles = (cols - first + TILE - 1) / TILE;
+    int64_t length = (tiles + SEGMENTS - 1) / SEGMENTS * TILE;
+    return {x, cols, first, length, (int)((cols - first + length - 1) / length)};
+}
+
+/* Call f(E values, index of the first) for a warp's next 32 E elements until segment g is read. */
+template <class T, class P, class Visit>
+__device__ __forceinline__ void for_segment(const Row<P> &row, int g, Visit f) {
+    const int E = 16 / sizeof(T);
+    int64_t from = row.first + g * row.length, end = from + row.length < row.cols ? from + row.length : row.cols;
+#pragma unroll 1
+    for (; from < end; from += 32 * E) {
+        float v[E];
+        int64_t i = from + threadIdx.x % 32 * E;
+        load_padded<T>(row.x, row.cols, i, v);
+        f(v, i);
+    }
+}
+
+/* Call f(value) for the elements of all segments whose largest logit is at least `least`. */
+template <class T, class P, class Visit>
+__device__ __forceinline__ void for_segments(const Row<P> &row, const Segment *segments, float least, Visit f) {
+#pragma unroll 1
+    for (int g = threadIdx.x / 32; g < row.segments; g += WARPS)
+        if (segments[g].best >= least)
+            for_segment<T>(row, g, [&](auto &v, int64_t) {
+#pragma unroll
+                for (float one : v) f(one);
+            });
+}
+
+/* The VECTORS x 32 E elements from `from`, all loads before the first use; -inf outside the row. */
+template <class T, class P, int E>
+__device__ __forceinline__ void load_tile(const Row<P> &row, int64_t from, float (&v)[VECTORS][E]) {
+    int64_t i = from + threadIdx.x % 32 * E;
+    if (from >= 0 && from + 32 * VECTORS * E <= row.cols) {
+        uint4 raw[VECTORS];
+#pragma unroll
+        for (int j = 0; j < VECTORS; j++) raw[j] = load16(row.x + (i + j * 32 * E));
+#pragma unroll
+        for (int j = 0; j < VECTORS * E; j++) v[j / E][j % E] = element<T>(raw[j / E], j % E);
+    } else {
+#pragma unroll
+        for (int j = 0; j < VECTORS; j++) load_padded<T>(row.x, row.cols, i + j * 32 * E, v[j]);
+    }
+}
+
+/* The one read: the row's sums at temperature 1, without squares, and its segments; WARM at other temperatures. */
+template <class T, bool WARM, class P>
+__device__ __forceinline__ Sums read_once(const Row<P> &row, float inverse, Segment *segments) {
+    const int E = 16 / sizeof(T);
+    Sums s = no_sums(); /* m is the same in all of a warp */
+#pragma unroll 1
+    for (int g = threadIdx.x / 32; g < row.segments; g += WARPS) {
+        float best = -INFINITY, mass = 0.0f;
+        int64_t from = row.first + g * row.length, end = from + row.length;
+#pragma unroll 1
+        for (; from < end && from < row.cols; from += 32 * VECTORS * E) {
+            float v[VECTORS][E], m = -INFINITY, sum = 0.0f, warm = 0.0f;
+            load_tile<T>(row, from, v);
+#pragma unroll
+            for (int j = 0; j < VECTORS * E; j++) m = fmaxf(m, v[j / E][j % E]);
+            m = warp_max(m);
+            best = fmaxf(best, m);
+            if (m > s.m) {
+                mass *= exp2f((s.m - m) * inverse);
+                rebase(s, m, (float)LOG2E);
+            }
+            float origin = s.m == -INFINITY ? 0.0f : s.m;
+#pragma unroll
+            for (int j = 0; j < VECTORS * E; j++) {
+                float above = v[j / E][j % E] - origin, d = above * (float)LOG2E, e = exp2f(d);
+                sum += e;
+                s.weighted += e * fmaxf(d, -1e4f);
+                if (WARM) warm += exp2f(above * inverse);
+            }
+            s.sum += sum;
+            mass += WARM ? warm : sum;
+        }
+        mass = warp_sum(mass);
+        if (threadIdx.x % 32 == 0) segments[g] = {best, s.m, mass};
+    }
+    return merge_block(s, (float)LOG2E);
+}
+
+/* Masses of the segments by exact sums over what reaches the threshold. */
 template <class T, class P>
-__device__ __forceinline__ uint32_t radix_threshold(P x, int64_t cols, uint64_t count, float share, float top,
-                                                    float threshold, float inverse) {
+__device__ __forceinline__ void weigh(const Row<P> &row, const Segment *segments, unsigned long long *masses, float top,
+                                      float threshold, float inverse) {
+    __syncthreads(); /* the masses from before may still be read */
+#pragma unroll 1
+    for (int g = threadIdx.x / 32; g < row.segments; g += WARPS) {
+        uint64_t sum = 0;
+        if (segments[g].best >= threshold)
+            for_segment<T>(row, g, [&](auto &v, int64_t) {
+#pragma unroll
+                for (float one : v) sum += one >= threshold ? mass_of(one, top, inverse) : 0;
+            });
+        sum = warp_sum(sum);
+        if (threadIdx.x % 32 == 0) masses[g] = sum;
+    }
+    __syncthreads();
+}
+
+__device__ __forceinline__ uint64_t total_of(const unsigned long long *masses) { /* the same in every thread */
+    uint64_t total = 0;
+#pragma unroll 1
+    for (int g = threadIdx.x % 32; g < SEGMENTS; g += 32) total += masses[g];
+    return warp_sum(total);
+}
+
+/* The value down to which the elements' weights reach `goal`, or less than it but more than the type's next; NaN if
+ * they never do. each(least, f) calls f(value, weight) for the elements and may leave out those below `least`. */
+template <int BITS, class Each> __device__ __forceinline__ float value_at(Each each, uint64_t goal) {
     SHARED(unsigned long long, bins, BINS);
     SHARED(uint32_t, found, 1);
-    uint32_t prefix = 0;
-    uint64_t passed = 0, goal = count; /* weight above the prefix; both known to the first warp alone */
+    uint32_t prefix = 0, mask = 0;
+    uint64_t passed = 0; /* weight above the prefix, known to the first warp alone */
 #pragma unroll 1
-    for (int shift = 24; shift >= 0; shift -= 8) {
+    for (int shift = 24; shift >= 32 - BITS; shift -= 8) {
         __syncthreads();
         bins[threadIdx.x] = 0;
         __syncthreads();
-        for_each<T>(x, cols, [&](float v, int64_t) {
+        each(value_of(prefix), [&](float v, uint64_t weight) {
             uint32_t key = key_of(v);
-            if (shift == 24 || key >> (shift + 8) == prefix) {
-                uint64_t w = count ? 1 : v >= threshold ? mass_of(v, top, inverse) : 0;
-                if (w) atomicAdd(&bins[key >> shift & 255], (unsigned long long)w);
-            }
+            if ((key & mask) == prefix) atomicAdd(&bins[key >> shift & 255], (unsigned long long)weight);
         });
         __syncthreads();
         if (threadIdx.x < 32) {
-            if (goal == 0) {
-                uint64_t total = 0;
-                for (int b = threadIdx.x; b < BINS; b += 32) total += bins[b];
-                goal = (uint64_t)((double)share * (double)warp_sum(total));
-                goal = goal ? goal : 1;
-            }
-            Place place = first_past([&](int i) { return bins[BINS - 1 - i]; }, goal - 1 - passed);
+            Place place = first_past<BINS>([&](int i) { return bins[BINS - 1 - i]; }, goal - 1 - passed);
             passed += place.before;
-            if (threadIdx.x == 0) found[0] = prefix << 8 | (uint32_t)(BINS - 1 - place.at);
+            if (threadIdx.x == 0) found[0] = prefix | (uint32_t)(BINS - 1 - place.at) << shift;
         }
         __syncthreads();
         prefix = found[0];
+        mask |= 255u << shift;
     }
-    return prefix;
+    return value_of(prefix);
 }
 
-struct Drawn { int64_t token; float value; uint64_t total; };
+/* The smallest float that min-p keeps, compared as the definition does in float64; never above the largest logit. */
+__device__ __forceinline__ float least_by_min_p(float top, double heat, double min_p) {
+    double limit = top / heat + log(min_p);
+    float least = (float)(limit * heat);
+    return fminf(least / heat < limit ? nextafterf(least, INFINITY) : least, top);
+}
 
-/* Masses of SEGMENTS stretches of the row, one warp each; then the stretch and the element where the uniform falls. */
+/* First a value that k elements reach, the k-th largest of the segments' maxima; then the k-th largest element. */
 template <class T, class P>
-__device__ __forceinline__ Drawn draw(P x, int64_t cols, float top, float threshold, float inverse, double u) {
-    SHARED(unsigned long long, masses, SEGMENTS);
-    SHARED(Drawn, result, 1);
-    int lane = threadIdx.x % 32;
-    int64_t length = (cols + SEGMENTS - 1) / SEGMENTS;
-    auto mass = [&](int64_t v) -> uint64_t {
-        float z = widen(x[v]);
-        return z >= threshold ? mass_of(z, top, inverse) : 0;
+__device__ __forceinline__ float least_by_top_k(const Row<P> &row, const Segment *segments, float threshold,
+                                                uint64_t k) {
+    auto maxima = [&](float, auto tally) {
+        for (int g = threadIdx.x; g < row.segments; g += THREADS) tally(segments[g].best, 1);
     };
-    for (int s = threadIdx.x / 32; s < SEGMENTS; s += WARPS) {
-        int64_t last = (s + 1) * length < cols ? (s + 1) * length : cols;
-        uint64_t sum = 0;
-        for (int64_t v = s * length + lane; v < last; v += 32) sum += mass(v);
-        sum = warp_sum(sum);
-        if (lane == 0) masses[s] = sum;
-    }
-    __syncthreads();
-    if (threadIdx.x < 32) {
-        uint64_t total = 0;
-        for (int s = lane; s < SEGMENTS; s += 32) total += masses[s];
-        total = warp_sum(total);
-        uint64_t goal = (uint64_t)(u * (double)total);
-        if (total && goal >= total) goal = total - 1; /* rounding of the product */
-        Place place = first_past([&](int s) { return masses[s]; }, goal);
-        int64_t token = -1;
-        uint64_t below = place.before;
-        for (int64_t v = place.at * length; token < 0 && v < cols; v += 32) {
-            uint64_t up_to = below + warp_scan(v + lane < cols ? mass(v + lane) : 0);
-            uint32_t hit = __ballot_sync(0xffffffffu, up_to > goal);
-            if (hit) token = v + __ffs(hit) - 1;
-            below = __shfl_sync(0xffffffffu, up_to, 31);
-        }
-        if (lane == 0) result[0] = {token, token < 0 ? 0.0f : widen(x[token]), total};
-    }
-    __syncthreads();
-    return result[0];
+    threshold = fmaxf(threshold, value_at<Keys<T>::BITS>(maxima, k));
+    auto elements = [&](float least, auto tally) {
+        for_segments<T>(row, segments, fmaxf(threshold, least), [&](float v) {
+            if (v >= threshold) tally(v, 1);
+        });
+    };
+    return fmaxf(threshold, value_at<Keys<T>::BITS>(elements, k));
+}
+
+/* First a bound: all below a probability of (1 - share) / cols have less than 1 - share together; then the nucleus. */
+template <class T, class P>
+__device__ __forceinline__ float least_by_top_p(const Row<P> &row, const Segment *segments, float top, float threshold,
+                                                float inverse, uint64_t total, double share) {
+    float weight = (float)((1.0 - share) * 0.999 * (double)total / UNIT / (double)row.cols); /* less, for rounding */
+    threshold = fmaxf(threshold, nextafterf(top + log2f(weight) / inverse, -INFINITY));
+    auto elements = [&](float least, auto tally) {
+        for_segments<T>(row, segments, fmaxf(threshold, least), [&](float v) {
+            if (v >= threshold) tally(v, mass_of(v, top, inverse));
+        });
+    };
+    return fmaxf(threshold, value_at<Keys<T>::BITS>(elements, (uint64_t)fmax(share * (double)total, 1.0)));
+}
+
+struct Drawn { int64_t token; float value; };
+
+/* The segment, then in it the element where the uniform number falls; for one whole warp. Elements weigh relative to the
+ * largest of their segment, which so never rounds to nothing; where their sum rounds to less than the segment's, the
+ * last that weighs anything is drawn. */
+template <class T, class P>
+__device__ __forceinline__ Drawn draw(const Row<P> &row, const Segment *segments, const unsigned long long *masses,
+                                      uint64_t total, float top, float threshold, float inverse, double u) {
+    uint64_t goal = (uint64_t)(u * (double)total), below = 0;
+    if (goal >= total) goal = total - 1; /* rounding of the product */
+    Place place = first_past<SEGMENTS>([&](int g) { return masses[g]; }, goal);
+    float best = segments[place.at].best;
+    goal = (uint64_t)((double)(goal - place.before) * exp2f((top - best) * inverse));
+    Drawn drawn = {-1, 0.0f};
+    for_segment<T>(row, place.at, [&](auto &v, int64_t i) {
+        if (below > goal) return; /* found */
+        auto mass = [&](float one) -> uint64_t { return one >= threshold ? mass_of(one, best, inverse) : 0; };
+        uint64_t own = 0;
+#pragma unroll
+        for (float one : v) own += mass(one);
+        uint64_t up_to = below + warp_scan(own), running = up_to - own;
+        Drawn last = {-1, 0.0f}; /* that weighs anything, of this lane's elements up to the goal */
+#pragma unroll
+        for (int e = 0; e < (int)(16 / sizeof(T)); e++)
+            if (running <= goal && mass(v[e]) > 0) {
+                running += mass(v[e]);
+                last = {i + e, v[e]};
+            }
+        uint32_t reach = __ballot_sync(0xffffffffu, up_to > goal), some = __ballot_sync(0xffffffffu, own > 0);
+        int lane = reach ? __ffs(reach) - 1 : 31 - __clz((int)some);
+        if (some) drawn = {__shfl_sync(0xffffffffu, last.token, lane), __shfl_sync(0xffffffffu, last.value, lane)};
+        below = __shfl_sync(0xffffffffu, up_to, 31);
+    });
+    return drawn;
 }
 
 template <class T>
@@ -149,38 +306,63 @@ __device__ void sample(PTR(const T) logits, int64_t stride, int64_t cols, PTR(co
                        PTR(const int64_t) top_k, PTR(const float) top_p, PTR(const float) min_p, PTR(const int64_t) seed,
                        PTR(const int64_t) position, PTR(int64_t) token, PTR(float) raw, PTR(float) processed,
                        PTR(float) entropy, PTR(int64_t) rank) {
+    SHARED(Segment, segments, SEGMENTS);
+    SHARED(unsigned long long, masses, SEGMENTS);
     SHARED(unsigned long long, counts, WARPS);
-    int64_t row = blockIdx.x;
-    auto x = logits + row * stride;
-    float heat = temperature[row];
-    Sums s = row_sums<T, true>(x, cols, (float)LOG2E);
-    float top = s.m, inverse = heat > 0.0f ? (float)(LOG2E / heat) : 0.0f;
-    float threshold = heat > 0.0f ? (min_p[row] > 0.0f ? top + logf(min_p[row]) * heat : -INFINITY) : top;
-#pragma unroll 1
-    for (int by_mass = 0; by_mass < 2; by_mass++) {
-        bool wanted = by_mass ? top_p[row] < 1.0f : top_k[row] > 0 && top_k[row] < cols;
-        if (heat <= 0.0f || !wanted) continue;
-        uint64_t count = by_mass ? 0 : (uint64_t)top_k[row];
-        uint32_t key = radix_threshold<T>(x, cols, count, top_p[row], top, threshold, inverse);
-        threshold = fmaxf(threshold, value_of(key));
-    }
-    Drawn drawn = draw<T>(x, cols, top, threshold, inverse, heat > 0.0f ? uniform(seed[row], position[row]) : 0.0);
+    SHARED(Drawn, result, 1);
+    int64_t r = blockIdx.x;
+    auto row = in_segments<T>(logits + r * stride, cols);
+    float heat = temperature[r];
+    bool greedy = !(heat > 0.0f);
+    float inverse = (float)(LOG2E / (greedy ? 1.0f : heat));
+    Sums s = inverse == (float)LOG2E ? read_once<T, false>(row, inverse, segments)
+                                     : read_once<T, true>(row, inverse, segments);
+    float top = s.m;
+    bool proper = s.sum > 0.0f && top < INFINITY; /* neither -inf everywhere nor NaN or +inf anywhere */
+    for (int g = threadIdx.x; g < SEGMENTS; g += THREADS)
+        masses[g] = proper && g < row.segments
+            ? (uint64_t)(segments[g].sum * exp2f((segments[g].origin - top) * inverse) * UNIT) : 0;
+    __syncthreads();
 
+    float threshold = greedy ? top : -INFINITY;
+    if (proper && !greedy) {
+        int64_t k = top_k[r];
+        float share = fmaxf(top_p[r], 0.0f);
+        if (min_p[r] > 0.0f) threshold = least_by_min_p(top, heat, min_p[r]);
+        if (k > 0 && k < cols) threshold = least_by_top_k<T>(row, segments, threshold, (uint64_t)k);
+        if (share < 1.0f) {
+            if (threshold > -INFINITY) weigh<T>(row, segments, masses, top, threshold, inverse);
+            threshold = least_by_top_p<T>(row, segments, top, threshold, inverse, total_of(masses), share);
+        }
+    }
+    if (proper && threshold > -INFINITY) weigh<T>(row, segments, masses, top, threshold, inverse);
+    uint64_t total = total_of(masses);
+    if (threadIdx.x < 32) {
+        double u = greedy ? 0.0 : uniform(seed[r], position[r]);
+        Drawn drawn = proper ? draw<T>(row, segments, masses, total, top, threshold, inverse, u)
+                             : Drawn{0, widen(row.x[0])};
+        if (threadIdx.x == 0) result[0] = drawn;
+    }
+    __syncthreads();
+    Drawn drawn = result[0];
+    if (threadIdx.x == 0) {
+        double log_sum = log2_wide(s.sum);
+        token[r] = drawn.token;
+        raw[r] = proper ? (float)((double)drawn.value - log_sum_exp(s, 1.0f)) : NAN;
+        processed[r] = greedy ? 0.0f : proper
+            ? (float)(((drawn.value - top) * inverse - log2_wide((float)total / UNIT)) * LN2) : NAN;
+        entropy[r] = proper ? (float)((log_sum - s.weighted / s.sum) * LN2) : NAN;
+    }
+    if (!rank) return;
     uint64_t larger = 0;
-    for_each<T>(x, cols, [&](float v, int64_t) { larger += v > drawn.value; });
+    for_segments<T>(row, segments, drawn.value, [&](float v) { larger += v > drawn.value; });
     larger = warp_sum(larger);
     if (threadIdx.x % 32 == 0) counts[threadIdx.x / 32] = larger;
     __syncthreads();
     if (threadIdx.x == 0) {
-        double log_sum = log2_wide(s.sum);
         larger = 0;
         for (int w = 0; w < WARPS; w++) larger += counts[w];
-        token[row] = drawn.token;
-        raw[row] = (float)((double)drawn.value - log_sum_exp(s, 1.0f));
-        processed[row] = heat > 0.0f
-            ? (float)(((drawn.value - top) * inverse - log2_wide((float)drawn.total / UNIT)) * LN2) : 0.0f;
-        entropy[row] = (float)((log_sum - s.weighted / s.sum) * LN2);
-        rank[row] = (int64_t)larger + 1;
+        rank[r] = (int64_t)larger + 1;
     }
 }
 

@@ -16,7 +16,7 @@ typedef struct {
     float top, least, inverse; /* of the present row: largest logit, a bound of what is kept, log2(e) / temperature */
 } F(work);
 
-typedef struct { int64_t token, larger; float value; double total; } F(drawn);
+typedef struct { int64_t token; float value; double total; } F(drawn);
 
 /* splitmix64; top 53 bits of it as a number in [0, 1). */
 FN uint64_t F(mix)(uint64_t x) {
@@ -192,8 +192,7 @@ FN int64_t F(filter)(const void *x, int64_t n, int dtype, double heat, int64_t k
 FN F(drawn) F(draw)(const void *x, const int32_t *places, int64_t n, int dtype, double u, const F(work) * h) {
     double total = F(weigh)(x, n, dtype, h);
     int64_t at = F(place_of)(n, u * total, h);
-    float value = scalar_load(x, at, dtype);
-    return (F(drawn)){places ? places[at] : at, F(count_above)(x, n, dtype, value), value, total};
+    return (F(drawn)){places ? places[at] : at, scalar_load(x, at, dtype), total};
 }
 
 FN void F(sample_row)(const sample_args *q, int64_t r, int dtype, F(work) * h) {
@@ -202,7 +201,7 @@ FN void F(sample_row)(const sample_args *q, int64_t r, int dtype, F(work) * h) {
     F(stats) s = F(row_sums)(x, cols, dtype, (float)LOG2E, 1);
     double heat = q->temperature[r], p = q->top_p[r], u = 0, back = 1 / (double)(float)LOG2E;
     double lse = F(row_logsumexp)(&s, back);
-    F(drawn) d = {0, 0, scalar_load(x, 0, dtype), NAN};
+    F(drawn) d = {0, scalar_load(x, 0, dtype), NAN};
     int proper = s.sum > 0 && s.top < INFINITY; /* neither -inf everywhere nor NaN or +inf anywhere */
     h->top = h->least = s.top, h->inverse = 1; /* at temperature 0 the largest stay, all of one weight */
     if (heat > 0) {
@@ -214,9 +213,9 @@ FN void F(sample_row)(const sample_args *q, int64_t r, int dtype, F(work) * h) {
     if (proper && filtered) n = F(filter)(x, cols, dtype, heat, k, p, lse, h);
     if (n > 0) d = F(draw)(h->values, h->places, n, FLOAT32, u, h);
     else if (proper && !filtered) d = F(draw)(x, NULL, cols, dtype, u, h);
-    else d.larger = F(count_above)(x, cols, dtype, d.value);
+    if (q->rank && n > 0) q->rank[r] = 1 + F(count_above)(h->values, n, FLOAT32, d.value);
+    else if (q->rank) q->rank[r] = 1 + F(count_above)(x, cols, dtype, d.value);
     q->token[r] = d.token;
-    q->rank[r] = d.larger + 1;
     q->raw[r] = proper ? (float)(d.value - lse) : NAN;
     q->processed[r] = heat > 0 ? (float)(((double)d.value - s.top) / heat - log(d.total)) : 0;
     q->entropy[r] = proper ? (float)(log(s.sum) - s.weighted / s.sum * back) : NAN;

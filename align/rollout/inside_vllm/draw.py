@@ -56,18 +56,19 @@ def draw(
     Returns:
         At temperature 0 `processed_logprob` is that of the policy, as with the other engines.
     """
-    drawn = sample(logits, **vars(settings), position=position)
+    drawn = sample(logits, **vars(settings), position=position, rank=False)
     if policy_logits is not logits:
         own = log_softmax(policy_logits)
         raw = own.gather(1, drawn.token[:, None])
         entropy = -torch.special.xlogy(own.exp(), own.exp()).sum(1)
-        drawn = replace(drawn, raw_logprob=raw.squeeze(1), entropy=entropy, rank=1 + (own > raw).sum(1))
+        drawn = replace(drawn, raw_logprob=raw.squeeze(1), entropy=entropy)
     processed = torch.where(settings.temperature > 0, drawn.processed_logprob, drawn.raw_logprob)
     return replace(drawn, processed_logprob=processed)
 
 
 def columns(drawn: Sample) -> tuple[Int[Tensor, "B 3"], Float[Tensor, "B 3"], Int[Tensor, " B"]]:
-    """The three fields of vLLM's LogprobsTensors: tokens, their figures, ranks. vLLM takes them for the likeliest
-    tokens' log-probabilities, and `CompletionOutput.logprobs` has them in this order."""
+    """The three fields of vLLM's LogprobsTensors: tokens, their figures, 0 for ranks (nobody reads them). vLLM takes
+    the figures for the likeliest tokens' log-probabilities; `CompletionOutput.logprobs` has them in this order."""
     tokens = drawn.token.to(torch.int32)[:, None].expand(-1, COLUMNS)
-    return tokens, torch.stack([drawn.processed_logprob, drawn.raw_logprob, drawn.entropy], 1), drawn.rank
+    figures = torch.stack([drawn.processed_logprob, drawn.raw_logprob, drawn.entropy], 1)
+    return tokens, figures, torch.zeros_like(drawn.token)

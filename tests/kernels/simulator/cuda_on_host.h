@@ -46,6 +46,8 @@ static std::function<void()> body;
 static std::map<void *, long> poisoned;
 static long epoch;
 static std::mt19937 order;
+static const void *watched; /* an array, and how often each of its elements was loaded or stored */
+static int64_t *touched;
 
 [[noreturn]] inline void fail(const char *what) {
     fprintf(stderr, "simulator: %s (block %u, thread %d)\n", what, blockIdx.x, current);
@@ -144,6 +146,7 @@ inline uint32_t __ballot_sync(unsigned, int predicate) {
     return bits;
 }
 inline int __ffs(uint32_t bits) { return __builtin_ffs((int)bits); }
+inline int __clz(int bits) { return bits ? __builtin_clz((unsigned)bits) : 32; }
 template <class T> inline void atomicAdd(T *at, T value) { *at += value; }
 inline float __uint_as_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
 inline uint32_t __float_as_uint(float f) { uint32_t bits; memcpy(&bits, &f, 4); return bits; }
@@ -156,15 +159,17 @@ template <class T> struct Checked {
     int64_t offset, size;
     T &operator[](int64_t i) const {
         if (offset + i < 0 || offset + i >= size) sim::fail("index out of bounds");
+        if (origin == sim::watched) sim::touched[offset + i]++;
         return origin[offset + i];
     }
     Checked operator+(int64_t n) const { return {origin, offset + n, size}; }
+    explicit operator bool() const { return origin != nullptr; }
 };
 template <class T> inline bool is_aligned16(Checked<T> p) { return ((uintptr_t)(p.origin + p.offset) & 15) == 0; }
 template <class T> inline uint4 load16(Checked<T> p) {
     uint4 raw;
     if (!is_aligned16(p)) sim::fail("16-byte load from an unaligned address");
-    p[0], p[16 / sizeof(T) - 1];
+    for (size_t j = 0; j < 16 / sizeof(T); j++) p[(int64_t)j];
     memcpy(&raw, p.origin + p.offset, 16);
     return raw;
 }

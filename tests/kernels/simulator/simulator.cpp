@@ -18,6 +18,12 @@ KERNELS(f32)
 KERNELS(bf16)
 KERNELS(f16)
 
+/* Count in `touched` how often each element of x is accessed from now on; NULL for none. */
+extern "C" void sim_watch(void *x, int64_t *touched) {
+    sim::watched = x;
+    sim::touched = touched;
+}
+
 template <class T> static Checked<T> view(void *p, int64_t size) { return {(T *)p, 0, size}; }
 
 #define INTERFACE(T)                                                                                                \
