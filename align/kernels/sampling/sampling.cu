@@ -75,31 +75,40 @@ template <int N, class At> __device__ __forceinline__ Place first_past(At at, ui
     return {__shfl_sync(0xffffffffu, first + i, lane), __shfl_sync(0xffffffffu, before, lane)};
 }
 
-/* A row in segments of `length` from `first` on, where 16-byte loads are aligned. One warp reads a segment. */
-template <class P> struct Row {
-    P x;
-    int64_t cols, first, length;
-    int segments;
-};
-
 struct Segment {
     float best, origin, sum; /* largest logit; sum of e^((v - origin) / temperature) */
 };
 
-template <class T, class P> __device__ __forceinline__ Row<P> in_segments(P x, int64_t cols) {
+/* A row in segments of `length` from `first` on, where 16-byte loads are aligned; one warp reads a segment. The
+ * first read fills in the rest. */
+template <class T, class P> struct Row {
+    P x;
+    int64_t cols, first, length;
+    int count;
+    float inverse; /* log2(e) / temperature */
+
+    Segment *segments;
+    unsigned long long *masses; /* of the segments: of what reaches the threshold */
+    float top, threshold; /* the largest logit, the least that may be drawn */
+};
+
+template <class T, class P> __device__ __forceinline__ Row<T, P> in_segments(P x, int64_t cols, float inverse) {
+    SHARED(Segment, segments, SEGMENTS);
+    SHARED(unsigned long long, masses, SEGMENTS);
     const int TILE = 32 * VECTORS * 16 / sizeof(T);
     int64_t first = aligned_start<T>(x, cols), tiles = (cols - first + TILE - 1) / TILE;
     int64_t length = (tiles + SEGMENTS - 1) / SEGMENTS * TILE;
-    return {x, cols, first, length, (int)((cols - first + length - 1) / length)};
+    int count = (int)((cols - first + length - 1) / length);
+    return {x, cols, first, length, count, inverse, segments, masses, -INFINITY, -INFINITY};
 }
 
-/* Call f(E values, index of the first) for a warp's next 32 E elements until segment g is read. */
+/* Call f(E values, index of the first) in every lane of a warp until segment g is read. */
 template <class T, class P, class Visit>
-__device__ __forceinline__ void for_segment(const Row<P> &row, int g, Visit f) {
+__device__ __forceinline__ void for_segment(const Row<T, P> &row, int g, Visit f) {
     const int E = 16 / sizeof(T);
-    int64_t from = row.first + g * row.length, end = from + row.length < row.cols ? from + row.length : row.cols;
+    int64_t from = row.first + g * row.length, end = from + row.length;
 #pragma unroll 1
-    for (; from < end; from += 32 * E) {
+    for (; from < end && from < row.cols; from += 32 * E) {
         float v[E];
         int64_t i = from + threadIdx.x % 32 * E;
         load_padded<T>(row.x, row.cols, i, v);
@@ -109,11 +118,11 @@ __device__ __forceinline__ void for_segment(const Row<P> &row, int g, Visit f) {
 
 /* Call f(value) for the elements of all segments whose largest logit is at least `least`. */
 template <class T, class P, class Visit>
-__device__ __forceinline__ void for_segments(const Row<P> &row, const Segment *segments, float least, Visit f) {
+__device__ __forceinline__ void for_segments(const Row<T, P> &row, float least, Visit f) {
 #pragma unroll 1
-    for (int g = threadIdx.x / 32; g < row.segments; g += WARPS)
-        if (segments[g].best >= least)
-            for_segment<T>(row, g, [&](auto &v, int64_t) {
+    for (int g = threadIdx.x / 32; g < row.count; g += WARPS)
+        if (row.segments[g].best >= least)
+            for_segment(row, g, [&](auto &v, int64_t) {
 #pragma unroll
                 for (float one : v) f(one);
             });
@@ -121,7 +130,7 @@ __device__ __forceinline__ void for_segments(const Row<P> &row, const Segment *s
 
 /* The VECTORS x 32 E elements from `from`, all loads before the first use; -inf outside the row. */
 template <class T, class P, int E>
-__device__ __forceinline__ void load_tile(const Row<P> &row, int64_t from, float (&v)[VECTORS][E]) {
+__device__ __forceinline__ void load_tile(const Row<T, P> &row, int64_t from, float (&v)[VECTORS][E]) {
     int64_t i = from + threadIdx.x % 32 * E;
     if (from >= 0 && from + 32 * VECTORS * E <= row.cols) {
         uint4 raw[VECTORS];
@@ -136,24 +145,23 @@ __device__ __forceinline__ void load_tile(const Row<P> &row, int64_t from, float
 }
 
 /* The one read: the row's sums at temperature 1, without squares, and its segments; WARM at other temperatures. */
-template <class T, bool WARM, class P>
-__device__ __forceinline__ Sums read_once(const Row<P> &row, float inverse, Segment *segments) {
+template <bool WARM, class T, class P> __device__ __forceinline__ Sums read_once(const Row<T, P> &row) {
     const int E = 16 / sizeof(T);
     Sums s = no_sums(); /* m is the same in all of a warp */
 #pragma unroll 1
-    for (int g = threadIdx.x / 32; g < row.segments; g += WARPS) {
+    for (int g = threadIdx.x / 32; g < row.count; g += WARPS) {
         float best = -INFINITY, mass = 0.0f;
         int64_t from = row.first + g * row.length, end = from + row.length;
 #pragma unroll 1
         for (; from < end && from < row.cols; from += 32 * VECTORS * E) {
             float v[VECTORS][E], m = -INFINITY, sum = 0.0f, warm = 0.0f;
-            load_tile<T>(row, from, v);
+            load_tile(row, from, v);
 #pragma unroll
             for (int j = 0; j < VECTORS * E; j++) m = fmaxf(m, v[j / E][j % E]);
             m = warp_max(m);
             best = fmaxf(best, m);
             if (m > s.m) {
-                mass *= exp2f((s.m - m) * inverse);
+                mass *= exp2f((s.m - m) * row.inverse);
                 rebase(s, m, (float)LOG2E);
             }
             float origin = s.m == -INFINITY ? 0.0f : s.m;
@@ -162,40 +170,47 @@ __device__ __forceinline__ Sums read_once(const Row<P> &row, float inverse, Segm
                 float above = v[j / E][j % E] - origin, d = above * (float)LOG2E, e = exp2f(d);
                 sum += e;
                 s.weighted += e * fmaxf(d, -1e4f);
-                if (WARM) warm += exp2f(above * inverse);
+                if (WARM) warm += exp2f(above * row.inverse);
             }
             s.sum += sum;
             mass += WARM ? warm : sum;
         }
         mass = warp_sum(mass);
-        if (threadIdx.x % 32 == 0) segments[g] = {best, s.m, mass};
+        if (threadIdx.x % 32 == 0) row.segments[g] = {best, s.m, mass};
     }
     return merge_block(s, (float)LOG2E);
 }
 
-/* Masses of the segments by exact sums over what reaches the threshold. */
-template <class T, class P>
-__device__ __forceinline__ void weigh(const Row<P> &row, const Segment *segments, unsigned long long *masses, float top,
-                                      float threshold, float inverse) {
-    __syncthreads(); /* the masses from before may still be read */
-#pragma unroll 1
-    for (int g = threadIdx.x / 32; g < row.segments; g += WARPS) {
-        uint64_t sum = 0;
-        if (segments[g].best >= threshold)
-            for_segment<T>(row, g, [&](auto &v, int64_t) {
-#pragma unroll
-                for (float one : v) sum += one >= threshold ? mass_of(one, top, inverse) : 0;
-            });
-        sum = warp_sum(sum);
-        if (threadIdx.x % 32 == 0) masses[g] = sum;
+/* Masses of the segments from their sums, without a threshold. */
+template <class T, class P> __device__ __forceinline__ void take_masses(const Row<T, P> &row) {
+    for (int g = threadIdx.x; g < SEGMENTS; g += THREADS) {
+        Segment s = g < row.count ? row.segments[g] : Segment{-INFINITY, -INFINITY, 0.0f};
+        row.masses[g] = (uint64_t)(s.sum * exp2f((s.origin - row.top) * row.inverse) * UNIT);
     }
     __syncthreads();
 }
 
-__device__ __forceinline__ uint64_t total_of(const unsigned long long *masses) { /* the same in every thread */
+/* Masses of the segments by sums over what reaches the threshold. */
+template <class T, class P> __device__ __forceinline__ void weigh(const Row<T, P> &row) {
+    __syncthreads(); /* the masses from before may still be read */
+#pragma unroll 1
+    for (int g = threadIdx.x / 32; g < row.count; g += WARPS) {
+        uint64_t sum = 0;
+        if (row.segments[g].best >= row.threshold)
+            for_segment(row, g, [&](auto &v, int64_t) {
+#pragma unroll
+                for (float one : v) sum += one >= row.threshold ? mass_of(one, row.top, row.inverse) : 0;
+            });
+        sum = warp_sum(sum);
+        if (threadIdx.x % 32 == 0) row.masses[g] = sum;
+    }
+    __syncthreads();
+}
+
+template <class T, class P> __device__ __forceinline__ uint64_t total_of(const Row<T, P> &row) {
     uint64_t total = 0;
 #pragma unroll 1
-    for (int g = threadIdx.x % 32; g < SEGMENTS; g += 32) total += masses[g];
+    for (int g = threadIdx.x % 32; g < SEGMENTS; g += 32) total += row.masses[g];
     return warp_sum(total);
 }
 
@@ -228,71 +243,79 @@ template <int BITS, class Each> __device__ __forceinline__ float value_at(Each e
     return value_of(prefix);
 }
 
-/* The smallest float that min-p keeps, compared as the definition does in float64; never above the largest logit. */
-__device__ __forceinline__ float least_by_min_p(float top, double heat, double min_p) {
-    double limit = top / heat + log(min_p);
+/* To the smallest float that min-p keeps, compared as the definition does in float64; not above the largest logit. */
+template <class T, class P> __device__ __forceinline__ void raise_by_min_p(Row<T, P> &row, double heat, double min_p) {
+    double limit = row.top / heat + log(min_p);
     float least = (float)(limit * heat);
-    return fminf(least / heat < limit ? nextafterf(least, INFINITY) : least, top);
+    row.threshold = fminf(least / heat < limit ? nextafterf(least, INFINITY) : least, row.top);
 }
 
-/* First a value that k elements reach, the k-th largest of the segments' maxima; then the k-th largest element. */
-template <class T, class P>
-__device__ __forceinline__ float least_by_top_k(const Row<P> &row, const Segment *segments, float threshold,
-                                                uint64_t k) {
-    auto maxima = [&](float, auto tally) {
-        for (int g = threadIdx.x; g < row.segments; g += THREADS) tally(segments[g].best, 1);
+/* First to a value that k elements reach, the k-th largest of the segments' best; then to the k-th largest element. */
+template <class T, class P> __device__ __forceinline__ void raise_by_top_k(Row<T, P> &row, uint64_t k) {
+    auto best = [&](float, auto tally) {
+        for (int g = threadIdx.x; g < row.count; g += THREADS) tally(row.segments[g].best, 1);
     };
-    threshold = fmaxf(threshold, value_at<Keys<T>::BITS>(maxima, k));
     auto elements = [&](float least, auto tally) {
-        for_segments<T>(row, segments, fmaxf(threshold, least), [&](float v) {
-            if (v >= threshold) tally(v, 1);
+        for_segments(row, fmaxf(row.threshold, least), [&](float v) {
+            if (v >= row.threshold) tally(v, 1);
         });
     };
-    return fmaxf(threshold, value_at<Keys<T>::BITS>(elements, k));
+    row.threshold = fmaxf(row.threshold, value_at<Keys<T>::BITS>(best, k));
+    row.threshold = fmaxf(row.threshold, value_at<Keys<T>::BITS>(elements, k));
 }
 
-/* First a bound: all below a probability of (1 - share) / cols have less than 1 - share together; then the nucleus. */
-template <class T, class P>
-__device__ __forceinline__ float least_by_top_p(const Row<P> &row, const Segment *segments, float top, float threshold,
-                                                float inverse, uint64_t total, double share) {
-    float weight = (float)((1.0 - share) * 0.999 * (double)total / UNIT / (double)row.cols); /* less, for rounding */
-    threshold = fmaxf(threshold, nextafterf(top + log2f(weight) / inverse, -INFINITY));
+/* First to the probability (1 - share) / cols, for all below have less than 1 - share together; then to the nucleus. */
+template <class T, class P> __device__ __forceinline__ void raise_by_top_p(Row<T, P> &row, double share) {
+    double total = (double)total_of(row);
+    float least = (float)((1.0 - share) * 0.999 * total / UNIT / (double)row.cols); /* less, for rounding */
     auto elements = [&](float least, auto tally) {
-        for_segments<T>(row, segments, fmaxf(threshold, least), [&](float v) {
-            if (v >= threshold) tally(v, mass_of(v, top, inverse));
+        for_segments(row, fmaxf(row.threshold, least), [&](float v) {
+            if (v >= row.threshold) tally(v, mass_of(v, row.top, row.inverse));
         });
     };
-    return fmaxf(threshold, value_at<Keys<T>::BITS>(elements, (uint64_t)fmax(share * (double)total, 1.0)));
+    row.threshold = fmaxf(row.threshold, nextafterf(row.top + log2f(least) / row.inverse, -INFINITY));
+    row.threshold = fmaxf(row.threshold, value_at<Keys<T>::BITS>(elements, (uint64_t)fmax(share * total, 1.0)));
+}
+
+/* The threshold, and the masses of what reaches it. */
+template <class T, class P>
+__device__ __forceinline__ void filter(Row<T, P> &row, float heat, int64_t k, float share, float min_p) {
+    if (heat > 0.0f) {
+        if (min_p > 0.0f) raise_by_min_p(row, heat, min_p);
+        if (k > 0 && k < row.cols) raise_by_top_k(row, (uint64_t)k);
+        if (share < 1.0f && row.threshold > -INFINITY) weigh(row);
+        if (share < 1.0f) raise_by_top_p(row, fmaxf(share, 0.0f));
+    } else
+        row.threshold = row.top;
+    if (row.threshold > -INFINITY) weigh(row);
 }
 
 struct Drawn { int64_t token; float value; };
 
-/* The segment, then in it the element where the uniform number falls; for one whole warp. Elements weigh relative to the
- * largest of their segment, which so never rounds to nothing; where their sum rounds to less than the segment's, the
- * last that weighs anything is drawn. */
-template <class T, class P>
-__device__ __forceinline__ Drawn draw(const Row<P> &row, const Segment *segments, const unsigned long long *masses,
-                                      uint64_t total, float top, float threshold, float inverse, double u) {
+/* The segment, then in it the element where the uniform number falls; for one whole warp. Elements weigh relative to
+ * the largest of their segment, which so never rounds to nothing; where their sum rounds to less than the segment's,
+ * the last that weighs anything is drawn. */
+template <class T, class P> __device__ __forceinline__ Drawn draw(const Row<T, P> &row, uint64_t total, double u) {
     uint64_t goal = (uint64_t)(u * (double)total), below = 0;
     if (goal >= total) goal = total - 1; /* rounding of the product */
-    Place place = first_past<SEGMENTS>([&](int g) { return masses[g]; }, goal);
-    float best = segments[place.at].best;
-    goal = (uint64_t)((double)(goal - place.before) * exp2f((top - best) * inverse));
+    Place place = first_past<SEGMENTS>([&](int g) { return row.masses[g]; }, goal);
+    float best = row.segments[place.at].best;
+    goal = (uint64_t)((double)(goal - place.before) * exp2f((row.top - best) * row.inverse));
     Drawn drawn = {-1, 0.0f};
-    for_segment<T>(row, place.at, [&](auto &v, int64_t i) {
+    for_segment(row, place.at, [&](auto &v, int64_t i) {
         if (below > goal) return; /* found */
-        auto mass = [&](float one) -> uint64_t { return one >= threshold ? mass_of(one, best, inverse) : 0; };
+        auto mass = [&](float one) -> uint64_t { return one >= row.threshold ? mass_of(one, best, row.inverse) : 0; };
         uint64_t own = 0;
 #pragma unroll
         for (float one : v) own += mass(one);
         uint64_t up_to = below + warp_scan(own), running = up_to - own;
         Drawn last = {-1, 0.0f}; /* that weighs anything, of this lane's elements up to the goal */
 #pragma unroll
-        for (int e = 0; e < (int)(16 / sizeof(T)); e++)
-            if (running <= goal && mass(v[e]) > 0) {
-                running += mass(v[e]);
-                last = {i + e, v[e]};
-            }
+        for (float one : v) {
+            if (running <= goal && mass(one) > 0) last = {i, one};
+            running += running <= goal ? mass(one) : 0;
+            i++;
+        }
         uint32_t reach = __ballot_sync(0xffffffffu, up_to > goal), some = __ballot_sync(0xffffffffu, own > 0);
         int lane = reach ? __ffs(reach) - 1 : 31 - __clz((int)some);
         if (some) drawn = {__shfl_sync(0xffffffffu, last.token, lane), __shfl_sync(0xffffffffu, last.value, lane)};
@@ -301,69 +324,52 @@ __device__ __forceinline__ Drawn draw(const Row<P> &row, const Segment *segments
     return drawn;
 }
 
+/* 1 and how many logits are larger; for the first thread. */
+template <class T, class P> __device__ __forceinline__ int64_t rank_of(const Row<T, P> &row, float value) {
+    SHARED(unsigned long long, counts, WARPS);
+    uint64_t larger = 0;
+    for_segments(row, value, [&](float v) { larger += v > value; });
+    larger = warp_sum(larger);
+    if (threadIdx.x % 32 == 0) counts[threadIdx.x / 32] = larger;
+    __syncthreads();
+    larger = 1;
+    for (int w = 0; w < WARPS; w++) larger += counts[w];
+    return (int64_t)larger;
+}
+
 template <class T>
 __device__ void sample(PTR(const T) logits, int64_t stride, int64_t cols, PTR(const float) temperature,
-                       PTR(const int64_t) top_k, PTR(const float) top_p, PTR(const float) min_p, PTR(const int64_t) seed,
-                       PTR(const int64_t) position, PTR(int64_t) token, PTR(float) raw, PTR(float) processed,
-                       PTR(float) entropy, PTR(int64_t) rank) {
-    SHARED(Segment, segments, SEGMENTS);
-    SHARED(unsigned long long, masses, SEGMENTS);
-    SHARED(unsigned long long, counts, WARPS);
+                       PTR(const int64_t) top_k, PTR(const float) top_p, PTR(const float) min_p,
+                       PTR(const int64_t) seed, PTR(const int64_t) position, PTR(int64_t) token, PTR(float) raw,
+                       PTR(float) processed, PTR(float) entropy, PTR(int64_t) rank) {
     SHARED(Drawn, result, 1);
     int64_t r = blockIdx.x;
-    auto row = in_segments<T>(logits + r * stride, cols);
-    float heat = temperature[r];
-    bool greedy = !(heat > 0.0f);
-    float inverse = (float)(LOG2E / (greedy ? 1.0f : heat));
-    Sums s = inverse == (float)LOG2E ? read_once<T, false>(row, inverse, segments)
-                                     : read_once<T, true>(row, inverse, segments);
-    float top = s.m;
-    bool proper = s.sum > 0.0f && top < INFINITY; /* neither -inf everywhere nor NaN or +inf anywhere */
-    for (int g = threadIdx.x; g < SEGMENTS; g += THREADS)
-        masses[g] = proper && g < row.segments
-            ? (uint64_t)(segments[g].sum * exp2f((segments[g].origin - top) * inverse) * UNIT) : 0;
-    __syncthreads();
-
-    float threshold = greedy ? top : -INFINITY;
-    if (proper && !greedy) {
-        int64_t k = top_k[r];
-        float share = fmaxf(top_p[r], 0.0f);
-        if (min_p[r] > 0.0f) threshold = least_by_min_p(top, heat, min_p[r]);
-        if (k > 0 && k < cols) threshold = least_by_top_k<T>(row, segments, threshold, (uint64_t)k);
-        if (share < 1.0f) {
-            if (threshold > -INFINITY) weigh<T>(row, segments, masses, top, threshold, inverse);
-            threshold = least_by_top_p<T>(row, segments, top, threshold, inverse, total_of(masses), share);
-        }
+    float heat = temperature[r], inverse = (float)(LOG2E / (heat > 0.0f ? heat : 1.0f));
+    auto row = in_segments<T>(logits + r * stride, cols, inverse);
+    Sums s = inverse == (float)LOG2E ? read_once<false>(row) : read_once<true>(row);
+    bool proper = s.sum > 0.0f && s.m < INFINITY; /* neither -inf everywhere nor NaN or +inf anywhere */
+    uint64_t total = 0;
+    if (proper) {
+        row.top = s.m;
+        take_masses(row);
+        filter(row, heat, top_k[r], top_p[r], min_p[r]);
+        total = total_of(row);
     }
-    if (proper && threshold > -INFINITY) weigh<T>(row, segments, masses, top, threshold, inverse);
-    uint64_t total = total_of(masses);
     if (threadIdx.x < 32) {
-        double u = greedy ? 0.0 : uniform(seed[r], position[r]);
-        Drawn drawn = proper ? draw<T>(row, segments, masses, total, top, threshold, inverse, u)
-                             : Drawn{0, widen(row.x[0])};
+        double u = heat > 0.0f ? uniform(seed[r], position[r]) : 0.0;
+        Drawn drawn = proper ? draw(row, total, u) : Drawn{0, widen(row.x[0])};
         if (threadIdx.x == 0) result[0] = drawn;
     }
     __syncthreads();
     Drawn drawn = result[0];
-    if (threadIdx.x == 0) {
-        double log_sum = log2_wide(s.sum);
-        token[r] = drawn.token;
-        raw[r] = proper ? (float)((double)drawn.value - log_sum_exp(s, 1.0f)) : NAN;
-        processed[r] = greedy ? 0.0f : proper
-            ? (float)(((drawn.value - top) * inverse - log2_wide((float)total / UNIT)) * LN2) : NAN;
-        entropy[r] = proper ? (float)((log_sum - s.weighted / s.sum) * LN2) : NAN;
-    }
-    if (!rank) return;
-    uint64_t larger = 0;
-    for_segments<T>(row, segments, drawn.value, [&](float v) { larger += v > drawn.value; });
-    larger = warp_sum(larger);
-    if (threadIdx.x % 32 == 0) counts[threadIdx.x / 32] = larger;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        larger = 0;
-        for (int w = 0; w < WARPS; w++) larger += counts[w];
-        rank[r] = (int64_t)larger + 1;
-    }
+    int64_t place = rank ? rank_of(row, drawn.value) : 0;
+    if (threadIdx.x > 0) return;
+    double log_sum = log2_wide(s.sum), log_p = (drawn.value - s.m) * inverse - log2_wide((float)total / UNIT);
+    token[r] = drawn.token;
+    raw[r] = proper ? (float)((double)drawn.value - log_sum_exp(s, 1.0f)) : NAN;
+    processed[r] = !(heat > 0.0f) ? 0.0f : proper ? (float)(log_p * LN2) : NAN;
+    entropy[r] = proper ? (float)((log_sum - s.weighted / s.sum) * LN2) : NAN;
+    if (rank) rank[r] = place;
 }
 
 #define KERNELS(T)                                                                                                  \
