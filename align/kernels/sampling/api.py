@@ -1,6 +1,6 @@
 """`sample`: draw a token per row and say how likely it was."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -53,8 +53,8 @@ def sample(
     """
     heat, nucleus, least = (_per_row(value, logits, torch.float32) for value in (temperature, top_p, min_p))
     count, seeds, positions = (_per_row(value, logits, torch.int64) for value in (top_k, seed, position))
-    *drawn, place = sample_op(logits.detach(), heat, count, nucleus, least, seeds, positions, rank)
-    return Sample(*drawn, rank=place if rank else None)
+    drawn = Sample(*sample_op(logits.detach(), heat, count, nucleus, least, seeds, positions, rank))
+    return drawn if rank else replace(drawn, rank=None)
 
 
 def _per_row(value: float | Tensor, logits: Tensor, dtype: torch.dtype) -> Tensor:

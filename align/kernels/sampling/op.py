@@ -23,7 +23,7 @@ def _sample(
     """Token, raw and processed log-prob, entropy, rank, each [B], rank [0] if not asked for; settings are [B]."""
     settings = (temperature, top_k, top_p, min_p, seed, position)
     if native.usable(logits, scalar_wins=True):
-        return _on_cpu(logits, *(setting.contiguous() for setting in settings), with_rank)
+        return _on_cpu(logits, *(setting.contiguous() for setting in settings), with_rank=with_rank)
     if not cuda.usable(logits):
         return reference.sample(logits, *settings, with_rank)
     rows, cols = logits.shape
@@ -40,6 +40,7 @@ def _on_cpu(
     min_p: Tensor,
     seed: Tensor,
     position: Tensor,
+    *,
     with_rank: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     results = _results(logits, with_rank)
