@@ -49,6 +49,8 @@ COUNTS = Features(
     }
 )
 """What is counted per row; gone from the data that the trainer gets."""
+CHUNK = 64
+"""Texts per call of the tokenizer, whose own objects hold many times the memory of the ids."""
 
 
 def encode_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> list[int]:
@@ -236,9 +238,18 @@ def _encode_texts(
             texts += render(prompt, completions, tokenizer, chat_template, enders)
         except ValueError as error:
             raise UserError(f"{source}, row {number}: {error}; mend the row or `policy.chat_template`") from None
-    if not texts:
-        return []
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [ids for start in range(0, len(texts), CHUNK) for ids in _token_ids(texts[start : start + CHUNK], tokenizer)]
+
+
+def _token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """As the tokenizer gives them, without the offsets that it finds too.
+
+    Settings that another call left behind (truncation, padding, splitting of special tokens) are gone: `special_tokens`
+    has called the tokenizer since.
+    """
+    if not tokenizer.is_fast:
+        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [text.ids for text in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _check(

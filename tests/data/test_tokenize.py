@@ -289,6 +289,16 @@ def test_workers_and_batches_give_the_same_tokens(byte_level, own_cache):
     assert tokenize(rows, byte_level, workers=2) == one
 
 
+def test_many_rows_have_the_ids_of_each_alone_whatever_an_earlier_call_left_set(any_tokenizer):
+    texts = [*SEAMS, ("a</s>b", ("</s>", " c"))]
+    alone = [tokenize(rows_of(text), any_tokenizer)[0] for text in texts]
+    used = deepcopy(any_tokenizer)
+    used(["a", "the cat"], padding=True, truncation=True, max_length=1, split_special_tokens=True)
+    many = tokenize(rows_of(*texts * 40), used)
+    for field in ("prompt_ids", "completion_ids"):
+        assert [entry[field] for entry in many] == [entry[field] for entry in alone] * 40
+
+
 def test_a_worker_that_refuses_a_row_says_so_like_a_single_process(byte_level):
     rows = rows_of(*[chat([("user", "hi")], "a", "b")] * 3)
     with pytest.raises(UserError, match=r"rows.jsonl, row 1: the chat template refuses the conversation \(no\)"):
