@@ -129,6 +129,9 @@ def tokenize_rows(
     key = _fingerprint(content, tokenizer, options)
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "align"
     folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"tokens-{key}.arrow"
+    if file.exists():  # `map` would find it too, but with all texts in memory
+        return Dataset.from_file(str(file))
     return Dataset.from_dict(content).map(
         tokenize_batch,
         batched=True,
@@ -138,7 +141,7 @@ def tokenize_rows(
         features=features,
         fn_kwargs={"tokenizer": tokenizer, **options},
         new_fingerprint=key,
-        cache_file_name=str(folder / f"tokens-{key}.arrow"),
+        cache_file_name=str(file),
         load_from_cache_file=True,
         desc="tokenising",
     )
