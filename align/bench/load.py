@@ -2,7 +2,8 @@
 
 Run it in the project's root. One process and one thread: TOKENIZERS_PARALLELISM is off on both sides. Cold is a fresh
 cache each time (with datasets' caching off), cached is a second run on the same file with caching on. TRL checks no
-row and counts nothing; ours does both, and tells completions' tokens from the prompt's for lists of any size.
+row, counts nothing, and opens its cache without reading the file; ours reads, checks and counts each time. Tokens are
+those of the rows that are kept.
 """
 
 import gzip
