@@ -28,7 +28,7 @@ class Vllm(Strict):
     """Seconds without a finished prompt after which the engine is taken for stuck and started again."""
     sampler: Literal["auto", "align", "vllm"] = "auto"
     """What draws tokens inside vLLM: our kernel, which also gives every token's log-probability under the policy itself
-    and the entropy, or vLLM's own; auto: ours, but for versions of vLLM that it has not been tried with."""
+    and the entropy, or vLLM's own; auto: ours, but in versions of vLLM that it is not known to fit."""
     in_process: bool = False
     """For tests: vLLM in this process, which it changes (threads, random state, environment)."""
     options: dict[str, Any] = {}
@@ -94,6 +94,7 @@ class TransferQ(Strict):
 
     Drawn from z + strength r over the `candidates` likeliest tokens, where r is the reward of the completion so far,
     the token, and what the baseline goes on to write greedily: a token costs `candidates` continuations and rewards.
+    For long completions raise `rollout.engine.timeout` too.
 
     Source: Chakraborty et al. (2405.20495)
     """

@@ -42,7 +42,6 @@ def open_engine(recipe: Recipe, folder: Path) -> Engine:
         tokenizer = load_tokenizer(policy.model, revision=policy.revision, trust_remote_code=policy.trust_remote_code)
         options = {"dtype": policy.dtype, "tokens_per_batch": config.tokens_per_batch}
         return TransformersEngine(base, tokenizer, trusted=policy.trust_remote_code, **options)  # type: ignore[arg-type]
-    _check_baseline(recipe)
     kind, rank = sync_kind(recipe)
     arguments = VllmArguments(
         folder=str(base),
@@ -65,7 +64,8 @@ def _check_baseline(recipe: Recipe) -> None:
     decoding, policy = recipe.rollout.decoding, recipe.policy
     if isinstance(decoding, TransferQ) and decoding.baseline:
         own = load_tokenizer(policy.model, revision=policy.revision, trust_remote_code=policy.trust_remote_code)
-        if own.get_vocab() != load_tokenizer(decoding.baseline).get_vocab():
+        theirs = load_tokenizer(decoding.baseline, trust_remote_code=policy.trust_remote_code)
+        if own.get_vocab() != theirs.get_vocab():
             raise UserError(
                 f"rollout.decoding.baseline: {decoding.baseline} has another vocabulary than {policy.model}; name a "
                 "model of the same family"
@@ -84,6 +84,12 @@ def check_engine(recipe: Recipe) -> None:
             f"rollout.engine: vLLM is not installed; run `align doctor --install {extra}`, or set "
             "`rollout.engine=transformers`"
         )
+    decoding, policy = recipe.rollout.decoding, recipe.policy
+    if isinstance(decoding, Contrast) and decoding.against == "base" and not (policy.start_run or policy.start_adapter):
+        raise UserError("rollout.decoding.against: the policy starts as the base model itself; set `prompt`")
+    if isinstance(decoding, Contrast):
+        sync_kind(recipe)  # which refuses adapters that cannot be held against each other
+    _check_baseline(recipe)
 
 
 def sync_kind(recipe: Recipe) -> tuple[Kind, int]:
@@ -101,6 +107,8 @@ def sync_kind(recipe: Recipe) -> tuple[Kind, int]:
     if isinstance(decoding, Contrast) and decoding.against != "prompt":
         if why:
             raise UserError(f"rollout.decoding.against: vLLM cannot serve the policy as an adapter, since {why}")
+        if asked == "merged":
+            log.info("rollout.sync: a policy that is held against other weights is served as an adapter, not merged")
         return "adapter", max(rank, _other_rank(decoding.against))
     if why:
         if asked == "adapter":
@@ -131,6 +139,10 @@ def _other_rank(against: str) -> int:
     folder = Path(against).expanduser()
     if against == "base":
         return 0
+    if not folder.is_dir():
+        raise UserError(
+            f"rollout.decoding.against: there is no folder {against}; name an adapter's, `base` or `prompt`"
+        )
     if why := not_servable(folder):
         raise UserError(f"rollout.decoding.against: {against} is no adapter that vLLM can serve, since {why}")
     return adapter_rank(folder)
@@ -144,5 +156,6 @@ def rests(recipe: Recipe) -> Literal["resident", "asleep", "stopped"]:
     if isinstance(config, VllmServer):
         return "resident"
     if config.while_training == "auto":
-        return "asleep" if torch.cuda.is_available() else "resident"
+        awake = "stopped" if isinstance(recipe.rollout.decoding, TransferQ) else "asleep"  # its baseline cannot sleep
+        return awake if torch.cuda.is_available() else "resident"  # type: ignore[return-value]
     return config.while_training

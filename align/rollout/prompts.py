@@ -61,15 +61,17 @@ def read_prompts(recipe: Recipe) -> PromptSet:
         left_out.update(found.refused)
         for row in found.rows:
             ids = encode_prompt(row, tokenizer, template)
-            context = decoding_context(recipe.rollout.decoding, row, ids, tokenizer, template)
             if prompt_key(ids) in chosen:
                 left_out["prompt seen before"] += 1
-            elif len(ids) > longest:
+                continue
+            if len(ids) > longest:
                 left_out[f"prompt of more than {longest} tokens"] += 1
-            elif isinstance(recipe.rollout.decoding, Contrast) and len(context) > longest:
+                continue
+            context = decoding_context(recipe.rollout.decoding, row, ids, tokenizer, template)
+            if isinstance(recipe.rollout.decoding, Contrast) and len(context) > longest:
                 left_out[f"prompt that rollout.decoding makes longer than {longest} tokens"] += 1
-            else:
-                chosen[prompt_key(ids)] = replace(row, weight=source.weight), ids, context
+                continue
+            chosen[prompt_key(ids)] = replace(row, weight=source.weight), ids, context
     if not chosen:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise UserError(f"data.sources: no prompt is left ({reasons}); raise data.max_length or give other prompts")

@@ -181,8 +181,7 @@ class Sampler:
             zeros = output / f"base-{other.name}"
             own = own or Weights("adapter", str(write_zeros(Path(other.folder), zeros)), version, zeros.name)
             return replace(own, against=other.folder)
-        if own is None:
-            raise UserError("rollout.decoding.against: the policy is the base model itself; train it, or set `prompt`")
+        assert own is not None  # `check_engine` refuses a base policy that is held against itself
         zeros = write_zeros(Path(own.folder), output / f"base-{own.name}")
         return replace(own, against=str(zeros))
 

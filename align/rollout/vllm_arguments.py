@@ -18,6 +18,8 @@ FIRST_RUNNER, SECOND_RUNNER = ("0.25", "0.31", "0.32"), ("0.31", "0.32")
 """Versions of vLLM whose two model runners take our sampler: those whose sources were compared."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM reserves room for."""
+OURS = {"additional_config", "logits_processors", "worker_extension_cls", "logprobs_mode", "max_logprobs"}
+"""Arguments of vllm.LLM without which tokens or log-probabilities would silently be others."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,9 @@ def llm_arguments(arguments: VllmArguments, *, ours: bool) -> dict[str, Any]:
         raise UserError("rollout.engine.options: model_impl patches transformers' classes; use `engine: transformers`")
     if arguments.decoding and not ours:  # vLLM's own may draw different tokens for the two sides of a contrast
         raise UserError("rollout.decoding: needs our sampler; leave `rollout.engine.sampler` out, or take another vLLM")
+    spread = any(arguments.options.get(f"{kind}_parallel_size", 1) > 1 for kind in ("tensor", "pipeline", "data"))
+    if spread and (arguments.decoding or {}).get("name") == "transfer_q":
+        raise UserError("rollout.decoding: transfer_q's baseline runs in vLLM's own process; leave it on one device")
     given: dict[str, Any] = {
         "dtype": arguments.dtype,  # `auto` would cast float32 checkpoints to bfloat16
         "max_model_len": arguments.max_length,
@@ -134,6 +139,8 @@ def llm_arguments(arguments: VllmArguments, *, ours: bool) -> dict[str, Any]:
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(4096, 2 * arguments.max_length),  # two: a contrast's sides start together
         }
+    if taken := OURS & given.keys() & arguments.options.keys():
+        raise UserError(f"rollout.engine.options: {min(taken)} is set for our sampler; take it out")
     return given | arguments.options
 
 
@@ -141,6 +148,7 @@ def baseline(arguments: VllmArguments) -> VllmArguments:
     """The engine beside a policy's that continues texts for Transfer Q*."""
     assert arguments.decoding is not None
     folder = arguments.decoding.get("baseline") or arguments.folder
-    room = {"gpu_memory_utilization": 0.2} if torch.cuda.is_available() else {}  # the policy has half, the trainer more
+    # The policy has half of the memory, the trainer more; and only one engine of a process can sleep.
+    room = {"gpu_memory_utilization": 0.2, "enable_sleep_mode": False} if torch.cuda.is_available() else {}
     options = arguments.options | room
     return replace(arguments, folder=folder, sampler="vllm", decoding=None, lora_rank=0, options=options)

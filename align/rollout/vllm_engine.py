@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Container, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class VllmEngine:
         self.lora: Any = None
         self.other: Any = None
         self.loaded: list[Weights] = []
+        self.numbers = count(1)  # of adapters; one whose load failed is never used again
         self.asleep = False
 
     def sample(
@@ -87,13 +89,14 @@ class VllmEngine:
         self, prompts: Prompts, against: Contexts, sampling: Sampling, done: Container[int]
     ) -> Iterator[tuple[int, list[Sampled]]]:
         """Every completion by two requests; those of a batch start in one step and so stay in step."""
-        count = sampling.completions
+        per_prompt = sampling.completions
         wanted = [place for place in range(len(prompts)) if place not in done]
-        pairs = [Pair(i, k, prompts[i], against[i]) for i in wanted for k in range(count)]
+        pairs = [Pair(i, k, prompts[i], against[i]) for i in wanted for k in range(per_prompt)]
         drawn: dict[int, dict[int, Sampled]] = {}
         running: set[str] = set()
         try:
-            for batch in batches(pairs, sampling.max_tokens, Room.of(self.llm.llm_engine.vllm_config)):
+            room = Room.of(self.llm.llm_engine.vllm_config)
+            for batch in list(batches(pairs, sampling.max_tokens, room)):  # a pair without room is named at once
                 for pair in batch:
                     running |= self._start_pair(pair, sampling)
                 while running:
@@ -102,9 +105,9 @@ class VllmEngine:
                         if side == "own":
                             self._drop(f"{prompt} {sample} against", running)
                             drawn.setdefault(int(prompt), {})[int(sample)] = self._sampled(output.outputs[0])
-                            if len(drawn[int(prompt)]) == count:
+                            if len(drawn[int(prompt)]) == per_prompt:
                                 own = drawn.pop(int(prompt))
-                                yield int(prompt), [own[k] for k in range(count)]
+                                yield int(prompt), [own[k] for k in range(per_prompt)]
         finally:
             self.llm.llm_engine.abort_request(list(running))
 
@@ -203,10 +206,10 @@ class VllmEngine:
     def _load_adapter(self, weights: Weights) -> None:
         from vllm.lora.request import LoRARequest
 
-        number, old = 2 * len(self.loaded) + 1, {self.lora, self.other} - {None}
-        own = other = LoRARequest(weights.name, number, weights.folder)
+        old = {self.lora, self.other} - {None}
+        own = other = LoRARequest(weights.name, next(self.numbers), weights.folder)
         if weights.against:
-            other = LoRARequest(f"{weights.name}-against", number + 1, weights.against)
+            other = LoRARequest(f"{weights.name}-against", next(self.numbers), weights.against)
         for lora in (own, other):
             self.llm.llm_engine.add_lora(lora)  # a bad one raises here; inside `step` it would leave the engine stuck
         self.lora, self.other = own, other

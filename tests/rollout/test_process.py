@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from align.errors import UserError
 from align.evaluate.sampling import Sampled
 from align.rollout.engine import Sampling, Weights
 from align.rollout.process import STARTS, EngineProcess
-from align.rollout.vllm_arguments import VllmArguments, environment, llm_arguments
+from align.rollout.vllm_arguments import VllmArguments, baseline, environment, llm_arguments
 
 STUB = Path(__file__).with_name("stub_worker.py")
 PROMPTS = [[1, 3 + i] for i in range(7)]
@@ -146,6 +147,24 @@ def test_settings_that_make_vllm_fail_or_lie_on_a_cpu():
     assert given.keys().isdisjoint({"logits_processors", "worker_extension_cls", "additional_config"})
 
 
+@pytest.mark.parametrize("name", ["additional_config", "logits_processors", "max_logprobs"])
+def test_options_do_not_take_the_place_of_what_our_sampler_needs(name):
+    decoding = {"name": "contrast"}
+    with pytest.raises(UserError, match=f"options: {name} is set for our sampler"):
+        llm_arguments(VllmArguments("m", "float32", 32, decoding=decoding, options={name: None}), ours=True)
+
+
+def test_a_baseline_on_a_gpu_leaves_room_and_does_not_sleep(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    arguments = VllmArguments("m", "bfloat16", 32, decoding={"name": "transfer_q"}, options={"seed": 3})
+    given = llm_arguments(arguments, ours=True)
+    assert given["enable_sleep_mode"] and given["gpu_memory_utilization"] == 0.5
+    second = llm_arguments(baseline(arguments), ours=False)
+    assert not second["enable_sleep_mode"] and second["gpu_memory_utilization"] == 0.2 and second["seed"] == 3
+    with pytest.raises(UserError, match="leave it on one device"):
+        llm_arguments(replace(arguments, options={"tensor_parallel_size": 2}), ours=True)
+
+
 @pytest.mark.parametrize(("chosen", "module"), [("0", "runner_v1"), ("1", "runner_v2")])
 def test_vllm_gets_the_processor_of_the_runner_that_it_uses(chosen, module, monkeypatch):
     assert environment({})["VLLM_USE_V2_MODEL_RUNNER"] == "0" and "VLLM_USE_V2_MODEL_RUNNER" not in environment(
@@ -158,5 +177,5 @@ def test_vllm_gets_the_processor_of_the_runner_that_it_uses(chosen, module, monk
     assert given["max_loras"] == 2
     with pytest.raises(UserError, match="rollout.decoding: needs our sampler"):
         llm_arguments(arguments, ours=False)
-    baseline = VllmArguments(**given["additional_config"]["align_decoding"]["engine"])
-    assert baseline == VllmArguments("b", "float32", 32, sampler="vllm")
+    second = VllmArguments(**given["additional_config"]["align_decoding"]["engine"])
+    assert second == VllmArguments("b", "float32", 32, sampler="vllm")

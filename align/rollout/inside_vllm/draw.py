@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from align.kernels import Sample, log_softmax, sample
+from align.kernels import Sample, sample, selective_logprobs
 
 COLUMNS = 3
 """Log-probabilities that vLLM carries for each token: as drawn, under the policy itself, and the policy's entropy."""
@@ -34,10 +34,6 @@ class Settings:
         top_k, seed = (of(name, torch.int64) for name in ("top_k", "seed"))
         return cls(of("temperature"), top_k.clamp_min(0), of("top_p"), of("min_p"), seed)  # top_k -1 is all in vLLM
 
-    def rows(self, index: Int[Tensor, " N"]) -> "Settings":
-        """Those of some rows."""
-        return Settings(*(column[index] for column in vars(self).values()))
-
 
 def draw(
     logits: Float[Tensor, "B V"],
@@ -58,10 +54,9 @@ def draw(
     """
     drawn = sample(logits, **vars(settings), position=position, rank=False)
     if policy_logits is not logits:
-        own = log_softmax(policy_logits)
-        raw = own.gather(1, drawn.token[:, None])
-        entropy = -torch.special.xlogy(own.exp(), own.exp()).sum(1)
-        drawn = replace(drawn, raw_logprob=raw.squeeze(1), entropy=entropy)
+        likeliest = sample(policy_logits, temperature=0.0, seed=0, position=0, rank=False)
+        raw = selective_logprobs(policy_logits, drawn.token)
+        drawn = replace(drawn, raw_logprob=raw, entropy=likeliest.entropy)
     processed = torch.where(settings.temperature > 0, drawn.processed_logprob, drawn.raw_logprob)
     return replace(drawn, processed_logprob=processed)
 

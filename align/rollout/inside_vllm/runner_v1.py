@@ -58,7 +58,9 @@ class OneReadSampler(Sampler):
     def forward(self, logits: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As vLLM's; the policy's own logits are kept for their log-probabilities."""
         self.policy_logits = logits
-        return super().forward(logits, *args, **kwargs)
+        output = super().forward(logits, *args, **kwargs)
+        del self.policy_logits  # [B, V], which the next forward pass needs the memory of
+        return output
 
     def sample(self, logits: Tensor, sampling_metadata: SamplingMetadata, *args: Any, **kwargs: Any) -> Any:
         """A token per row, and in the place of a row's log-probabilities what the kernel says of the token."""

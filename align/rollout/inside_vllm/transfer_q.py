@@ -71,7 +71,7 @@ class Guided:
         for (request, _), ids in zip(candidates, begun, strict=True):
             prompt, length = request.extra["prompt"], len(request.prompt or ())
             whole = [*ids, *continuations.get(ids, [])]
-            text = completion_text(self.tokenizer, whole[:length], whole[length:], ends)
+            text = completion_text(self.tokenizer, whole[:length], whole[length:], ends, request.params.stop)
             prompts.append(prompt)
             texts.append(text if isinstance(prompt, str) else [{"role": "assistant", "content": text}])
         rewards = self.reward.score(prompts, texts)
@@ -89,7 +89,7 @@ def open_guided(config: TransferQ, engine: dict[str, Any]) -> Guided:
     """
     return Guided(
         config,
-        load_tokenizer(engine["folder"]),
+        load_tokenizer(engine["folder"], trust_remote_code=engine["trusted"]),
         VllmBaseline(engine, config.continuation),
         load_scorer(config.reward),
         load_scorer(config.baseline_reward) if config.baseline_reward else None,

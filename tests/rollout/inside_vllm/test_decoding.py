@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from align.errors import UserError
 from align.model.load import load_tokenizer
 from align.rollout.config import TransferQ
-from align.rollout.engines import _check_baseline
+from align.rollout.engines import _check_baseline, check_engine
 from align.rollout.inside_vllm import CONFIG, Request, open_decoding
 from align.rollout.inside_vllm.transfer_q import Guided
 from align.rollout.prompts import read_prompts
@@ -82,7 +82,7 @@ def test_transfer_q_weighs_the_likeliest_tokens_by_what_follows(untied, indirect
     logits = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
     logits[0, 2] = 5.0  # the end token is a candidate of the first row
     logits[2] = logits[0]  # two completions of one prompt, so far the same
-    extra = {"stop_token_ids": [2], "extra_args": {"prompt": "w9"}}
+    extra = {"stop_token_ids": [2], "stop": [], "extra_args": {"prompt": "w9"}}
     rows = [Request(SimpleNamespace(**extra), [9], [7]), request([]), Request(SimpleNamespace(**extra), [9], [7])]
     altered = decoding.alter(logits, rows)
     assert torch.equal(altered[1], logits[1]) and torch.equal(altered[0], altered[2])
@@ -102,7 +102,7 @@ def test_transfer_q_gives_scorers_a_conversation_as_they_know_it(untied):
     config = TransferQ(reward={"name": "length", "min": 1}, candidates=1)
     decoding = Guided(config, load_tokenizer(str(untied)), goes_on, Words(1.0))
     chat = [{"role": "user", "content": "w9"}]
-    params = SimpleNamespace(stop_token_ids=[2], extra_args={"prompt": chat})
+    params = SimpleNamespace(stop_token_ids=[2], stop=[], extra_args={"prompt": chat})
     logits = torch.zeros(1, 64)
     logits[0, 20] = 1.0
     decoding.alter(logits, [Request(params, [9], [])])
@@ -164,8 +164,6 @@ def test_policy_and_base_go_to_the_engine_as_two_adapters(online_recipe, untied,
     own, base = (load_file(f"{folder}/adapter_model.safetensors") for folder in (weights.folder, weights.against))
     assert weights.kind == "adapter" and weights.version == 3 and own.keys() == base.keys()
     assert all(own[name].any() and not base[name].any() for name in own)
-    with pytest.raises(UserError, match="the policy is the base model itself"):
-        Sampler(recipe, tmp_path)._write_weights(None, 0)
 
 
 def test_a_base_policy_is_held_against_an_adapter(online_recipe, untied, trained, tmp_path):
@@ -189,3 +187,29 @@ def test_a_baseline_of_another_vocabulary_is_refused(online_recipe, untied, tmp_
         recipe = online_recipe(rollout={"engine": "vllm", "decoding": decoding | {"baseline": str(baseline)}})
         with nullcontext() if fits else pytest.raises(UserError, match="has another vocabulary than"):
             _check_baseline(recipe)
+
+
+@pytest.mark.parametrize(
+    ("against", "policy", "sentence"),
+    [
+        ("base", {}, "the policy starts as the base model itself; set `prompt`"),
+        ("nowhere", {}, "there is no folder nowhere; name an adapter's, `base` or `prompt`"),
+        ("MODEL", {}, "is no adapter that vLLM can serve, since it is a whole model"),
+        ("MODEL", {"adapter": {"name": "dora", "rank": 4}}, "cannot serve the policy as an adapter, since its kind is"),
+    ],
+)
+def test_weights_that_cannot_be_held_against_each_other(online_recipe, untied, monkeypatch, against, policy, sentence):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # as if vLLM were installed
+    against = str(untied) if against == "MODEL" else against
+    rollout = {"engine": "vllm", "decoding": {"name": "contrast", "against": against}}
+    with pytest.raises(UserError, match=sentence):
+        check_engine(online_recipe(rollout=rollout, policy=policy))
+
+
+def test_transfer_q_scores_what_a_stop_text_leaves(untied):
+    decoding = Guided(
+        TransferQ(reward={"name": "length", "min": 1}, candidates=1), load_tokenizer(str(untied)), goes_on, Words(1.0)
+    )
+    params = SimpleNamespace(stop_token_ids=[2], stop=["w24"], extra_args={"prompt": "w9"})
+    decoding.alter(torch.eye(64)[20:21], [Request(params, [9], [7])])
+    assert decoding.reward.seen == [("w9", " w7 w20 ")]

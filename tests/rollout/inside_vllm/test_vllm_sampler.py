@@ -134,6 +134,14 @@ def test_every_token_has_both_log_probabilities_and_the_entropy(ours, model):
             check_figures(one, logits, torch.stack([filtered(row) for row in logits]))
 
 
+def test_vllms_own_sampler_says_how_likely_its_tokens_were(native, model):
+    for place, completions in drawn(native, replace(SAMPLING, **FILTERS)).items():
+        for one in completions:
+            rows = torch.stack([filtered(row) for row in logits_at(model, PROMPTS[place], one.ids)])
+            expected = rows.gather(1, torch.tensor(one.ids)[:, None]).squeeze(1).log().tolist()
+            assert one.logprobs == pytest.approx(expected, abs=1e-4) and one.raw_logprobs is None
+
+
 def test_seed_and_place_in_the_completion_decide_the_draw(ours, model):
     for place, completions in drawn(ours, replace(SAMPLING, **FILTERS)).items():
         for k, one in enumerate(completions):
@@ -194,16 +202,22 @@ def test_a_stop_text_ends_both_sides_of_a_contrast(ours):
     assert not ours.llm.llm_engine.has_unfinished_requests()
 
 
-def test_a_policy_is_contrasted_with_its_base(adapting, untied, model, trained, tmp_path):
-    engine, policy = adapting, trained(untied, tmp_path / "own", 1)
-    zeros = write_zeros(tmp_path / "own", tmp_path / "zeros")
-    engine.load(Weights("adapter", str(tmp_path / "own"), 1, "own", against=str(zeros)))
-    for place, completions in drawn(engine, replace(SAMPLING, **FILTERS), PROMPTS).items():
-        for one in completions:
-            logits, base = (logits_at(own, PROMPTS[place], one.ids) for own in (policy.model, model))
-            rows = [filtered(contrasted(*pair)) for pair in zip(logits, base, strict=True)]
-            check_figures(one, logits, torch.stack(rows))
-    assert check_agreement(engine, policy, PROMPTS, SAMPLING, bound=None).max < 1e-4
+def test_policies_are_contrasted_with_their_base(adapting, untied, model, trained, tmp_path):
+    for version in (1, 2):
+        policy = trained(untied, tmp_path / f"own{version}", version)
+        zeros = write_zeros(tmp_path / f"own{version}", tmp_path / f"zeros{version}")
+        weights = Weights("adapter", str(tmp_path / f"own{version}"), version, f"own{version}", against=str(zeros))
+        with pytest.raises(Exception, match="nowhere"):  # what was loaded of the pair must not be taken for the next
+            adapting.load(replace(weights, folder=str(zeros), name=f"bad{version}", against=str(tmp_path / "nowhere")))
+        adapting.load(weights)
+        next(iter(adapting.sample(PROMPTS, SAMPLING, PROMPTS)))  # and no one waits for the rest
+        assert not adapting.llm.llm_engine.has_unfinished_requests()
+        for place, completions in drawn(adapting, replace(SAMPLING, **FILTERS), PROMPTS).items():
+            for one in completions:
+                logits, base = (logits_at(own, PROMPTS[place], one.ids) for own in (policy.model, model))
+                rows = [filtered(contrasted(*pair)) for pair in zip(logits, base, strict=True)]
+                check_figures(one, logits, torch.stack(rows))
+        assert check_agreement(adapting, policy, PROMPTS, SAMPLING, bound=None).max < 1e-4
 
 
 def test_transfer_q_takes_the_token_after_which_the_best_text_follows(guided, model):
