@@ -71,8 +71,9 @@ def in_words(label: str, task: str) -> str:
 
 
 ITERATION_COLUMNS = (
-    ("reward_before", "reward", "{:+.4f}"),
-    ("reward_after", "after", "{:+.4f}"),
+    ("sampled_reward", "rollouts", "{:+.3f}"),
+    ("reward_before", "held out", "{:+.3f}"),
+    ("reward_after", "after", "{:+.3f}"),
     ("lists", "lists", "{}"),
     ("tokens_per_second", "tokens/s", "{:.0f}"),
     ("entropy", "entropy", "{:.3f}"),

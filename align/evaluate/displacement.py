@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from align.metrics import FELL
+
 
 def diagnose(changes: Sequence[float], ches: Sequence[float]) -> dict[str, Any]:
     """How displacement and CHES go together over lists.
@@ -21,7 +23,7 @@ def diagnose(changes: Sequence[float], ches: Sequence[float]) -> dict[str, Any]:
     Source: ours; CHES is that of arXiv:2410.08847.
     """
     change, score = np.asarray(changes), np.asarray(ches)
-    fell = change < 0
+    fell = change < -FELL
     found: dict[str, Any] = {"lists": len(change), "fell_share": float(fell.mean())}
     found["rank_correlation"] = spearman(score, -change)
     if fell.any() and not fell.all():

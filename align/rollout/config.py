@@ -121,7 +121,7 @@ class TransferQ(Strict):
         return reward
 
 
-DecodingConfig = Annotated[Contrast | TransferQ, Field(discriminator="name")]
+DecodingConfig = Annotated[Contrast | TransferQ, Field(discriminator="name"), named("contrast")]
 
 
 class RolloutSection(Strict):

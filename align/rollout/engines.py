@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -20,6 +20,8 @@ from align.rollout.transformers_engine import TransformersEngine
 from align.rollout.vllm_arguments import VllmArguments
 from align.rollout.vllm_engine import VllmEngine
 from align.rollout.weights import LARGEST_RANK, Kind, adapter_rank, not_servable
+from rewards.loading import folder_of
+from rewards.types import ScorerError
 
 log = logging.getLogger("align")
 
@@ -64,6 +66,8 @@ def _check_baseline(recipe: Recipe) -> None:
     decoding, policy = recipe.rollout.decoding, recipe.policy
     if isinstance(decoding, TransferQ) and decoding.baseline:
         own = load_tokenizer(policy.model, revision=policy.revision, trust_remote_code=policy.trust_remote_code)
+        if not Path(decoding.baseline).expanduser().is_dir():
+            raise UserError(f"rollout.decoding.baseline: there is no folder {decoding.baseline}; name a model's")
         theirs = load_tokenizer(decoding.baseline, trust_remote_code=policy.trust_remote_code)
         if own.get_vocab() != theirs.get_vocab():
             raise UserError(
@@ -86,10 +90,26 @@ def check_engine(recipe: Recipe) -> None:
         )
     decoding, policy = recipe.rollout.decoding, recipe.policy
     if isinstance(decoding, Contrast) and decoding.against == "base" and not (policy.start_run or policy.start_adapter):
-        raise UserError("rollout.decoding.against: the policy starts as the base model itself; set `prompt`")
+        raise UserError(
+            "rollout.decoding.against: the policy starts as the base model; give it policy.start_run, or `prompt`"
+        )
     if isinstance(decoding, Contrast):
         sync_kind(recipe)  # which refuses adapters that cannot be held against each other
     _check_baseline(recipe)
+    _check_scorers(recipe)
+
+
+def _check_scorers(recipe: Recipe) -> None:
+    """Refuse rewards whose model is not there before anything is sampled."""
+    configs: dict[str, Any] = {"rollout.reward": recipe.rollout.reward, "sampling.reward": recipe.sampling.reward}
+    for name in ("reward", "baseline_reward"):
+        configs[f"rollout.decoding.{name}"] = getattr(recipe.rollout.decoding, name, None)
+    for key, config in configs.items():
+        if getattr(config, "model", None):
+            try:
+                folder_of(config.model, getattr(config, "revision", None))
+            except ScorerError as error:
+                raise UserError(f"{key}: {error}") from None
 
 
 def sync_kind(recipe: Recipe) -> tuple[Kind, int]:
@@ -137,6 +157,8 @@ def _other_rank(against: str) -> int:
         UserError: it is no adapter that vLLM can serve.
     """
     folder = Path(against).expanduser()
+    if (folder / "recipe.yaml").is_file():
+        folder = folder / "adapter"
     if against == "base":
         return 0
     if not folder.is_dir():

@@ -199,13 +199,14 @@ def _finish(recipe: Recipe, run: RunDirectory) -> None:
         "iterations": iterations,
     }
     write_json(run.summary, whole)
+    shutil.rmtree(run.path / "weights", ignore_errors=True)  # the adapter has them
 
 
 def _iteration_figures(number: int, stages: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     sample = stages["sample"]
     seconds = {
         "sync": sample.get("sync_seconds"),
-        "sample": sample["seconds"],
+        "sample": sample["seconds"] - sample.get("sync_seconds", 0.0),
         "score": stages["score"]["seconds"],
         "train": summary["train_seconds"],
         # Loading, tokenising, the reference's log-probabilities, and measuring before and after.

@@ -52,6 +52,10 @@ def read_prompts(recipe: Recipe) -> PromptSet:
     tokenizer = load_tokenizer(policy.model, chat_template=policy.chat_template, **code)  # type: ignore[arg-type]
     template = read_chat_template(policy.chat_template)
     longest = min(data.max_prompt_length or data.max_length, data.max_length - recipe.rollout.max_tokens)
+    if longest < 1:
+        raise UserError(
+            f"rollout.max_tokens: {recipe.rollout.max_tokens} leaves no room in data.max_length {data.max_length}"
+        )
     left_out: Counter[str] = Counter()
     chosen: dict[str, tuple[Row, list[int], Any]] = {}
     for source in data.sources:

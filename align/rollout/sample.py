@@ -69,6 +69,10 @@ def rollout(recipe: Recipe) -> Path:
     """
     check_engine(recipe)
     run = RunDirectory(recipe.output)
+    if run.summary.exists() or (run.path / "iterations").exists():
+        raise UserError(
+            f"{run.path}: holds a training; to sample it set policy.start_run={run.path} and another `output`"
+        )
     run.open(recipe)
     start_log(run, main=True)
     if recipe.train.threads:
@@ -197,7 +201,8 @@ class Sampler:
                 tokens += sum(len(one.ids) for one in completions)
                 advance(1, f"{tokens / (time.monotonic() - began):.0f} tokens/s")
         journal.finish(names)
-        figures = {"tokens": tokens, "tokens_per_second": tokens / max(time.monotonic() - began, 1e-9)}
+        whole = sum(len(ids) for line in journal.lines.values() for ids in line["completion_ids"])
+        figures = {"tokens": whole, "tokens_per_second": tokens / max(time.monotonic() - began, 1e-9)}
         entropies = [own for line in journal.lines.values() for one in line.get("entropies", []) for own in one]
         return figures | ({"entropy": fmean(entropies)} if entropies else {})
 
@@ -237,6 +242,7 @@ def score(recipe: Recipe, folder: Path) -> dict[str, Any]:
     left = [line for line in lines if line["id"] not in journal.lines]
     reward = recipe.rollout.reward
     if left and reward is None:
+        log.info("no rollout.reward: the rows have no rewards; `align score` puts them on")
         journal.append(left)
     elif left and reward:
         scorer = load_scorer(reward)

@@ -128,6 +128,9 @@ def reward(tmp_path, untied) -> str:
     return str(tmp_path / "reward")
 
 
+LENGTH = {"name": "length", "min": 1}
+
+
 def online_tree(folder: Path, output: str, model: Path, prompts: Path, **sections) -> Recipe:
     """An online recipe with the transformers engine; sections given are laid over it."""
     tree = {
@@ -136,7 +139,12 @@ def online_tree(folder: Path, output: str, model: Path, prompts: Path, **section
         "reference": {"cache_dir": str(folder / "cache")},
         "data": {"sources": [str(prompts)], "eval_fraction": 0.25, "append_eos": False, "max_length": 32},
         "objective": {"name": "lambda"},
-        "rollout": {"completions": 3, "max_tokens": 8, "engine": "transformers", "reward": "unused"},
+        "rollout": {
+            "completions": 3,
+            "max_tokens": 8,
+            "engine": "transformers",
+            "reward": {"name": "length", "min": 1},
+        },
         "online": {"iterations": 2, "prompts": 6},
         "train": {"learning_rate": 1e-2, "lists_per_step": 2, "schedule": "constant", "threads": 1},
         "sampling": {"prompts": 2, "max_tokens": 4},

@@ -33,7 +33,7 @@ def test_a_longest_prompt_is_honoured(online_recipe):
     prompts = read_prompts(online_recipe(data={"max_prompt_length": 2}))
     assert max(map(len, prompts.ids)) == 2
     assert prompts.left_out["prompt of more than 2 tokens"] == 8
-    with pytest.raises(UserError, match="no prompt is left"):
+    with pytest.raises(UserError, match="rollout.max_tokens: 8 leaves no room in data.max_length 8"):
         read_prompts(online_recipe(data={"max_length": 8}))
 
 

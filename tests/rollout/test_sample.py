@@ -66,8 +66,16 @@ def test_rows_are_what_the_policy_wrote(online_recipe, scorer, untied):
     entropies = [own for line in lines for one in line["entropies"] for own in one]
     assert len(entropies) == sum(len(ids) for line in lines for ids in line["completion_ids"])
     stages = json.loads((path.parent / "stages.json").read_text())
+    assert stages["sample"]["tokens"] == len(entropies)
     assert stages["sample"]["entropy"] == pytest.approx(sum(entropies) / len(entropies))
     assert {len(set(map(tuple, line["completion_ids"]))) for line in lines} == {3}
+
+
+def test_a_training_is_not_sampled_in_its_own_folder(online_recipe, tmp_path):
+    recipe = online_recipe(online=None)
+    Path(recipe.output, "iterations").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds a training; to sample it set policy.start_run="):
+        rollout(recipe)
 
 
 def test_training_reads_the_ids_that_were_sampled(online_recipe, scorer):

@@ -192,7 +192,7 @@ def test_a_baseline_of_another_vocabulary_is_refused(online_recipe, untied, tmp_
 @pytest.mark.parametrize(
     ("against", "policy", "sentence"),
     [
-        ("base", {}, "the policy starts as the base model itself; set `prompt`"),
+        ("base", {}, "the policy starts as the base model; give it policy.start_run"),
         ("nowhere", {}, "there is no folder nowhere; name an adapter's, `base` or `prompt`"),
         ("MODEL", {}, "is no adapter that vLLM can serve, since it is a whole model"),
         ("MODEL", {"adapter": {"name": "dora", "rank": 4}}, "cannot serve the policy as an adapter, since its kind is"),
@@ -213,3 +213,32 @@ def test_transfer_q_scores_what_a_stop_text_leaves(untied):
     params = SimpleNamespace(stop_token_ids=[2], stop=["w24"], extra_args={"prompt": "w9"})
     decoding.alter(torch.eye(64)[20:21], [Request(params, [9], [7])])
     assert decoding.reward.seen == [("w9", " w7 w20 ")]
+
+
+@pytest.mark.parametrize("key", ["rollout.reward", "sampling.reward", "rollout.decoding.reward"])
+def test_a_reward_model_that_is_not_there_is_named_before_anything_is_sampled(online_recipe, monkeypatch, key):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # as if vLLM were installed
+    missing = {"name": "sequence_classifier", "model": "no/where"}
+    sections = {
+        "rollout.reward": {"rollout": {"reward": missing}},
+        "sampling.reward": {"sampling": {"reward": missing}},
+        "rollout.decoding.reward": {
+            "rollout": {"engine": "vllm", "decoding": {"name": "transfer_q", "reward": missing}}
+        },
+    }[key]
+    with pytest.raises(UserError, match=f"{key}: no/where: cannot be loaded"):
+        check_engine(online_recipe(**sections))
+
+
+def test_a_run_directory_is_its_adapter(online_recipe, untied, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    trained(untied, tmp_path / "run" / "adapter", 1)
+    (tmp_path / "run" / "recipe.yaml").write_text("")
+    check_engine(decoding_recipe(online_recipe, against=str(tmp_path / "run")))
+
+
+def test_a_baseline_that_is_not_there(online_recipe, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    decoding = {"name": "transfer_q", "reward": {"name": "length", "min": 1}, "baseline": "no/where"}
+    with pytest.raises(UserError, match="rollout.decoding.baseline: there is no folder no/where"):
+        check_engine(online_recipe(rollout={"engine": "vllm", "decoding": decoding}))
