@@ -194,6 +194,8 @@ class Sampler:
         done = {place for place, row in enumerate(prompts.rows) if row.id in journal.lines}
         began, tokens = time.monotonic(), 0
         names = [row.id for row in prompts.rows]
+        if done:
+            log.info("%d of %d prompts were sampled before; the others now", len(done), len(names))
         with progress("sampling", len(names), unit="prompts", start=len(done)) as advance:
             for place, completions in self.engine.sample(prompts.ids, sampling, prompts.contexts, done):
                 row, ids = prompts.rows[place], prompts.ids[place]
