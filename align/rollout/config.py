@@ -41,7 +41,8 @@ class VllmServer(Strict):
     Start every server with `--logprobs-mode processed_logprobs --max-logprobs 1`, and for a policy that changes with
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and `--enable-lora` (adapter) or VLLM_SERVER_DEV_MODE=1 (merged; keep such a
     server away from other networks). The servers read the weights from the run directory, by the same path. On a CPU
-    add `--no-enable-chunked-prefill --max-num-batched-tokens 4096`, or seeded requests can crash it.
+    add `--no-enable-chunked-prefill --max-num-batched-tokens 4096`, or seeded requests can crash it. Servers draw with
+    vLLM's own sampler: one seed gives other completions than on this machine, and no raw log-probabilities.
     """
 
     name: Literal["vllm-server"] = "vllm-server"

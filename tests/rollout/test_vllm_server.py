@@ -87,7 +87,9 @@ def trained(base, folder: Path, seed: int):
 
 def test_a_server_writes_what_a_local_engine_writes(url, untied, tmp_path):
     local = EngineProcess(
-        VllmArguments(str(untied), "float32", 256, lora_rank=8), timeout=600, log_file=tmp_path / "log"
+        VllmArguments(str(untied), "float32", 256, lora_rank=8, sampler="vllm"),  # which is what a server draws with
+        timeout=600,
+        log_file=tmp_path / "log",
     )
     try:
         expected = {i: [one.ids for one in drawn] for i, drawn in local.sample(PROMPTS, SAMPLING)}
