@@ -65,10 +65,11 @@ def _check_baseline(recipe: Recipe) -> None:
     """Refuse a baseline that reads the policy's tokens as other ones."""
     decoding, policy = recipe.rollout.decoding, recipe.policy
     if isinstance(decoding, TransferQ) and decoding.baseline:
-        own = load_tokenizer(policy.model, revision=policy.revision, trust_remote_code=policy.trust_remote_code)
-        if not Path(decoding.baseline).expanduser().is_dir():
+        folder = Path(decoding.baseline).expanduser()
+        if not folder.is_dir():
             raise UserError(f"rollout.decoding.baseline: there is no folder {decoding.baseline}; name a model's")
-        theirs = load_tokenizer(decoding.baseline, trust_remote_code=policy.trust_remote_code)
+        own = load_tokenizer(policy.model, revision=policy.revision, trust_remote_code=policy.trust_remote_code)
+        theirs = load_tokenizer(str(folder), trust_remote_code=policy.trust_remote_code)
         if own.get_vocab() != theirs.get_vocab():
             raise UserError(
                 f"rollout.decoding.baseline: {decoding.baseline} has another vocabulary than {policy.model}; name a "
@@ -156,11 +157,11 @@ def _other_rank(against: str) -> int:
     Raises:
         UserError: it is no adapter that vLLM can serve.
     """
-    folder = Path(against).expanduser()
-    if (folder / "recipe.yaml").is_file():
-        folder = folder / "adapter"
     if against == "base":
         return 0
+    folder = Path(against).expanduser()
+    if (folder / "recipe.yaml").is_file():  # a run directory
+        folder = folder / "adapter"
     if not folder.is_dir():
         raise UserError(
             f"rollout.decoding.against: there is no folder {against}; name an adapter's, `base` or `prompt`"

@@ -37,6 +37,12 @@ def test_a_longest_prompt_is_honoured(online_recipe):
         read_prompts(online_recipe(data={"max_length": 8}))
 
 
+def test_where_no_prompt_is_left_the_reasons_are_said(online_recipe, tmp_path):
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "w5 w6 w7"}) + "\n")
+    with pytest.raises(UserError, match=r"no prompt is left \(1 prompt of more than 2 tokens\)"):
+        read_prompts(online_recipe(data={"sources": [str(tmp_path / "long.jsonl")], "max_length": 10}))
+
+
 def test_iterations_take_all_prompts_in_turn(online_recipe):
     prompts = read_prompts(online_recipe())
     taken = [[row.id for row in chosen_prompts(prompts, 4, i, seed=3).rows] for i in range(1, 7)]

@@ -7,14 +7,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
-import torch
 
 from align.errors import UserError
-from align.model.adapters import Lora
-from align.model.policy import load_policy
 from align.rollout.agreement import check_agreement
 from align.rollout.engine import Sampling
 from align.rollout.process import EngineProcess
@@ -74,17 +70,6 @@ def answers(address: str) -> bool:
         return False
 
 
-def trained(base, folder: Path, seed: int):
-    policy = load_policy(str(base), adapter=Lora(rank=4), seed=seed, keep_reference=False)
-    with torch.no_grad():
-        for parameter in policy.model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    policy.save_adapter(folder)
-    policy.tokenizer.save_pretrained(folder)
-    return policy
-
-
 def test_a_server_writes_what_a_local_engine_writes(url, untied, tmp_path):
     local = EngineProcess(
         VllmArguments(str(untied), "float32", 256, lora_rank=8, sampler="vllm"),  # which is what a server draws with
@@ -100,7 +85,7 @@ def test_a_server_writes_what_a_local_engine_writes(url, untied, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
-def test_new_weights_over_http(kind, url, untied, tmp_path):
+def test_new_weights_over_http(kind, url, untied, tmp_path, trained):
     servers = VllmServers([url])
     for version in (1, 2):
         policy = trained(untied, tmp_path / str(version), version)

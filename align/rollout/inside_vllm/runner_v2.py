@@ -54,7 +54,7 @@ class OneReadSampler(Sampler):
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> None:
         """As vLLM's, which is told of no temperature and no filter, so that it leaves the logits alone."""
         self.__dict__.setdefault("params", {})[req_idx] = sampling_params
-        self.settings: dict[tuple[int, ...], Settings] = {}
+        self.slots: tuple[int, ...] = ()
         plain = sampling_params.clone()
         plain.temperature, plain.top_k, plain.top_p, plain.min_p = 1.0, 0, 1.0, 0.0
         super().add_request(req_idx, plain)
@@ -82,6 +82,6 @@ class OneReadSampler(Sampler):
 
     def _settings_of(self, slots: tuple[int, ...], device: torch.device) -> Settings:
         """How the rows are drawn; made again only when requests come or change their order."""
-        if slots not in self.settings:
-            self.settings = {slots: Settings.of([self.params[slot] for slot in slots], device)}
-        return self.settings[slots]
+        if slots != self.slots:
+            self.slots, self.settings = slots, Settings.of([self.params[slot] for slot in slots], device)
+        return self.settings
