@@ -192,6 +192,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(tree: dict[str, Any], *, origin: str) -> Recipe:
     """A recipe from its nested dictionaries; `origin` names it in messages."""
+    broken = _half_character(tree)
+    if broken is not None:
+        raise UserError(f"{origin}: `{broken}` holds half a character (a lone surrogate); mend the text")
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
@@ -240,6 +243,20 @@ def _index(node: list, name: str, key: str) -> int:
     if not name.isdigit() or int(name) >= len(node):
         raise UserError(f"`{key}`: `{name}` is no place in a list of {len(node)}; count from 0, or set the list whole")
     return int(name)
+
+
+def _half_character(node: Any, key: str = "") -> str | None:
+    """The dotted key of the first text that is no valid Unicode, without the text itself."""
+    if isinstance(node, str):
+        return key if any("\ud800" <= letter <= "\udfff" for letter in node) else None
+    if isinstance(node, dict):
+        below = [(str(name), own) for name, own in node.items()]
+        if any(_half_character(name, name) is not None for name, _ in below):
+            return f"{key} (a key)".strip()
+    else:
+        below = [(str(k), own) for k, own in enumerate(node)] if isinstance(node, list | tuple) else []
+    found = (_half_character(own, f"{key}.{name}".lstrip(".")) for name, own in below)
+    return next((own for own in found if own is not None), None)
 
 
 def _explain(error: Any) -> str:

@@ -155,3 +155,19 @@ def test_an_override_that_fits_nowhere_is_named(override, tmp_path):
     path.write_text(yaml.safe_dump(SMALL))
     with pytest.raises(UserError, match=override.split("=")[0] or "key=value"):
         load_recipe(path, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        (r'data.sources.0.path="\ud83d.jsonl"', "data.sources.0.path"),
+        (r'policy={"model": "\ud83d"}', "policy.model"),
+        (r'train={"\ud83d": 1}', "train (a key)"),
+    ],
+)
+def test_half_a_character_in_a_recipe_is_named_by_its_key(override, key, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(SMALL | {"data": {"sources": [{"path": "rows.jsonl"}]}}))
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, [override])
+    assert str(caught.value) == f"{path}: `{key}` holds half a character (a lone surrogate); mend the text"

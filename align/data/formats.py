@@ -11,6 +11,7 @@ from align.data.schema import (
     BadRow,
     Row,
     UnusableRow,
+    check_characters,
     is_messages,
     is_token_ids,
     make_row,
@@ -49,6 +50,7 @@ def read_row(raw: object, source: str, number: int) -> Row:
     """
     if not isinstance(raw, dict):
         raise BadRow(None, f"{type(raw).__name__}, not an object", "give one JSON object with named fields per row")
+    check_characters(raw)
     columns = {name: value for name, value in raw.items() if value is not None}
     for name in (*MEDIA_COLUMNS, "tools"):
         if columns.get(name):

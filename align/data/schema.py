@@ -75,6 +75,30 @@ def malformed(messages: Sequence[str]) -> UserError:
     return UserError(messages[0] + more)
 
 
+def check_characters(value: object, field: str | None = None) -> None:
+    """Refuse text that is no valid Unicode, which no tokenizer takes and no file can hold.
+
+    Args:
+        value: a row, or whatever a column holds.
+        field: its name, for the message.
+
+    Raises:
+        BadRow: a text, or an object's key, has a lone surrogate; the message names the field and never shows it.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise BadRow(field, "holds half a character (a lone surrogate)", "mend the text") from None
+    elif isinstance(value, dict):
+        for name, own in value.items():
+            check_characters(name, f"{field or 'a column'}'s name")
+            check_characters(own, f"{field}.{name}" if field else str(name))
+    elif isinstance(value, list | tuple) and not is_token_ids(value):
+        for k, own in enumerate(value):
+            check_characters(own, f"{field}[{k}]")
+
+
 def make_row(
     *,
     id: object,

@@ -16,14 +16,19 @@ def read_chat_template(path: str | None) -> str | None:
     """The text of a Jinja file; None where there is no path.
 
     Raises:
-        UserError: no such file, or nothing in it is Jinja.
+        UserError: no such file, not UTF-8, or nothing in it is Jinja.
     """
     if path is None:
         return None
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"policy.chat_template: {path}: no such file; {PLAIN_TEMPLATE} suits base models")
-    template = file.read_text(encoding="utf-8")
+    try:
+        template = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"policy.chat_template: {path}: not UTF-8 (byte {error.start}); save the file as UTF-8"
+        ) from None
     if "{" not in template:
         raise UserError(f"policy.chat_template: {path}: not a Jinja template; {PLAIN_TEMPLATE} shows one")
     return template

@@ -248,3 +248,55 @@ def test_a_tokenizer_without_an_end_token(tmp_path, byte_level):
         prepared(tmp_path, tokenizer, {"prompt": "p", "chosen": "a", "rejected": "b"})
     message = "data.append_eos: the tokenizer has no end-of-text token; set `data.append_eos: false`"
     assert str(refusal.value) == message
+
+
+HALF = "\ud83d"
+BROKEN_ROWS = {
+    "chosen": {"prompt": "p", "chosen": f" a {HALF}", "rejected": " b"},
+    "prompt": {"prompt": f"p{HALF}", "completions": ["a", "b"], "grades": [1, 0]},
+    "completions[1]": {"prompt": "p", "completions": ["a", HALF], "grades": [1, 0]},
+    "messages[0].content": {"messages": [{"role": "user", "content": HALF}, {"role": "assistant", "content": "a"}]},
+    "messages[0].role": {"messages": [{"role": HALF, "content": "p"}, {"role": "assistant", "content": "a"}]},
+    "messages[1].name": {
+        "messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a", "name": HALF}]
+    },
+    "completion.reasoning_content": {
+        "prompt": [{"role": "user", "content": "p"}],
+        "completion": {"role": "assistant", "content": "a", "reasoning_content": HALF},
+        "label": True,
+    },
+    "completions[0].text": {"prompt": "p", "completions": [{"text": HALF, "score": 1}, {"text": "b", "score": 0}]},
+    "messages[0]'s name": {
+        "messages": [{"role": "user", "content": "p", HALF: 1}, {"role": "assistant", "content": "a"}]
+    },
+    "id": {"id": HALF, "prompt": "p", "chosen": "a", "rejected": "b"},
+    "label": {"prompt": "p", "completion": "a", "label": HALF},
+    "grades[0]": {"prompt": "p", "completions": ["a", "b"], "grades": [HALF, 0]},
+    "subset": {"prompt": "p", "chosen": "a", "rejected": "b", "subset": HALF},
+    "meta.tags[1]": {"prompt": "p", "chosen": "a", "rejected": "b", "meta": {"tags": ["x", HALF]}},
+    "a column's name": {"prompt": "p", "chosen": "a", "rejected": "b", HALF: 1},
+    "chat_template_kwargs.style": {
+        "prompt": "p",
+        "chosen": "a",
+        "rejected": "b",
+        "chat_template_kwargs": {"style": HALF},
+    },
+}
+
+
+@pytest.mark.parametrize("field", BROKEN_ROWS)
+def test_half_a_character_anywhere_in_a_row_is_refused_with_its_field(field, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(GOOD + json.dumps(BROKEN_ROWS[field]).encode() + b"\n")
+    with pytest.raises(UserError) as caught:
+        read_source(str(path))
+    assert (
+        str(caught.value) == f"{path}, row 2, field {field}: holds half a character (a lone surrogate); mend the text"
+    )
+    str(caught.value).encode()  # a terminal can show it
+
+
+def test_a_pair_of_surrogates_is_a_character(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(rb'{"prompt": "p \ud83d\ude00", "chosen": "a", "rejected": "b"}' + b"\n")
+    assert read_source(str(path)).rows[0].prompt == "p \U0001f600"

@@ -279,6 +279,9 @@ def test_files_that_are_no_template(tmp_path):
     with pytest.raises(UserError, match="a.jinja: not a Jinja template; recipes/templates/plain.jinja shows one"):
         read_chat_template(str(tmp_path / "a.jinja"))
     assert read_chat_template(None) is None
+    (tmp_path / "b.jinja").write_bytes(b"{{ 1 }} caf\xe9")
+    with pytest.raises(UserError, match=r"b.jinja: not UTF-8 \(byte 11\); save the file as UTF-8"):
+        read_chat_template(str(tmp_path / "b.jinja"))
 
 
 def test_workers_and_batches_give_the_same_tokens(byte_level, own_cache):
