@@ -1,6 +1,7 @@
 """`align COMMAND ...`: parse, dispatch, and turn a user's mistake into one sentence and exit code 2."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from align.errors import UserError
+from align.progress import stage
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -18,30 +20,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # argparse takes positional arguments in one run only; an option may stand between overrides
         parsed.overrides += rest
-    from rewards import ScorerError  # imported late: torch takes seconds, `--help` should not
-
-    _quiet_libraries()
     try:
+        _load_libraries(MODULES[parsed.run])
         parsed.run(parsed)
-    except (UserError, ScorerError) as error:
-        print(f"align: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        print(f"align: {error.filename}: {error.strerror}; give a path that can be written", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("align: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on from here" if parsed.run in (_train, _rollout, _annotate, _score) else ""
+        print(f"align: stopped{goes_on}", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        sentence = _of_user(error)
+        if sentence is None:
+            raise
+        print(f"align: {sentence}", file=sys.stderr)
+        sys.exit(2)
 
 
-def _quiet_libraries() -> None:
-    """No bars of other libraries between ours: loading weights is short, and tokenising shows on a terminal only."""
-    import datasets
-    import transformers
+def _of_user(error: Exception) -> str | None:
+    """What to say of a user's mistake; None of any other failure."""
+    rewards: Any = sys.modules.get("rewards.types")  # there as soon as anything scores; it imports torch
+    if isinstance(error, UserError) or (rewards and isinstance(error, rewards.ScorerError)):
+        return str(error)
+    if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError) and error.filename:
+        return f"{error.filename}: {error.strerror}; give a path that can be written"
+    return None
 
+
+def _load_libraries(module: str) -> None:
+    """What the command needs and takes seconds to import, torch above all: said before it begins."""
+    with stage(f"align {version('align-lm')}: loading torch and transformers"):
+        import datasets
+        import transformers
+
+        importlib.import_module(module)
+    # No bars of other libraries between ours: loading weights is short, and tokenising shows on a terminal only.
     transformers.utils.logging.disable_progress_bar()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
@@ -272,6 +286,21 @@ def _doctor(parsed: argparse.Namespace) -> None:
     else:
         doctor.print_report()
 
+
+MODULES = {
+    _inspect: "align.inspect",
+    _annotate: "align.annotate",
+    _train: "align.runs",
+    _rollout: "align.rollout.sample",
+    _export: "align.export",
+    _evaluate_rows: "align.evaluate.rows",
+    _evaluate_rewards: "align.evaluate.rewards",
+    _evaluate_winrate: "align.evaluate.annotations",
+    _report: "align.report",
+    _score: "align.scoring",
+    _doctor: "align.doctor",
+}
+"""Command -> what it runs."""
 
 if __name__ == "__main__":
     main()

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from align.errors import UserError
 from align.kernels.native import instruction_set
+from align.progress import stage
 
 Extra = Literal["rollout", "rollout-cpu"]
 
@@ -70,6 +71,7 @@ PLACEHOLDERS = {
 torch, and `vllm serve` looks for one called vllm. Wheels without modules take their places."""
 
 
+@stage("looking at this machine")
 def report() -> list[Item]:
     """What this machine has, each with what to do where something is missing or does not fit.
 

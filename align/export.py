@@ -21,6 +21,7 @@ from align.model.attach import TRAINED, adapter_tensors
 from align.model.classifier import is_classifier, load_classifier, output_names
 from align.model.load import HUB_ERRORS, first_line, load_model, load_tokenizer, model_folder, read_tokenizer
 from align.model_card import model_card
+from align.progress import stage
 
 log = logging.getLogger("align")
 
@@ -183,6 +184,7 @@ def _copy_adapter(trained: Trained, output: Path, dtype: str | None) -> None:
         shutil.copy(trained.folder / "config.json", output)
 
 
+@stage("writing the model")
 def _write_model(
     trained: Trained, tokenizer: PreTrainedTokenizerBase, output: Path, dtype: str | None
 ) -> dict[str, float]:
@@ -282,6 +284,7 @@ def _largest_difference(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item()
 
 
+@stage("uploading")
 def _push(folder: Path, name: str) -> None:
     api = HfApi()
     try:

@@ -6,6 +6,7 @@ import resource
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from align.model.checks import check_token_ids
 from align.model.policy import Policy
 from align.model.precision import hold_frozen
 from align.model.reward import RewardModel, load_reward_model
+from align.progress import progress, stage
 from align.recipe import Recipe
 from align.report import write_report
 from align.reward_loss import RewardLoss, check_ratings, set_of, strength_field
@@ -83,7 +85,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         torch.set_num_threads(recipe.train.threads)
     set_seed(recipe.train.seed)
     loss: Any = loss_of(recipe)
-    scorer = load_scorer(recipe.sampling.reward) if recipe.sampling.reward else None
+    scorer = _scorer(recipe)
     with arguments.main_process_first():
         prepared = prepare(recipe)
     check_objectives(recipe, prepared)
@@ -114,26 +116,32 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     shown = 0 if recipe.task == "reward" else recipe.sampling.token_lists
     view = TokenView(trainer.scorer, policy, heldout, trainer.accelerator, count=shown)
 
-    def measure() -> Measured:
+    def measure(when: str) -> Measured:
         moved: dict[int, float] = {}
-        metrics = trainer.evaluate_heldout(moved)
+        metrics = trainer.evaluate_heldout(moved, label=f"evaluating {when} training")
         changes = [change for _, change in sorted(gather_object(list(moved.items())))]
         with trainer.accelerator.autocast():
             completions = _sample(recipe, policy, heldout) if sampled_rows else []
-        rewards = scorer.score(prompts, completions) if scorer else []
+        rewards = stage("scoring the samples")(scorer.score)(prompts, completions) if scorer else []
         return Measured(metrics, completions, list(rewards), view.logprobs(), changes)
 
-    before = _measured_once(run.before, measure, save=trainer.is_world_process_zero())
+    before = _measured_once(run.before, partial(measure, "before"), save=trainer.is_world_process_zero())
     trainer.train_from(run.last_checkpoint(), logging_steps=recipe.train.logging_steps)
     if recipe.train.keep_best and run.best.exists():
         policy.load_state(run.best)
-    after = measure()
+    after = measure("after")
     if trainer.is_world_process_zero():
         _save_adapter(run, policy)
         texts = [prompt_text(row, policy.tokenizer) for row in prepared.heldout_rows]
         view.write(run.token_view, texts, recipe.score.beta, before.token_logprobs, after.token_logprobs)
         write_json(run.summary, _summarise(recipe, run, trainer, prepared, annotated, before, after, texts))
     trainer.accelerator.wait_for_everyone()
+
+
+def _scorer(recipe: Recipe) -> Any:
+    """What scores the samples, if anything does."""
+    reward = recipe.sampling.reward
+    return stage("loading the scorer")(load_scorer)(reward) if reward else None
 
 
 def _show(audit: Audit) -> None:
@@ -209,14 +217,16 @@ def _measured_once(path: Path, measure: Callable[[], Measured], *, save: bool) -
 def _sample(recipe: Recipe, policy: Policy, heldout: Dataset) -> list[str]:
     sampling = recipe.sampling
     prompts = [heldout[i]["prompt_ids"] for i in range(min(sampling.prompts, len(heldout)))]
-    completions = sample_completions(
-        policy.model,
-        policy.tokenizer,
-        prompts,
-        **sampling.model_dump(include={"max_tokens", "temperature", "top_k", "top_p"}),
-        seed=recipe.train.seed,
-        tokens_per_batch=recipe.train.tokens_per_batch,
-    )
+    with progress("sampling", len(prompts), unit="completions") as advance:
+        completions = sample_completions(
+            policy.model,
+            policy.tokenizer,
+            prompts,
+            **sampling.model_dump(include={"max_tokens", "temperature", "top_k", "top_p"}),
+            seed=recipe.train.seed,
+            tokens_per_batch=recipe.train.tokens_per_batch,
+            advance=advance,
+        )
     return [texts[0] for texts in completions]
 
 
@@ -227,6 +237,7 @@ def _for_scorer(row: Row, policy: Policy) -> Any:
     return row.prompt
 
 
+@stage("saving what was trained")
 def _save_adapter(run: RunDirectory, policy: Policy) -> None:
     """The adapter with the tokenizer beside it: the whole folder or none."""
     temporary = run.path / "adapter.tmp"

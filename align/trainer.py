@@ -1,5 +1,6 @@
 """AlignTrainer: a step's lists -> token log-probs -> scores -> one mean of the objective -> one optimizer step."""
 
+import logging
 import math
 import shutil
 import time
@@ -26,6 +27,8 @@ from align.model.policy import Policy
 from align.progress import progress
 from align.run_directory import COMPLETE, RunDirectory, complete_checkpoints
 from align.types import ListBatch, TokenStats
+
+log = logging.getLogger("align")
 
 OUTPUTS = ("logprob", "entropy")
 Stats = TokenStats | Tensor
@@ -89,6 +92,8 @@ class AlignTrainer(Trainer):
         self.logging_steps = logging_steps
         self.seconds_before, self.began = self.run.seconds(), time.monotonic()
         show = self.is_world_process_zero()
+        if start and show:
+            log.info("goes on from step %d of %d", start, len(self.plan))
         with progress("training", len(self.plan), unit="steps", start=start, show=show) as self.advance:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -228,11 +233,13 @@ class AlignTrainer(Trainer):
             place = {"step": self.state.global_step, "seconds": self.seconds_before + time.monotonic() - self.began}
             self.run.append_metrics(place | values)
 
-    def evaluate_heldout(self, changes: dict[int, float] | None = None) -> dict[str, float]:
+    def evaluate_heldout(
+        self, changes: dict[int, float] | None = None, *, label: str = "evaluating"
+    ) -> dict[str, float]:
         """Metrics of the policy as it is on the held-out lists; empty if there are none.
 
         Args:
-            changes: as for `evaluate_lists`.
+            changes, label: as for `evaluate_lists`.
         """
         metrics = evaluate_lists(
             self.scorer,
@@ -242,6 +249,7 @@ class AlignTrainer(Trainer):
             tokens_per_batch=self.tokens_per_batch,
             accelerator=self.accelerator,
             changes=changes,
+            label=label,
         )
         self._refuse_divergence("loss on the held-out lists", metrics.get("loss", 0.0))
         return metrics

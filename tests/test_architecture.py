@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "align/kernels": LIBRARIES | {"align.kernels", "cuda"},
     "align/data": LIBRARIES
     | {"align.types", "align.errors", "align.data", "rewards.grading", "datasets", "transformers", "tokenizers"}
-    | {"pyarrow", "rich", "jinja2", "accelerate"},
+    | {"align.progress", "pyarrow", "rich", "jinja2", "accelerate"},
     "rewards": LIBRARIES
     | {"rewards", "align.kernels", "align.packing", "transformers", "safetensors", "peft", "huggingface_hub", "yaml"},
 }

@@ -15,6 +15,7 @@ from align.data.select import Selection, hold_out, reduce_row, without_prompts_o
 from align.data.sources import Source, read_source
 from align.data.tokenize import COUNTS, tokenize_rows
 from align.errors import UserError
+from align.progress import stage
 from rewards.grading import GradeMethod, grades_from_rewards
 
 Owners = dict[str, SourceAudit]
@@ -135,7 +136,8 @@ def _read_sources(
     rows: list[Row] = []
     owners: Owners = {}
     for source in sources:
-        got = read_source(source.path, split=source.split, revision=source.revision, limit=limit)
+        with stage(f"reading {source.path}"):
+            got = read_source(source.path, split=source.split, revision=source.revision, limit=limit)
         tally = SourceAudit(source.path, source.split, part, source.weight, got.read, 0, got.refused)
         audit.sources.append(tally)
         bad: list[str] = []

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from align.data.contrast import CONTEXTS, Templates, contrast_contexts
 from align.data.schema import Row, is_messages, is_token_ids
 from align.data.texts import PLAIN_TEMPLATE, prompt_text, render
 from align.errors import UserError
+from align.progress import Advance, progress, stage
 
 COLUMNS = Features(
     {
@@ -114,7 +116,6 @@ def tokenize_rows(
     features = Features({**COLUMNS, **COUNTS, **extra})
     if not rows:
         return Dataset.from_dict({name: [] for name in features}, features=features)
-    _check(rows, tokenizer, chat_template, append_eos)
     options = {
         "chat_template": chat_template,
         "max_length": max_length,
@@ -123,28 +124,56 @@ def tokenize_rows(
         "append_eos": append_eos,
         "contrast": contrast,
     }
-    content = _content(rows)
-    if token_weights:
-        content["token_weights"] = [_weights_of(row) for row in rows]
-    key = _fingerprint(content, tokenizer, options)
+    with stage(f"checking {len(rows)} rows"):
+        _check(rows, tokenizer, chat_template, append_eos)
+        content = _content(rows)
+        if token_weights:
+            content["token_weights"] = [_weights_of(row) for row in rows]
+        key = _fingerprint(content, tokenizer, options)
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "align"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"tokens-{key}.arrow"
     if file.exists():  # `map` would find it too, but with all texts in memory
         return Dataset.from_file(str(file))
-    return Dataset.from_dict(content).map(
-        tokenize_batch,
-        batched=True,
-        batch_size=256,
-        num_proc=workers if workers > 1 else None,
-        remove_columns=["texts"],
-        features=features,
-        fn_kwargs={"tokenizer": tokenizer, **options},
-        new_fingerprint=key,
-        cache_file_name=str(file),
-        load_from_cache_file=True,
-        desc="tokenising",
-    )
+    alone = workers == 1  # several processes have datasets' own bar
+    with progress("tokenising", len(rows), unit="rows", show=alone) as advance, _own_bars(off=alone):
+        return Dataset.from_dict(content).map(
+            _counted(advance) if alone else tokenize_batch,
+            batched=True,
+            batch_size=256,
+            num_proc=None if alone else workers,
+            remove_columns=["texts"],
+            features=features,
+            fn_kwargs={"tokenizer": tokenizer, **options},
+            new_fingerprint=key,
+            cache_file_name=str(file),
+            load_from_cache_file=True,
+            desc="tokenising",
+        )
+
+
+@contextmanager
+def _own_bars(*, off: bool) -> Iterator[None]:
+    """Datasets' bars, off inside if asked; afterwards as they were."""
+    on = off and not datasets.are_progress_bars_disabled()
+    if on:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if on:
+            datasets.enable_progress_bars()
+
+
+def _counted(advance: Advance) -> Callable[..., dict[str, list[Any]]]:
+    """`tokenize_batch` that says how far it has come."""
+
+    def tokenize(batch: dict[str, list[Any]], **options: Any) -> dict[str, list[Any]]:
+        columns = tokenize_batch(batch, **options)
+        advance(len(batch["texts"]))
+        return columns
+
+    return tokenize
 
 
 def tokenize_batch(

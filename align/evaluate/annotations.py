@@ -16,6 +16,7 @@ from align.data.schema import BadRow, malformed
 from align.data.sources import records
 from align.errors import UserError
 from align.evaluate.winrate import Gamed, length_controlled, length_feature, win_rate
+from align.progress import stage
 from align.run_directory import write_json
 
 WINNERS = {"baseline": 0.0, "tie": 0.5, "model": 1.0}
@@ -180,6 +181,7 @@ def _names(rows: Sequence[Annotation]) -> tuple[str, str]:
     return rows[0].names
 
 
+@stage("fitting the win rate at equal lengths")
 def _controlled(judged: Sequence[Annotation], labels: Sequence[float], read: int, gamed: str | None) -> dict[str, Any]:
     lengths = []
     for row in judged:

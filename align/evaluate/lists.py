@@ -11,6 +11,7 @@ from align.loss import ListLoss
 from align.metrics import Sums
 from align.model.forward import TokenScorer, evaluating
 from align.model.policy import Policy
+from align.progress import progress
 from align.types import ListBatch
 
 OUTPUTS = ("logprob", "entropy")
@@ -26,6 +27,7 @@ def evaluate_lists(
     tokens_per_batch: int,
     accelerator: Accelerator,
     changes: dict[int, float] | None = None,
+    label: str = "evaluating",
 ) -> dict[str, float]:
     """Mean loss and metrics over lists; the same figures for every `tokens_per_batch` and number of processes.
 
@@ -33,13 +35,15 @@ def evaluate_lists(
         scorer: the policy's model, in any mode; its mode is restored.
         lists: the same on every process, which takes its share.
         changes: filled with `best_logprob_change` by the place in `lists` of those that this process took.
+        label: beside the progress bar.
     """
     sums = Sums()
     own = [lists[i] | {"place": i} for i in range(accelerator.process_index, len(lists), accelerator.num_processes)]
     batches = agreed_micro_batches(
         own, tokens_per_batch=tokens_per_batch, accelerator=accelerator, packed=policy.packing
     )
-    with evaluating(scorer):
+    shown = progress(label, len(own), unit="lists", show=accelerator.is_main_process)
+    with evaluating(scorer), shown as advance:
         for examples in batches:
             batch = policy.collate(examples or [lists[0]])
             with accelerator.autocast():
@@ -49,6 +53,7 @@ def evaluate_lists(
             losses = loss(stats, reference, batch)
             values = {"loss": losses, **loss.metrics(batch, stats, reference, scores)}
             sums.add(values, counts=bool(examples))
+            advance(len(examples))
             if changes is not None and policy.has_reference:
                 changes |= zip([e["place"] for e in examples], values["best_logprob_change"].tolist(), strict=False)
     return sums.means(accelerator)

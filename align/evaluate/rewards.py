@@ -14,6 +14,7 @@ from align.data.schema import Row, Text
 from align.data.sources import read_source
 from align.errors import UserError
 from align.evaluate.reward_tables import ALL, sentences, tables
+from align.progress import stage
 from align.run_directory import write_json
 from rewards import Reward, load_scorer, read_reward
 from rewards.benchmarks import (
@@ -111,7 +112,8 @@ def evaluate_rewards(
         UserError: a row cannot be judged, or does not fit the benchmark.
     """
     console = console or Console()
-    source = read_source(path, split=split, limit=limit)
+    with stage(f"reading {path}"):
+        source = read_source(path, split=split, limit=limit)
     rows = [row for row in map(_by_given_grades, source.rows) if _orders(row, scored=reward is not None)]
     if not rows:
         raise UserError(f"{path}: no row grades two completions differently, so there is nothing to judge rewards by")
@@ -174,6 +176,7 @@ def measure(judged: Sequence[Judged], *, by: str, ties: float, bins: int) -> dic
     }
 
 
+@stage("scoring completions of other prompts")
 def off_topic_figures(judged: Sequence[Judged], scorer: RewardScorer) -> dict[str, float]:
     """How often a prompt's own best completion beats one of another prompt that is at least twice as long.
 
@@ -251,6 +254,7 @@ def _answer(row: Row, column: str) -> Any:
     return answer
 
 
+@stage("scoring the rows")
 def _judge(rows: Sequence[Row], scorer: RewardScorer | None) -> list[Judged]:
     if scorer is None:
         return [Judged(row, row.rewards or (), row.grades or ()) for row in rows]

@@ -49,12 +49,14 @@ def sample_completions(
     prompt_ids: list[list[int]],
     *,
     per_prompt: int = 1,
+    advance: Callable[[int], None] = lambda done: None,
     **options: Any,
 ) -> list[list[str]]:
     """`sample_tokens` as texts.
 
     Args:
         model, tokenizer, prompt_ids, per_prompt, options: as for `sample_tokens`.
+        advance: told of every completion.
 
     Returns:
         `per_prompt` texts for each prompt, without special tokens; a text is empty where the end came at once.
@@ -65,6 +67,7 @@ def sample_completions(
     ends = end_ids(model, tokenizer)
     for prompt, sample, sampled in sample_tokens(model, tokenizer, prompt_ids, per_prompt=per_prompt, **options):
         texts[prompt][sample] = completion_text(tokenizer, prompt_ids[prompt], sampled.ids, ends)
+        advance(1)
     return texts
 
 

@@ -14,6 +14,7 @@ from align.data.collate import Example
 from align.evaluate.lists import reference_logprobs
 from align.model.forward import TokenScorer, evaluating
 from align.model.policy import Policy
+from align.progress import progress
 from align.run_directory import write_text
 from align.types import ListBatch
 
@@ -72,10 +73,12 @@ class TokenView:
     @torch.no_grad()
     def _values(self, score: Callable[[ListBatch], Tensor]) -> TokenValues:
         values = []
-        with evaluating(self.scorer), self.accelerator.autocast():
+        shown = progress("token by token", len(self.examples), unit="lists", show=bool(self.examples))
+        with shown as advance, evaluating(self.scorer), self.accelerator.autocast():
             for example in self.examples:
                 found = score(self.policy.collate([example])).tolist()
                 values.append([own[: len(ids)] for own, ids in zip(found, example["completion_ids"], strict=True)])
+                advance()
         return values
 
 

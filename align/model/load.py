@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from align.errors import UserError
+from align.progress import stage
 
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
@@ -184,6 +185,7 @@ def first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+@stage("fetching from the hub or its cache")
 def _download(model: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     try:
         skip = ["*/*", "consolidated*"]  # other formats' copies of the weights

@@ -32,6 +32,7 @@ from align.model.identity import Identity, base_identity, reference_identity
 from align.model.load import load_model, load_tokenizer, model_folder
 from align.model.packing import enable_packing
 from align.packing import packed_collate
+from align.progress import stage
 from align.types import ListBatch
 
 LORA = Lora()
@@ -163,6 +164,7 @@ class Policy:
         self.trained = True
 
 
+@stage("loading the model")
 def load_policy(
     model: str,
     *,

@@ -27,6 +27,7 @@ from align.model.load import load_tokenizer, model_folder
 from align.model.packing import enable_packing
 from align.model.policy import Policy
 from align.packing import Tree, packed_collate
+from align.progress import stage
 from align.types import ListBatch
 
 MOMENTUM_FILE = "set_gradients.safetensors"
@@ -127,6 +128,7 @@ def read_rewards(model: nn.Module, batch: ListBatch, tree: Tree | None = None) -
     return base(input_ids=batch.input_ids, attention_mask=mask.long()).logits.float()
 
 
+@stage("loading the model")
 def load_reward_model(
     model: str,
     *,

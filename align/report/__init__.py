@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align.errors import UserError
+from align.progress import stage
 from align.report.charts import COLOURS
 from align.report.page import render
 from align.report.reading import read_run
@@ -12,6 +13,7 @@ from align.run_directory import write_text
 PAGE = "report.html"
 
 
+@stage("writing the report")
 def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
     """Write the page of one run, or of several with their curves laid over each other.
 

@@ -9,6 +9,7 @@ import torch
 from align.model.checks import tolerance
 from align.model.forward import score_tokens
 from align.model.policy import Policy
+from align.progress import stage
 from align.rollout.engine import Engine, Sampling
 
 log = logging.getLogger("align")
@@ -29,6 +30,7 @@ class Agreement:
 
 
 @torch.no_grad()
+@stage("comparing the engine with the trainer")
 def check_agreement(
     engine: Engine, policy: Policy, prompts: Sequence[list[int]], sampling: Sampling, *, bound: float | None
 ) -> Agreement:

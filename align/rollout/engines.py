@@ -11,6 +11,7 @@ import torch
 from align.errors import UserError
 from align.model.adapters import AdaLora, Dora, Eva, Full, Ia3, Miss, Olora, Pissa
 from align.model.load import load_tokenizer, model_folder
+from align.progress import stage
 from align.recipe import Recipe
 from align.rollout.config import Contrast, TransferQ, Transformers, Vllm, VllmServer
 from align.rollout.engine import Engine
@@ -26,6 +27,7 @@ from rewards.types import ScorerError
 log = logging.getLogger("align")
 
 
+@stage("starting the engine")
 def open_engine(recipe: Recipe, folder: Path) -> Engine:
     """The engine that `rollout.engine` names, with the base model loaded or ready to be.
 

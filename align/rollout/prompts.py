@@ -15,6 +15,7 @@ from align.data.schema import is_messages
 from align.data.select import prompt_key
 from align.errors import UserError
 from align.model.load import load_tokenizer, model_folder
+from align.progress import stage
 from align.recipe import Recipe
 from align.rollout.config import Contrast, DecodingConfig, TransferQ
 
@@ -41,6 +42,7 @@ class PromptSet:
         return replace(self, rows=[self.rows[i] for i in places], ids=[self.ids[i] for i in places], contexts=contexts)
 
 
+@stage("reading the prompts")
 def read_prompts(recipe: Recipe) -> PromptSet:
     """The prompts of `data.sources`, each once, as many as leave room for a completion.
 

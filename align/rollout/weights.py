@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from align.errors import UserError
 from align.export import find_trained, write_files
 from align.model.identity import file_digest
+from align.progress import stage
 from align.rollout.engine import Weights
 from align.run_directory import write_json
 
@@ -26,6 +27,7 @@ Kind = Literal["adapter", "merged"]
 Shapes = dict[str, tuple[int, ...]]
 
 
+@stage("writing weights for the engine")
 def write_weights(trained: Path, output: Path, *, kind: Kind, version: int, dtype: str) -> Weights:
     """Make the folder that an engine loads, all of it or nothing; what is there already is used.
 

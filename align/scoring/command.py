@@ -14,7 +14,7 @@ from rich.table import Table
 
 from align.data.schema import malformed
 from align.errors import UserError
-from align.progress import progress
+from align.progress import progress, stage
 from align.scoring.assemble import assembled, part_names
 from align.scoring.cache import RewardCache, default_cache_dir
 from align.scoring.items import Item, windows
@@ -74,7 +74,8 @@ def score_rows(
     # Without a GPU accelerate starts no process group unless it is told that this is meant.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     specs = [_overlaid(read_reward(spec), exact, tokens_per_batch) for spec in rewards]
-    parts = [Part(spec.scorer, scorer_digest(spec.scorer), k) for k, spec in enumerate(specs)]
+    with stage("reading the scorers' files"):
+        parts = [Part(spec.scorer, scorer_digest(spec.scorer), k) for k, spec in enumerate(specs)]
     description = {
         "input": _input_identity(path, split, output),
         "rewards": [spec.model_dump(mode="json") for spec in specs],
@@ -125,6 +126,7 @@ def _input_identity(path: str, split: str | None, output: str) -> dict[str, Any]
     return {"path": path, "split": split, "files": stats}
 
 
+@stage("reading the rows")
 def _check_rows(read: Iterator, on_error: OnError) -> tuple[int, int]:
     """Read the whole input once before anything is scored.
 
@@ -183,6 +185,7 @@ def _tallies(parts: Sequence[Part]) -> dict[str, float]:
     }
 
 
+@stage("writing the output")
 def _finish(
     job: Job,
     specs: Sequence[Reward],
