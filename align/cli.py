@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -113,12 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate_rewards(what)
     _add_evaluate_winrate(what)
 
-    report = commands.add_parser(
-        "report", help="one self-contained HTML page of a run, or of several beside each other"
-    )
-    report.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, finished or not")
-    report.add_argument("--output", metavar="FILE", help="the page (default: report.html in the run directory)")
-    report.set_defaults(run=_report)
+    _add_report(commands)
+    _add_chat(commands)
 
     doctor = commands.add_parser("doctor", help="what this machine can do, and what to install for the rest")
     doctor.add_argument("--install", choices=("rollout", "rollout-cpu"), help="install this extra")
@@ -136,6 +133,27 @@ def _positive(text: str) -> int:
 def _count(text: str) -> int:
     """A whole number of 0 or more."""
     return 0 if text == "0" else _positive(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _not_negative(text: str) -> float:
+    """A number of 0 or more."""
+    if not 0 <= _number(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of 0 or more")
+    return float(text)
+
+
+def _share(text: str) -> float:
+    """A number above 0 and up to 1."""
+    if not 0 < _number(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0 and up to 1")
+    return float(text)
 
 
 def _add_score(commands: Any) -> None:
@@ -156,6 +174,35 @@ def _add_score(commands: Any) -> None:
     score.add_argument("--cache", metavar="FOLDER", help="where rewards are kept for other jobs")
     score.add_argument("--no-cache", action="store_true", help="neither read nor keep rewards there")
     score.set_defaults(run=_score)
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser(
+        "report", help="one self-contained HTML page of a run, or of several beside each other"
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, finished or not")
+    report.add_argument("--output", metavar="FILE", help="the page (default: report.html in the run directory)")
+    report.set_defaults(run=_report)
+
+
+def _add_chat(commands: Any) -> None:
+    text = "one prompt to a run's policy and to what it was before training, beside each other"
+    chat = commands.add_parser("chat", help=text, description=text)
+    chat.add_argument("model", metavar="RUN_OR_PATH", help="a run directory, an adapter's folder, or a model")
+    chat.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="answer this and end; repeatable (default: typed)"
+    )
+    chat.add_argument("--system", metavar="TEXT", help="a system message before every conversation")
+    chat.add_argument("--plain", action="store_true", help="continue the text, without the model's chat template")
+    chat.add_argument("--chat-template", metavar="FILE", help="a Jinja file in place of the run's own")
+    own = "(default: as the run's recipe has it"
+    chat.add_argument("--max-tokens", type=_positive, metavar="N", help=f"tokens of an answer {own}, else 256)")
+    chat.add_argument("--temperature", type=_not_negative, help=f"0 takes the likeliest token {own}, else 1)")
+    chat.add_argument("--top-k", type=_count, help=f"only so many of the likeliest tokens, 0 for all {own}, else 0)")
+    chat.add_argument("--top-p", type=_share, help=f"only the likeliest tokens of this probability {own}, else 1)")
+    chat.add_argument("--seed", type=_count, help=f"the same for both {own}, else 0)")
+    chat.add_argument("--json", action="store_true", help="a line of JSON for each prompt")
+    chat.set_defaults(run=_chat)
 
 
 def _add_evaluate_rewards(what: Any) -> None:
@@ -253,6 +300,24 @@ def _evaluate_winrate(parsed: argparse.Namespace) -> None:
     evaluate_winrate(parsed.annotations, controlled=parsed.length_controlled, gamed=parsed.gamed, json_path=parsed.json)
 
 
+def _chat(parsed: argparse.Namespace) -> None:
+    from align.chat import chat
+
+    chat(
+        parsed.model,
+        prompts=parsed.prompt,
+        system=parsed.system,
+        plain=parsed.plain,
+        chat_template=parsed.chat_template,
+        seed=parsed.seed,
+        as_json=parsed.json,
+        max_tokens=parsed.max_tokens,
+        temperature=parsed.temperature,
+        top_k=parsed.top_k,
+        top_p=parsed.top_p,
+    )
+
+
 def _report(parsed: argparse.Namespace) -> None:
     from align.report import write_report
 
@@ -296,6 +361,7 @@ MODULES = {
     _evaluate_rows: "align.evaluate.rows",
     _evaluate_rewards: "align.evaluate.rewards",
     _evaluate_winrate: "align.evaluate.annotations",
+    _chat: "align.chat",
     _report: "align.report",
     _score: "align.scoring",
     _doctor: "align.doctor",

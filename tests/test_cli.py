@@ -40,6 +40,7 @@ def fails(capsys, *arguments: str) -> str:
         ["evaluate", "rows"],
         ["evaluate", "winrate"],
         ["report"],
+        ["chat"],
         ["doctor"],
     ],
 )

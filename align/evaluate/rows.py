@@ -51,7 +51,7 @@ def evaluate_rows(
         UserError: rows or model cannot be read or do not fit.
     """
     console = console or Console()
-    policy, loss, template = _load(model, chat_template)
+    policy, loss, template = load_measured(model, chat_template)
     given = {"grades": grades, "max_length": max_length, "append_eos": append_eos}
     prepared = prepare_data(
         sources=[Source(path, split=split)],
@@ -79,8 +79,8 @@ def evaluate_rows(
     return metrics
 
 
-def _load(model: str, chat_template: str | None) -> tuple[Policy, ListLoss, str | None]:
-    """The policy, how it scores, and the chat template."""
+def load_measured(model: str, chat_template: str | None) -> tuple[Policy, ListLoss, str | None]:
+    """The policy of a run, an adapter or a plain model, how it scores, and the chat template."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = Path(model)
     if (folder / "recipe.yaml").exists():

@@ -88,6 +88,7 @@ def sample_tokens(
     per_prompt: int = 1,
     tokens_per_batch: int = 8192,
     done: Container[int] = (),
+    watch: Callable[[list[str]], None] | None = None,
 ) -> Iterator[tuple[int, int, Sampled]]:
     """Sample completions; a row's token is argmax_v (logit_v / temperature + Gumbel noise), which samples the softmax.
 
@@ -110,6 +111,7 @@ def sample_tokens(
         per_prompt: Completions of each prompt; they are all the same where the temperature is 0.
         tokens_per_batch: Rows times (prompt and completion) tokens of one `generate` at most.
         done: Prompts whose completions are not wanted; a batch that has others too is the same as without this.
+        watch: Told, after every token, what the batch's rows have written so far.
 
     Returns:
         (prompt, sample, completion) as batches finish, the longest prompts first.
@@ -125,7 +127,7 @@ def sample_tokens(
         seeds = [row_seed(seed, prompt_ids[prompt], sample) for prompt, sample in batch]
         noise = GumbelNoise(seeds, temperature, top_k, top_p, model.device, min_p)
         with evaluating(model):
-            drawn = _generate(model, tokenizer, prompts, max_tokens, noise, ends, stop)
+            drawn = _generate(model, tokenizer, prompts, max_tokens, noise, ends, stop, watch)
         for (prompt, sample), sampled in zip(batch, drawn, strict=True):
             if prompt not in done:
                 yield prompt, sample, sampled
@@ -194,6 +196,17 @@ class _StopTexts(StoppingCriteria):
         return torch.tensor([row in self.lengths for row in range(len(input_ids))], device=input_ids.device)
 
 
+class _Watched(StoppingCriteria):
+    """Ends nothing; tells what was written so far."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, watch: Any, width: int) -> None:
+        self.tokenizer, self.watch, self.width = tokenizer, watch, width
+
+    def __call__(self, input_ids: Int[Tensor, "R T"], scores: Any, **_: Any) -> Bool[Tensor, " R"]:
+        self.watch(self.tokenizer.batch_decode(input_ids[:, self.width :], skip_special_tokens=True))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 def _generate(
     model: Policy,
     tokenizer: PreTrainedTokenizerBase,
@@ -202,6 +215,7 @@ def _generate(
     noise: GumbelNoise,
     ends: list[int],
     stop: Sequence[str],
+    watch: Callable[[list[str]], None] | None,
 ) -> list[Sampled]:
     """Each row's completion, from a left-padded batch; what follows a row's end token is padding."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
@@ -219,12 +233,13 @@ def _generate(
         use_cache=True,
     )
     stops = _StopTexts(tokenizer, stop, width)
+    criteria = [stops] * bool(stop) + [_Watched(tokenizer, watch, width)] * bool(watch)
     output = model.generate(  # type: ignore[operator]  # transformers keeps it outside PreTrainedModel
         input_ids=input_ids,
         attention_mask=mask,
         generation_config=config,
         logits_processor=LogitsProcessorList([noise]),
-        stopping_criteria=StoppingCriteriaList([stops] if stop else []),
+        stopping_criteria=StoppingCriteriaList(criteria),
     )
     figures = torch.stack(noise.figures, -1)
     drawn = []
