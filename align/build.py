@@ -18,10 +18,10 @@ from align.model.load import load_tokenizer
 from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
 from align.objectives import PROPERTIES, ObjectiveConfig, check_grades, check_score
-from align.objectives.token_reg import Column
+from align.objectives.score_config import Column
 from align.recipe import Recipe
 from align.reward_loss import RewardLoss, build_reward_loss, ranks
-from rewards.heads import Attributes, BradleyTerry
+from rewards.head_config import Attributes, BradleyTerry
 
 
 def loss_of(recipe: Recipe) -> ListLoss | RewardLoss:

@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if rest:  # argparse takes positional arguments in one run only; an option may stand between overrides
         parsed.overrides += rest
     try:
+        if "overrides" in parsed:
+            parsed.recipe = _recipe(parsed)
         _load_libraries(MODULES[parsed.run])
         parsed.run(parsed)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
@@ -41,12 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _of_user(error: Exception) -> str | None:
     """What to say of a user's mistake; None of any other failure."""
-    rewards: Any = sys.modules.get("rewards.types")  # there as soon as anything scores; it imports torch
+    rewards: Any = sys.modules.get("rewards.types")  # there as soon as anything scores
     if isinstance(error, UserError) or (rewards and isinstance(error, rewards.ScorerError)):
         return str(error)
     if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError) and error.filename:
         return f"{error.filename}: {error.strerror}; give a path that can be written"
     return None
+
+
+def _recipe(parsed: argparse.Namespace) -> Any:
+    """The recipe with its overrides; a mistake in it is answered before torch is imported, which takes seconds."""
+    from align.recipe import load_recipe
+
+    return load_recipe(parsed.recipe, parsed.overrides)
 
 
 def _load_libraries(module: str) -> None:
@@ -230,30 +239,26 @@ def _add_evaluate_winrate(what: Any) -> None:
 
 def _inspect(parsed: argparse.Namespace) -> None:
     from align.inspect import inspect_recipe
-    from align.recipe import load_recipe
 
-    inspect_recipe(load_recipe(parsed.recipe, parsed.overrides), rows=parsed.rows)
+    inspect_recipe(parsed.recipe, rows=parsed.rows)
 
 
 def _annotate(parsed: argparse.Namespace) -> None:
     from align.annotate import annotate
-    from align.recipe import load_recipe
 
-    annotate(load_recipe(parsed.recipe, parsed.overrides))
+    annotate(parsed.recipe)
 
 
 def _train(parsed: argparse.Namespace) -> None:
-    from align.recipe import load_recipe
     from align.runs import train
 
-    train(load_recipe(parsed.recipe, parsed.overrides))
+    train(parsed.recipe)
 
 
 def _rollout(parsed: argparse.Namespace) -> None:
-    from align.recipe import load_recipe
     from align.rollout.sample import rollout
 
-    rollout(load_recipe(parsed.recipe, parsed.overrides))
+    rollout(parsed.recipe)
 
 
 def _export(parsed: argparse.Namespace) -> None:

@@ -22,9 +22,9 @@ from align.objectives import (
     wpo_list_weights,
     wpo_weights,
 )
-from align.objectives.pointwise import Sft
-from align.objectives.scores import LikelihoodMean
-from align.objectives.token_reg import Tgdpo, TokenReg, TokenWeights, list_places, tgdpo_weights, token_reg
+from align.objectives.config import Sft
+from align.objectives.score_config import LikelihoodMean, Tgdpo, TokenReg, TokenWeights
+from align.objectives.token_reg import list_places, tgdpo_weights, token_reg
 from align.types import ListBatch, TokenStats
 
 

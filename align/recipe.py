@@ -14,14 +14,12 @@ from align.errors import UserError
 from align.model.adapters import AdaLora
 from align.model.config import ContrastSection, PolicySection, ReferenceSection, TokenRewards
 from align.objectives import PROPERTIES, ObjectiveConfig, ScoreConfig, unknown_objective
-from align.objectives.scores import LengthDesensitised, LogRatio, ReverseKL
-from align.objectives.token_reg import Tgdpo, TokenReg, TokenWeights
-from align.reward_loss import RewardSection, build_reward_loss
+from align.objectives.score_config import LengthDesensitised, LogRatio, ReverseKL, Tgdpo, TokenReg, TokenWeights
 from align.rollout.config import OnlineSection, RolloutSection
-from align.training import TrainSection
-from align.types import Strict
-from rewards import ScorerConfig
-from rewards.heads import Attributes, BradleyTerry, RewardObjective
+from align.section import Strict
+from align.settings import RewardSection, TrainSection, check_reward_objectives
+from rewards.config import ScorerConfig
+from rewards.head_config import Attributes, BradleyTerry, RewardObjective
 
 __all__ = ["Recipe", "SourceSection", "dump_recipe", "load_recipe", "parse_recipe"]
 
@@ -138,7 +136,7 @@ class Recipe(Strict):
             raise ValueError("data.append_eos: a reward model reads a text as it will be scored; leave it out")
         if self.reward.balance == "more" and len(self.data.sources) < 2:
             raise ValueError("reward.balance: `more` weighs several data.sources; give two or more, or remove it")
-        build_reward_loss(self.reward, self.objective, sources=len(self.data.sources))
+        check_reward_objectives(self.reward, self.objective)
 
     def _check_regularizer(self) -> None:
         if not self.objective or PROPERTIES[self.objective[0].name].min_list_size < 2:

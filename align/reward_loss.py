@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
 from align.data.collate import Example
@@ -20,47 +19,18 @@ from align.errors import UserError
 from align.evaluate.ranking import ranking_metrics
 from align.model.reward import RewardBatch, RewardModel
 from align.objectives import OBJECTIVES, Objective
-from align.types import ListBatch, Strict
-from rewards.heads import (
-    LEVELS,
-    Attributes,
-    BradleyTerry,
-    bradley_terry,
-    fidelity,
-    min_norm_weights,
-    soft_bin_loss,
-    squared_error,
-)
+from align.settings import RewardSection
+from align.types import ListBatch
+from rewards.head_config import Attributes, BradleyTerry
+from rewards.heads import LEVELS, bradley_terry, fidelity, min_norm_weights, soft_bin_loss, squared_error
 
 log = logging.getLogger("align")
 
-LISTWISE = (
-    "exo_list",
-    "hinge",
-    "lambda",
-    "list_mle",
-    "logistic",
-    "pl_policy_gradient",
-    "pointwise_mse",
-    "pointwise_sigmoid",
-    "softmax",
-)
-"""Objectives of policies that a reward can take the place of the score in."""
 RATES = {"squared": squared_error, "soft_bins": soft_bin_loss}
 SMOOTHING = 0.99
 """Share of the newest gradient in MORE's running mean."""
 
 Terms = Sequence[Objective | BradleyTerry | Attributes]
-
-
-class RewardSection(Strict):
-    """The head of a reward model."""
-
-    outputs: Annotated[tuple[str, ...], Field(min_length=1)] = ("reward",)
-    """Names of the head's outputs: `[reward]`, or attributes such as `[helpfulness, depth]`; the first ranks lists."""
-    balance: Literal["mean", "more"] = "mean"
-    """Several sources: the plain mean over lists, or MORE's weights, under which the sets' gradients on the head agree
-    best."""
 
 
 @dataclass(frozen=True)
@@ -151,13 +121,10 @@ class RewardLoss:
 
 
 def build_reward_loss(section: RewardSection, objectives: Terms, *, sources: int) -> RewardLoss:
-    """The loss that a recipe's `reward` and `objective` describe.
+    """The loss that a recipe's `reward` and `objective` describe; `check_reward_objectives` has found no fault in them.
 
     Args:
         sources: how many the recipe has.
-
-    Raises:
-        UserError: an objective that is not defined on rewards, or an output that the head does not have.
     """
     terms = [_term(objective, section.outputs) for objective in objectives]
     return RewardLoss(terms, section.outputs, sets=sources if section.balance == "more" else 1)
@@ -222,14 +189,9 @@ def _term(objective: Objective | BradleyTerry | Attributes, names: Sequence[str]
         return Term(objective.weight, lambda rewards, ratings, batch: _regression(objective, rewards, ratings, batch))
     if isinstance(objective, BradleyTerry):
         return Term(objective.weight, _bradley_terry(objective, _output(objective, names)))
-    name = objective.model_dump()["name"]
-    if name not in LISTWISE or objective.score is not None:
-        what = f"`{name}`" if name not in LISTWISE else f"`score` of `{name}`"
-        raise UserError(
-            f"objective: {what} is about a policy's log-probabilities; a reward model takes bradley_terry, attributes "
-            f"or one of {', '.join(LISTWISE)}, without a score"
-        )
-    function = partial(OBJECTIVES[name], **objective.model_dump(exclude={"name", "weight", "score"}))
+    function = partial(
+        OBJECTIVES[objective.model_dump()["name"]], **objective.model_dump(exclude={"name", "weight", "score"})
+    )
     return Term(objective.weight, lambda rewards, _, batch: function(rewards[:, :, 0], batch.grades, batch.list_mask))
 
 
@@ -242,8 +204,6 @@ def _bradley_terry(objective: BradleyTerry, output: int) -> Callable[..., Float[
 
 
 def _output(objective: BradleyTerry, names: Sequence[str]) -> int:
-    if objective.output is not None and objective.output not in names:
-        raise UserError(f"objective.output: the head has no output {objective.output}; it has {', '.join(names)}")
     return names.index(objective.output) if objective.output is not None else 0
 
 

@@ -6,33 +6,14 @@ V vocabulary, H hidden width.
 
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
 LONGEST_WAIT = timedelta(days=30)
 """Of one process for the others; torch's half an hour is less than sampling or scoring can take."""
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Strict(BaseModel):
-    """Base of every recipe section: frozen, refuses unknown keys, attribute docstrings are the field descriptions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-def named(default: str) -> BeforeValidator:
-    """Lets one of several sections be given by its name alone, and the default's keys without a name."""
-
-    def read(value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        return {"name": default, **value} if isinstance(value, dict) else value
-
-    return BeforeValidator(read)
 
 
 @dataclass(frozen=True)

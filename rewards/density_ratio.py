@@ -1,27 +1,11 @@
 """How much likelier a strong model finds a completion than a weak one does (CDR)."""
 
 from collections.abc import Sequence
-from typing import Literal, Unpack
+from typing import Unpack
 
 from rewards.language_model import LanguageModel
 from rewards.texts import as_messages
-from rewards.types import Running, RunningOptions, Tally, Text
-
-
-class DensityRatio(Running):
-    """log strong - log weak of a completion, both told an instruction; each model has its own tokenizer."""
-
-    name: Literal["density_ratio"] = "density_ratio"
-    strong: str
-    """The better model, such as one trained on preferences: a local folder, or a hub name."""
-    weak: str
-    """The other, such as the model it was trained from."""
-    instruction: str | None = None
-    """What is asked of a good answer, before every prompt: a system message, or a paragraph before plain text."""
-    per_token: bool = False
-    """Divide by the number of the completion's tokens under the strong model's tokenizer."""
-    append_eos: bool = True
-    """A plain-text completion includes the end token."""
+from rewards.types import RunningOptions, Tally, Text
 
 
 class DensityRatioScorer:

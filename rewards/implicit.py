@@ -1,37 +1,10 @@
 """The implicit reward of a policy against its reference, as DPO and its relatives define it."""
 
 from collections.abc import Sequence
-from typing import Literal, Unpack
-
-from pydantic import PositiveFloat, model_validator
+from typing import Unpack
 
 from rewards.language_model import LanguageModel
-from rewards.types import Running, RunningOptions, Tally, Text
-
-
-class Implicit(Running):
-    """beta * (log policy - log reference) of a completion; the two are models, or one model with different adapters."""
-
-    name: Literal["implicit"] = "implicit"
-    model: str
-    """The policy: a local folder, or a hub name."""
-    adapter: str | None = None
-    """PEFT adapter of the policy."""
-    reference: str | None = None
-    """The reference; by default the same model."""
-    reference_adapter: str | None = None
-    """PEFT adapter of the reference, such as the SFT adapter that the policy's started from."""
-    beta: PositiveFloat = 1.0
-    per_token: bool = False
-    """Divide the log-ratio by the number of the completion's tokens."""
-    append_eos: bool = True
-    """A plain-text completion includes the end token, as in training."""
-
-    @model_validator(mode="after")
-    def _two_models(self) -> "Implicit":
-        if self.reference in (None, self.model) and self.adapter == self.reference_adapter:
-            raise ValueError("policy and reference are the same; give an `adapter`, or another `reference`")
-        return self
+from rewards.types import RunningOptions, Tally, Text
 
 
 class ImplicitScorer:

@@ -4,13 +4,11 @@ import re
 from collections.abc import Sequence
 from itertools import permutations
 from math import exp
-from typing import Literal, Unpack
-
-from pydantic import model_validator
+from typing import Unpack
 
 from rewards.language_model import LanguageModel
 from rewards.texts import plain, text_key
-from rewards.types import Running, RunningOptions, Tally, Text
+from rewards.types import RunningOptions, Tally, Text
 
 QUESTIONS = {
     "yes_no": "Question:\n{prompt}\n\nAnswer:\n{completion}\n\nIs this a good answer to the question? Reply Yes or No.",
@@ -19,39 +17,6 @@ QUESTIONS = {
     ),
 }
 VERDICTS = {"yes_no": ("Yes", "No"), "pairwise": ("A", "B")}
-
-
-class Judge(Running):
-    """A generative judge: asked about each completion, or about each two of a prompt's completions in both orders."""
-
-    name: Literal["judge"] = "judge"
-    model: str
-    """A local folder, or a hub name; a conversation goes through its chat template where it has one."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    mode: Literal["yes_no", "pairwise"] = "yes_no"
-    """What is asked. Pairwise rewards compare the completions of one prompt, so they depend on the list."""
-    question: str | None = None
-    """What the judge reads; {prompt} and {completion}, or {first} and {second}, stand for the texts."""
-    verdicts: tuple[str, str] | None = None
-    """The favourable verdict (or the first answer's name), then the other; by default Yes and No, or A and B."""
-    log_odds: bool = False
-    """Give the log-odds of the favourable verdict in place of its probability; not for pairwise."""
-
-    @property
-    def listwise(self) -> bool:
-        """Whether a reward depends on the other completions of its list."""
-        return self.mode == "pairwise"
-
-    @model_validator(mode="after")
-    def _question_names_the_texts(self) -> "Judge":
-        names = ("{prompt}", "{completion}") if self.mode == "yes_no" else ("{prompt}", "{first}", "{second}")
-        missing = [name for name in names if self.question is not None and name not in self.question]
-        if missing:
-            raise ValueError(f"question: does not hold {', '.join(missing)}; the judge would not see that text")
-        if self.mode == "pairwise" and self.log_odds:
-            raise ValueError("log_odds: pairwise rewards are mean probabilities of winning; remove it")
-        return self
 
 
 class JudgeScorer:

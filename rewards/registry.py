@@ -1,60 +1,44 @@
 """The scorers there are, and how a specification becomes one."""
 
 import difflib
-from collections.abc import Callable
+import importlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from rewards import rules
-from rewards.density_ratio import DensityRatio, DensityRatioScorer
-from rewards.implicit import Implicit, ImplicitScorer
-from rewards.judge import Judge, JudgeScorer
-from rewards.relevance import Relevance, RelevanceScorer
-from rewards.sequence_classifier import SequenceClassifier, SequenceClassifierScorer
-from rewards.served import Served, ServedScorer
+from rewards.config import (
+    Answer,
+    DensityRatio,
+    Format,
+    Function,
+    Implicit,
+    Judge,
+    Length,
+    Pattern,
+    Relevance,
+    ScorerConfig,
+    SequenceClassifier,
+    Served,
+)
 from rewards.types import ScorerError, Strict
 
-SCORERS: dict[type[Strict], Callable[..., Any]] = {
-    SequenceClassifier: SequenceClassifierScorer,
-    Implicit: ImplicitScorer,
-    DensityRatio: DensityRatioScorer,
-    Judge: JudgeScorer,
-    Relevance: RelevanceScorer,
-    Served: ServedScorer,
-    rules.Length: rules.length_scorer,
-    rules.Format: rules.format_scorer,
-    rules.Pattern: rules.pattern_scorer,
-    rules.Answer: rules.answer_scorer,
-    rules.Function: rules.function_scorer,
+SCORERS: dict[type[Strict], str] = {
+    SequenceClassifier: "sequence_classifier:SequenceClassifierScorer",
+    Implicit: "implicit:ImplicitScorer",
+    DensityRatio: "density_ratio:DensityRatioScorer",
+    Judge: "judge:JudgeScorer",
+    Relevance: "relevance:RelevanceScorer",
+    Served: "served:ServedScorer",
+    Length: "rules:length_scorer",
+    Format: "rules:format_scorer",
+    Pattern: "rules:pattern_scorer",
+    Answer: "rules:answer_scorer",
+    Function: "rules:function_scorer",
 }
-"""Configuration class -> scorer, which takes the configuration's fields as keywords."""
-
-
-def _named(value: Any) -> Any:
-    """A string names a sequence classifier, and so does a mapping without a name."""
-    value = {"model": value} if isinstance(value, str) else value
-    return {"name": "sequence_classifier", **value} if isinstance(value, dict) else value
-
-
-ScorerConfig = Annotated[
-    SequenceClassifier
-    | Implicit
-    | DensityRatio
-    | Judge
-    | Relevance
-    | Served
-    | rules.Length
-    | rules.Format
-    | rules.Pattern
-    | rules.Answer
-    | rules.Function,
-    Field(discriminator="name"),
-    BeforeValidator(_named),
-]
-"""Any scorer's configuration, for use as a pydantic field; a string names a sequence classifier's folder."""
+"""Configuration class -> module and name of the scorer, which takes the configuration's fields as keywords; most need
+torch, so a scorer is imported when it is used."""
 
 
 def load_scorer(spec: ScorerConfig | dict[str, Any] | str) -> Any:
@@ -77,7 +61,8 @@ def load_scorer(spec: ScorerConfig | dict[str, Any] | str) -> Any:
     except ValidationError as error:
         raise ScorerError(f"reward specification {spec!r}: {faults(error)}") from None
     fields = {name: value for name, value in config if name != "name"}
-    return SCORERS[type(config)](**fields)
+    module, name = SCORERS[type(config)].split(":")
+    return getattr(importlib.import_module(f"rewards.{module}"), name)(**fields)
 
 
 def read_tree(spec: Any) -> Any:

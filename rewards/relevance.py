@@ -1,43 +1,20 @@
 """Relevance of a completion to its prompt or to a reference answer, regularised by length and repetition (R3)."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
-from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 from transformers import AutoModel
 
 from rewards.backbone import batches_by_length, right_padded
 from rewards.loading import context, folder_of, load_model, load_tokenizer
 from rewards.texts import plain
-from rewards.types import RowError, Running, RunningOptions, Tally, Text
+from rewards.types import RowError, RunningOptions, Tally, Text
 
 RELEVANCE_RANGE = 3.5
 """Relevance to a reference answer that counts as full; the authors' figure for Contriever."""
-
-
-class Relevance(Running):
-    """Dot product of mean-pooled encoder states, times length and freedom from repetition."""
-
-    name: Literal["relevance"] = "relevance"
-    model: str
-    """An encoder such as Contriever: a local folder, or a hub name."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    answer_column: str | None = None
-    """The column that holds a reference answer to compare with; by default the prompt is compared with."""
-    max_words: PositiveInt | None = None
-    """Words of the longest answer that is wanted; needed with a reference answer."""
-    words_per_unit: PositiveFloat = 100.0
-    """A completion of so many words has length incentive 1."""
-
-    @model_validator(mode="after")
-    def _length_with_answer(self) -> "Relevance":
-        if (self.answer_column is None) != (self.max_words is None):
-            raise ValueError("relevance: `answer_column` and `max_words` go together; give both or none")
-        return self
 
 
 class RelevanceScorer:

@@ -7,109 +7,14 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Annotated, Any, Literal
-
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from typing import Any
 
 from rewards.texts import plain
-from rewards.types import RowError, ScorerError, Strict, Tally, Text
+from rewards.types import RowError, ScorerError, Tally, Text
 
 NUMBER = re.compile(r"-?(?:\d[\d,]*\.?\d*|\.\d+)(?:\s*/\s*\d+)?(?:[eE][+-]?\d+)?")
 ANSWER_MARKS = (r"\\boxed\{([^{}]*)\}", r"####\s*(.+)", r"(?i)answer(?: is|:)\s*(.+)")
 """Where a completion states its answer, the surest first."""
-
-
-class Length(Strict):
-    """1 for a completion whose length is within bounds, else 0."""
-
-    name: Literal["length"] = "length"
-    unit: Literal["words", "characters"] = "words"
-    min: NonNegativeInt = 0
-    max: PositiveInt | None = None
-
-    @model_validator(mode="after")
-    def _bounds(self) -> "Length":
-        if not self.min and self.max is None or self.max is not None and self.max < self.min:
-            raise ValueError(
-                f"length: from {self.min} to {self.max} bounds nothing; give `min`, a larger `max` or both"
-            )
-        return self
-
-
-class Format(Strict):
-    """1 for a completion of the given form, else 0."""
-
-    name: Literal["format"] = "format"
-    json_object: bool = False
-    """The whole completion is one JSON object."""
-    tags: tuple[str, ...] = ()
-    """The whole completion is these tags in this order, each opened and closed once: <think>...</think> for `think`."""
-
-    @model_validator(mode="after")
-    def _one_form(self) -> "Format":
-        if self.json_object == bool(self.tags):
-            raise ValueError("format: give one of `json_object: true` and `tags`")
-        return self
-
-
-class Pattern(Strict):
-    """1 for a completion that a regular expression matches, else 0."""
-
-    name: Literal["regex"] = "regex"
-    pattern: str
-    """Python's syntax; `.` does not match line ends unless the pattern says (?s)."""
-    whole: bool = False
-    """It must match the whole completion, white space around it aside; by default a part is enough."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"{value!r} is no regular expression ({error})") from None
-        return value
-
-
-class Answer(Strict):
-    """1 for a completion that gives the row's reference answer, else 0."""
-
-    name: Literal["answer"] = "answer"
-    answer_column: str = "answer"
-    """The column that holds the reference answer."""
-    kind: Literal["exact", "numeric"] = "exact"
-    """exact: the same text but for case, white space and a final point; numeric: the same number."""
-    pattern: str | None = None
-    """A regular expression whose first group is the completion's answer; by default the last \\boxed{...}, `#### ...`
-    or "answer is ...", else the whole text (exact) or its last number (numeric)."""
-    tolerance: Annotated[float, Field(ge=0)] = 1e-6
-    """By how much two numbers may differ, relative to the reference answer."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _has_a_group(cls, value: str | None) -> str | None:
-        try:
-            groups = 1 if value is None else re.compile(value).groups
-        except re.error as error:
-            raise ValueError(f"{value!r} is no regular expression ({error})") from None
-        if not groups:
-            raise ValueError(f"{value!r} has no group; put the answer's part in brackets")
-        return value
-
-
-class Function(Strict):
-    """A function of yours: module:function, called with a prompt and a completion."""
-
-    name: Literal["python"] = "python"
-    function: str
-    """Such as `my_rewards:politeness`, found from the current folder or among installed packages; gives a number."""
-
-    @field_validator("function")
-    @classmethod
-    def _names_a_function(cls, value: str) -> str:
-        if not re.fullmatch(r"[\w.]+:\w+", value):
-            raise ValueError(f"{value!r} is not of the form module:function")
-        return value
 
 
 class _Rule:

@@ -5,11 +5,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, Literal, Unpack, cast
+from typing import Any, Unpack, cast
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
@@ -25,32 +24,12 @@ from rewards.loading import (
     with_adapters,
 )
 from rewards.texts import cut, joint_ids, text_key
-from rewards.types import Running, RunningOptions, ScorerError, Tally, Text
+from rewards.types import RunningOptions, ScorerError, Tally, Text
 
 logger = logging.getLogger(__name__)
 
 OTHER_HEADS = ("v_head.summary", "v_head", "value_head", "reward_head", "rm_head", "regression_layer")
 """What reward models call their last linear layer where it is not transformers' `score`."""
-
-
-class SequenceClassifier(Running):
-    """A reward model in one of the usual layouts: a linear head on a decoder or encoder, weights in safetensors."""
-
-    name: Literal["sequence_classifier"] = "sequence_classifier"
-    model: str
-    """A local folder, or a hub name: a whole model, or a PEFT adapter with its head."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    label: Annotated[int, Field(ge=0)] | str | None = None
-    """Which output is the reward, by number or name; needed where the model has several, unless `weights` is given."""
-    weights: dict[str, float] | None = None
-    """Output name or number -> weight; the reward is then the weighted sum of these outputs."""
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> "SequenceClassifier":
-        if self.weights is not None and (self.label is not None or not self.weights):
-            raise ValueError("`weights` names one output or more and takes the place of `label`; give one of the two")
-        return self
 
 
 class SequenceClassifierScorer:

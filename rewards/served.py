@@ -6,37 +6,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from itertools import groupby
-from typing import Annotated, Any, Literal
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from pydantic import Field, PositiveFloat, PositiveInt
-
 from rewards.texts import as_messages, plain
-from rewards.types import RowError, ScorerError, Strict, Tally, Text
+from rewards.types import RowError, ScorerError, Tally, Text
 
 RETRIES = 4
 """How often a request is sent again after a failure that may pass, waiting 1, 2, 4, 8 seconds."""
-
-
-class Served(Strict):
-    """A model of `vllm serve MODEL --runner pooling`, or any server with the same endpoints."""
-
-    name: Literal["served"] = "served"
-    url: Annotated[str, Field(pattern=r"^https?://")]
-    """The server's address, such as http://localhost:8000."""
-    model: str
-    """The name that the server knows the model by."""
-    endpoint: Literal["classify", "score"] = "classify"
-    """classify: an output of a sequence classifier; score: the server's own relevance of completion to prompt."""
-    label: Annotated[int, Field(ge=0)] = 0
-    """Which output of a classifier is the reward."""
-    activation: bool = False
-    """Let the server apply its sigmoid or softmax; off: logits, as the model gives them here."""
-    texts_per_request: PositiveInt = 64
-    requests_at_once: PositiveInt = 4
-    timeout: PositiveFloat = 300.0
-    """Seconds to wait for one request."""
 
 
 class ServedScorer:

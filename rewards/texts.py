@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rewards.types import Messages, RowError, Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def prompt_texts(
     prompts: Sequence[Text],
     completions: Sequence[Text],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     templated: bool = False,
 ) -> list[tuple[str, bool]]:
@@ -24,7 +26,7 @@ def prompt_texts(
     ]
 
 
-def token_ids(texts: Sequence[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def token_ids(texts: Sequence[tuple[str, bool]], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     """Token ids, with the tokenizer's special tokens where neither a template nor a start token has come first."""
     bos = tokenizer.bos_token
     framed = [not templated and not (bos and text.startswith(bos)) for text, templated in texts]
@@ -41,7 +43,7 @@ def token_ids(texts: Sequence[tuple[str, bool]], tokenizer: PreTrainedTokenizerB
 def joint_ids(
     prompts: Sequence[Text],
     completions: Sequence[Text],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     templated: bool = False,
 ) -> list[list[int]]:
@@ -94,7 +96,7 @@ def as_messages(text: Text, role: str) -> Messages:
     return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 
-def _joint(prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
+def _joint(prompt: Text, completion: Text, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, bool]:
     if isinstance(prompt, str) and isinstance(completion, str):
         return prompt + completion, False
     asked, answer = as_messages(prompt, "user"), as_messages(completion, "assistant")
@@ -103,7 +105,7 @@ def _joint(prompt: Text, completion: Text, tokenizer: PreTrainedTokenizerBase) -
     return _render([*asked, *answer], tokenizer), True
 
 
-def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, before_answer: bool = False) -> str:
+def _render(messages: Messages, tokenizer: "PreTrainedTokenizerBase", *, before_answer: bool = False) -> str:
     if tokenizer.chat_template is None:
         raise RowError(
             f"{tokenizer.name_or_path}: the rows hold messages, but this tokenizer has no chat template; "

@@ -8,10 +8,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARIES = {"torch", "jaxtyping", "pydantic", "numpy"}
 MAY_IMPORT = {
-    "align/objectives": LIBRARIES | {"align.types", "align.errors", "align.objectives"},
+    "align/objectives": LIBRARIES | {"align.types", "align.section", "align.lazy", "align.errors", "align.objectives"},
     "align/kernels": LIBRARIES | {"align.kernels", "cuda"},
     "align/data": LIBRARIES
-    | {"align.types", "align.errors", "align.data", "rewards.grading", "datasets", "transformers", "tokenizers"}
+    | {"align.types", "align.section", "align.lazy", "align.errors", "align.data", "rewards.grading"}
+    | {"datasets", "transformers", "tokenizers"}
     | {"align.progress", "pyarrow", "rich", "jinja2", "accelerate"},
     "rewards": LIBRARIES
     | {"rewards", "align.kernels", "align.packing", "transformers", "safetensors", "peft", "huggingface_hub", "yaml"},

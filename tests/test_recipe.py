@@ -1,12 +1,17 @@
 """Recipes: every shipped one loads, overrides land where they should, and mistakes are named."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from transformers.training_args import OptimizerNames
 
 from align.errors import UserError
 from align.recipe import dump_recipe, load_recipe, parse_recipe
+from align.settings import OPTIMIZERS
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 TREG = {"name": "token_reg"}
@@ -171,3 +176,44 @@ def test_half_a_character_in_a_recipe_is_named_by_its_key(override, key, tmp_pat
     with pytest.raises(UserError) as caught:
         load_recipe(path, [override])
     assert str(caught.value) == f"{path}: `{key}` holds half a character (a lone surrogate); mend the text"
+
+
+HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "tokenizers", "trl", "numpy")
+"""Together they take seconds to import."""
+
+
+def in_a_fresh_interpreter(*arguments: str) -> tuple[int, str, list[str]]:
+    """Exit code and standard error of `align ARGUMENTS`, and which of `HEAVY` it imported."""
+    program = (
+        "import json, sys\n"
+        "from align.cli import main\n"
+        "try:\n    main(json.loads(sys.argv[1]))\n"
+        "except SystemExit as end:\n    code = end.code\n"
+        f"print(json.dumps([code, [name for name in {HEAVY} if name in sys.modules]]))"
+    )
+    command = [sys.executable, "-c", program, json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=RECIPES[0].parents[1])
+    code, imported = json.loads(done.stdout.splitlines()[-1])
+    return code, done.stderr, imported
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "recipes/dpo.yaml", "typo=1"], 2, "unknown key `typo`"),
+        (["train", "recipes/dpo.yaml", "objective=hnge"], 2, "did you mean `hinge`?"),
+        (["train", "recipes/dpo.yaml", "train.optimizer=adamm"], 2, "no optimizer `adamm`"),
+        (["train", "recipes/reward_story.yaml", "objective=kto"], 2, "about a policy's log-probabilities"),
+        (["rollout", "recipes/dpo.yaml", "rollout.reward={name: lenth}"], 2, "lenth"),
+        (["annotate", "nowhere.yaml"], 2, "nowhere.yaml: cannot read the recipe"),
+        (["--help"], 0, ""),
+        (["train", "--help"], 0, ""),
+    ],
+)
+def test_a_mistake_is_answered_before_anything_heavy_is_imported(arguments, code, message):
+    ended, error, imported = in_a_fresh_interpreter(*arguments)
+    assert (ended, imported) == (code, []) and message in error and "Traceback" not in error
+
+
+def test_the_optimizers_are_those_of_transformers():
+    assert set(OPTIMIZERS) == {name.value for name in OptimizerNames}

@@ -1,11 +1,16 @@
 """From sources to token ids: `prepare_data` does it all, the modules do it step by step."""
 
-from align.data.audit import Audit, in_one_line, render
-from align.data.prepare import Prepared, prepare_data
-from align.data.schema import Row
-from align.data.sources import Source, read_source, stream_rows
-from align.data.texts import prompt_text, read_chat_template
-from align.data.tokenize import encode_prompt
+from typing import TYPE_CHECKING
+
+from align.lazy import lazily
+
+if TYPE_CHECKING:
+    from align.data.audit import Audit, in_one_line, render
+    from align.data.prepare import Prepared, prepare_data
+    from align.data.schema import Row
+    from align.data.sources import Source, read_source, stream_rows
+    from align.data.texts import prompt_text, read_chat_template
+    from align.data.tokenize import encode_prompt
 
 __all__ = [
     "Audit",
@@ -21,3 +26,29 @@ __all__ = [
     "render",
     "stream_rows",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "audit": (
+            "Audit",
+            "in_one_line",
+            "render",
+        ),
+        "prepare": (
+            "Prepared",
+            "prepare_data",
+        ),
+        "schema": ("Row",),
+        "sources": (
+            "Source",
+            "read_source",
+            "stream_rows",
+        ),
+        "texts": (
+            "prompt_text",
+            "read_chat_template",
+        ),
+        "tokenize": ("encode_prompt",),
+    },
+)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from align.types import Fraction, Strict
+from align.section import Fraction, Strict
 
 
 class SourceSection(Strict):

@@ -17,8 +17,8 @@ from align.loss import ListLoss, build_loss
 from align.model.adapters import Full
 from align.model.forward import TokenScorer
 from align.model.policy import Policy, load_policy
-from align.objectives.pairwise import Logistic
-from align.objectives.scores import LikelihoodMean
+from align.objectives.config import Logistic
+from align.objectives.score_config import LikelihoodMean
 from align.recipe import load_recipe
 from align.run_directory import RunDirectory, write_json
 from align.summary import ROWS, figure

@@ -1,18 +1,15 @@
-"""How a policy is trained: adapters by name, and what PEFT makes of them."""
+"""How a policy is trained: adapters by name; `peft_configs` says what PEFT makes of them."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import peft
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from align.types import Strict, named
+from align.section import Fraction, Strict, named
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 Targets = Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-class _LowRank(Strict):
+class LowRank(Strict):
     rank: PositiveInt = 16
     """Width of the two factors of a layer's update."""
     alpha: PositiveInt = 32
@@ -23,7 +20,7 @@ class _LowRank(Strict):
     """Names of the layers it acts on, `lm_head` among them if you like; `all-linear`: every linear layer but that."""
 
 
-class Lora(_LowRank):
+class Lora(LowRank):
     """W + (alpha / rank) B A with B = 0 at first.
 
     Source: arXiv:2106.09685.
@@ -32,7 +29,7 @@ class Lora(_LowRank):
     name: Literal["lora"] = "lora"
 
 
-class RsLora(_LowRank):
+class RsLora(LowRank):
     """LoRA scaled by alpha / sqrt(rank), so that the update's size does not shrink with the rank.
 
     Source: arXiv:2312.03732.
@@ -41,7 +38,7 @@ class RsLora(_LowRank):
     name: Literal["rslora"] = "rslora"
 
 
-class Dora(_LowRank):
+class Dora(LowRank):
     """LoRA on the direction of every weight row, with a length of its own.
 
     Source: arXiv:2402.09353.
@@ -50,7 +47,7 @@ class Dora(_LowRank):
     name: Literal["dora"] = "dora"
 
 
-class Pissa(_LowRank):
+class Pissa(LowRank):
     """LoRA that starts from the weight's leading singular vectors and leaves the rest of it frozen.
 
     Source: arXiv:2404.02948.
@@ -61,7 +58,7 @@ class Pissa(_LowRank):
     """Subspace iterations of a fast approximate SVD (16 is usual for large models); by default the exact one."""
 
 
-class Olora(_LowRank):
+class Olora(LowRank):
     """LoRA that starts from the weight's QR decomposition and leaves the rest of it frozen.
 
     Source: arXiv:2406.01775.
@@ -70,7 +67,7 @@ class Olora(_LowRank):
     name: Literal["olora"] = "olora"
 
 
-class Eva(_LowRank):
+class Eva(LowRank):
     """LoRA whose A holds the leading directions of a layer's inputs on training rows; ranks follow their variance.
 
     Source: arXiv:2410.07170.
@@ -81,7 +78,7 @@ class Eva(_LowRank):
     """A layer gets at most rho * rank."""
 
 
-class Loftq(_LowRank):
+class Loftq(LowRank):
     """LoRA that starts from what 4-bit quantisation lost; needs `policy.quantization: 4bit`.
 
     Source: arXiv:2310.08659.
@@ -174,114 +171,3 @@ MUTATES_BASE = ("pissa", "olora")
 """Adapters that take their start out of the base weights; saved as the difference to that start."""
 MOVED_START = (*MUTATES_BASE, "loftq")
 """Adapters that do not start as the identity, so that the reference is a frozen copy of their start."""
-
-
-def peft_config(adapter: PeftAdapter, *, total_steps: int | None, head: Sequence[str] | None = None) -> peft.PeftConfig:
-    """What PEFT calls this adapter.
-
-    Args:
-        head: modules of a reward model that train whole and are stored with the adapter; None for a language model.
-
-    Raises:
-        ValueError: AdaLoRA's schedule does not fit `total_steps`.
-    """
-    config: Any = _peft_config(adapter, total_steps=total_steps)
-    if head is not None:
-        config.task_type = "SEQ_CLS"
-        config.modules_to_save = list(head)
-    return config
-
-
-def _peft_config(adapter: PeftAdapter, *, total_steps: int | None) -> peft.PeftConfig:
-    match adapter:
-        case AdaLora():
-            return _adalora(**_options(adapter), total_steps=total_steps)
-        case Miss():
-            return _miss(**_options(adapter))
-        case Ia3():
-            return _ia3(**_options(adapter))
-        case Pissa():
-            start = "pissa" if adapter.iterations is None else f"pissa_niter_{adapter.iterations}"
-            return _lora(**_low_rank(adapter), init_lora_weights=start)
-        case Olora():
-            return _lora(**_low_rank(adapter), init_lora_weights="olora")
-        case Eva():
-            return _lora(**_low_rank(adapter), init_lora_weights="eva", eva_config=peft.EvaConfig(rho=adapter.rho))
-        case RsLora():
-            return _lora(**_low_rank(adapter), use_rslora=True)
-        case Dora():
-            return _lora(**_low_rank(adapter), use_dora=True)
-        case Lora() | Loftq():
-            return _lora(**_low_rank(adapter))
-
-
-def _lora(*, rank: int, alpha: int, dropout: float, targets: Targets, **variant: Any) -> peft.LoraConfig:
-    return peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=_names(targets),
-        **variant,
-    )
-
-
-def _adalora(
-    *,
-    rank: int,
-    initial_rank: int,
-    alpha: int,
-    dropout: float,
-    targets: Targets,
-    warmup: float,
-    settle: float,
-    interval: int,
-    orthogonality: float,
-    total_steps: int | None,
-) -> peft.AdaLoraConfig:
-    if total_steps is None:
-        raise ValueError("adalora needs the number of steps of the run")
-    return peft.AdaLoraConfig(
-        task_type="CAUSAL_LM",
-        target_r=rank,
-        init_r=initial_rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=_names(targets),
-        tinit=int(warmup * total_steps),
-        tfinal=int(settle * total_steps),
-        deltaT=interval,
-        orth_reg_weight=orthogonality,
-        total_step=total_steps,
-    )
-
-
-def _miss(
-    *, rank: int, dropout: float, targets: Targets, variant: Literal["balance", "bat", "mini"], mini_rank: int
-) -> peft.MissConfig:
-    return peft.MissConfig(
-        task_type="CAUSAL_LM",
-        r=rank,
-        miss_dropout=dropout,
-        target_modules=_names(targets),
-        init_weights=True if variant == "balance" else variant,
-        mini_r=mini_rank,
-    )
-
-
-def _ia3(*, targets: tuple[str, ...] | None, feedforward: tuple[str, ...]) -> peft.IA3Config:
-    if targets is None:
-        return peft.IA3Config(task_type="CAUSAL_LM")
-    return peft.IA3Config(task_type="CAUSAL_LM", target_modules=list(targets), feedforward_modules=list(feedforward))
-
-
-def _names(targets: Targets) -> str | list[str]:
-    return targets if isinstance(targets, str) else list(targets)
-
-
-def _options(adapter: Strict) -> dict[str, Any]:
-    return {name: getattr(adapter, name) for name in type(adapter).model_fields if name != "name"}
-
-
-def _low_rank(adapter: _LowRank) -> dict[str, Any]:
-    return {name: getattr(adapter, name) for name in _LowRank.model_fields}

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.errors import UserError
-from align.model.adapters import MOVED_START, MUTATES_BASE, AdapterConfig, Lora, Olora, PeftAdapter, Pissa, peft_config
+from align.model.adapters import MOVED_START, MUTATES_BASE, AdapterConfig, Lora, Olora, PeftAdapter, Pissa
 from align.model.load import first_line
+from align.model.peft_configs import peft_config
 from align.types import ListBatch
 
 TRAINED = "default"

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from align.model.adapters import AdapterConfig, Lora
-from align.types import Strict
+from align.section import Strict
 
 
 class PolicySection(Strict):

@@ -1,17 +1,11 @@
 """AFT: one log-sum-exp over all pairs of a list, with a floor under how far the worse completions may fall."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float
-from pydantic import PositiveFloat
 from torch import Tensor
 
-from align.objectives.base import Objective
+from align.objectives.config import Variant
 from align.objectives.lists import chosen_and_rejected, ordered_pairs
-from align.objectives.scores import LikelihoodMean, ScoreConfig
-
-Variant = Literal["plain", "detached", "boundary", "ranking"]
 
 
 def aft(
@@ -56,15 +50,3 @@ def aft(
         terms.append(floor.masked_fill(~pairs, -torch.inf))
     one = scores.new_zeros(scores.shape[0], 1)
     return torch.cat([one, *(term.flatten(start_dim=1) for term in terms)], dim=1).logsumexp(dim=1)
-
-
-class Aft(Objective):
-    """AFT's alignment term."""
-
-    name: Literal["aft"] = "aft"
-    variant: Variant = "ranking"
-    """`plain`, or one of three ways to keep the worse completions from falling without end."""
-    margin: PositiveFloat = 0.1
-    """How far a worse completion is pushed below the better one, in nats per token; `boundary` and `ranking` only."""
-    score: ScoreConfig | None = LikelihoodMean(beta=1.0)
-    """Mean log-probability of a token; null takes the recipe's score."""

@@ -1,12 +1,7 @@
-"""What every objective declares, and the recipe keys that every objective has."""
+"""What an objective declares."""
 
 from dataclasses import dataclass
 from typing import Literal
-
-from pydantic import PositiveFloat
-
-from align.objectives.scores import ScoreConfig
-from align.types import Strict
 
 GradeDomain = Literal["any", "unit", "nonnegative", "exponent", "relevance"]
 
@@ -36,12 +31,3 @@ class Properties:
     grades: GradeDomain = "any"
     score: str | None = None
     """The one score function that it is defined for; None if any will do."""
-
-
-class Objective(Strict):
-    """Keys that every objective has."""
-
-    weight: PositiveFloat = 1.0
-    """Factor in the sum where several objectives are combined."""
-    score: ScoreConfig | None = None
-    """A score function of its own; by default the recipe's."""

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from align.errors import UserError
 from align.objectives.base import DOMAINS, Properties
-from align.objectives.scores import REFERENCE_FREE, ScoreConfig
+from align.objectives.score_config import REFERENCE_FREE, ScoreConfig
 
 
 def check_domain(

@@ -5,14 +5,10 @@ of the papers, with a = score of the chosen, b = score of the rejected. Argument
 grades g (larger is better), list_mask (False marks padding, whose score and grade may hold anything, even NaN).
 """
 
-from typing import Annotated, Literal
-
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import Field
 from torch import Tensor
 
-from align.objectives.base import Objective
 from align.objectives.lists import best_graded, chosen_and_rejected, masked_mean, masked_sum, over_ordered_pairs
 
 
@@ -129,35 +125,3 @@ def _targets(grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"], tempe
         best = best_graded(grades, list_mask)
         return best / best.sum(dim=1, keepdim=True).clamp(min=1)
     return (grades / temperature).masked_fill(~list_mask, float("-inf")).softmax(dim=1)
-
-
-class Nca(Objective):
-    """NCA."""
-
-    name: Literal["nca"] = "nca"
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    """Of the target weights softmax(grades / temperature); 0 gives all weight to the best grade."""
-
-
-class Bco(Objective):
-    """BCO without the running shift of the reward."""
-
-    name: Literal["bco"] = "bco"
-
-
-class Sppo(Objective):
-    """SPPO; grades are win probabilities."""
-
-    name: Literal["sppo"] = "sppo"
-
-
-class ApoZero(Objective):
-    """APO-zero."""
-
-    name: Literal["apo_zero"] = "apo_zero"
-
-
-class ApoDown(Objective):
-    """APO-down; pairs only."""
-
-    name: Literal["apo_down"] = "apo_down"

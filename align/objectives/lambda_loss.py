@@ -1,17 +1,12 @@
 """LiPO-lambda: the logistic loss per ordered pair, weighted by what swapping the two would change in the DCG."""
 
-from typing import Annotated, Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import Field
 from torch import Tensor
 
-from align.objectives.base import Objective
+from align.objectives.config import Reduction
 from align.objectives.lists import differences, ordered_pairs, without_noise
-
-Reduction = Literal["list_sum", "list_mean", "pair_mean"]
 
 
 def lambda_loss(
@@ -94,13 +89,3 @@ def _discount_gap(
 
 def _apply(matrix: Float[Tensor, "B K K"], vector: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
     return (matrix * vector[:, None, :]).sum(dim=2)
-
-
-class Lambda(Objective):
-    """LiPO-lambda."""
-
-    name: Literal["lambda"] = "lambda"
-    log_base: Annotated[float, Field(gt=1)] = 2.0
-    """Of the rank discount."""
-    reduction: Reduction = "list_sum"
-    """Sum over a list's pairs, or that per completion, or per ordered pair."""

@@ -4,14 +4,10 @@ Arguments: scores s in nats (beta included), grades g (larger is better), list_m
 and grade may hold anything, even NaN).
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float
-from pydantic import PositiveFloat
 from torch import Tensor
 
-from align.objectives.base import Objective
 from align.objectives.lists import masked_sum, ordered_pairs
 
 
@@ -90,23 +86,3 @@ def exo_list(
 def _log_softmax(x: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]) -> Float[Tensor, "B K"]:
     """log softmax over the real completions; 0 on padding."""
     return x.masked_fill(~list_mask, -torch.inf).log_softmax(dim=1).masked_fill(~list_mask, 0)
-
-
-class ListMle(Objective):
-    """Plackett-Luce likelihood of the order."""
-
-    name: Literal["list_mle"] = "list_mle"
-
-
-class Softmax(Objective):
-    """Cross-entropy of the normalised grades (ListNet, InfoNCA)."""
-
-    name: Literal["softmax"] = "softmax"
-
-
-class ExoList(Objective):
-    """Reverse KL to the softmax of the grades."""
-
-    name: Literal["exo_list"] = "exo_list"
-    temperature: PositiveFloat = 1.0
-    """Of the target softmax(grades / temperature); smaller trusts the grades more."""

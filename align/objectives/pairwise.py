@@ -6,17 +6,13 @@ Each returns one loss per list: 0 with zero gradient for a list of ties.
 """
 
 import math
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import Field
 from torch import Tensor
 
-from align.objectives.base import Objective
 from align.objectives.lists import over_ordered_pairs
-from align.objectives.scores import LikelihoodMean, ScoreConfig
 
 
 def logistic(
@@ -213,65 +209,3 @@ def partial_order(
 
 def _smoothed(d: Tensor, eps: float) -> Tensor:
     return -(1 - eps) * F.logsigmoid(d) - eps * F.logsigmoid(-d)
-
-
-class Logistic(Objective):
-    """DPO, cDPO, SimPO; over all ordered pairs of a list."""
-
-    name: Literal["logistic"] = "logistic"
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Probability that a preference is flipped."""
-    margin: Annotated[float, Field(ge=0)] = 0.0
-    """How far apart scores should be (SimPO's gamma)."""
-
-
-class Robust(Objective):
-    """Robust DPO for flipped preferences."""
-
-    name: Literal["robust"] = "robust"
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
-    """Share of flipped preferences."""
-
-
-class Hinge(Objective):
-    """SLiC's hinge."""
-
-    name: Literal["hinge"] = "hinge"
-
-
-class Squared(Objective):
-    """IPO."""
-
-    name: Literal["squared"] = "squared"
-
-
-class Exo(Objective):
-    """EXO on ordered pairs."""
-
-    name: Literal["exo"] = "exo"
-    label_smoothing: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3
-    """Probability that a preference is flipped; 0 would make the loss infinite."""
-
-
-class Discopop(Objective):
-    """DiscoPOP."""
-
-    name: Literal["discopop"] = "discopop"
-    temperature: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """How sharply the blend of the two losses changes."""
-
-
-class OddsRatio(Objective):
-    """ORPO's odds-ratio term; combine it with `sft`."""
-
-    name: Literal["odds_ratio"] = "odds_ratio"
-    score: LikelihoodMean = LikelihoodMean(beta=1.0)
-    """Odds are those of the mean token probability."""
-
-
-class PartialOrder(Objective):
-    """Rescue and RRHF; combine it with `sft`."""
-
-    name: Literal["partial_order"] = "partial_order"
-    score: ScoreConfig | None = LikelihoodMean(beta=1.0)
-    """Mean log-probability, as in both papers; null takes the recipe's score."""

@@ -5,16 +5,11 @@ and grade may hold anything, even NaN). A list's loss is the sum over its comple
 K lists of one.
 """
 
-from typing import Literal
-
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import PositiveFloat
 from torch import Tensor
 
-from align.objectives.base import Objective
 from align.objectives.lists import best_graded, masked_mean, masked_sum
-from align.objectives.scores import LikelihoodMean, ScoreConfig
 
 
 def pointwise_mse(
@@ -143,43 +138,3 @@ def _unpaired(
     desirable = desirable_weight * (-advantage).sigmoid()
     undesirable = undesirable_weight * advantage.sigmoid()
     return masked_sum(desirable.where(grades > 0.5, undesirable), list_mask)
-
-
-class PointwiseMse(Objective):
-    """Squared error against the grades."""
-
-    name: Literal["pointwise_mse"] = "pointwise_mse"
-
-
-class PointwiseSigmoid(Objective):
-    """Cross-entropy against the grades as probabilities."""
-
-    name: Literal["pointwise_sigmoid"] = "pointwise_sigmoid"
-
-
-class Kto(Objective):
-    """KTO, for completions that are good or bad by themselves."""
-
-    name: Literal["kto"] = "kto"
-    desirable_weight: PositiveFloat = 1.0
-    """Weight of desirable completions."""
-    undesirable_weight: PositiveFloat = 1.0
-    """Weight of undesirable completions."""
-
-
-class ApoZeroUnpaired(Objective):
-    """APO-zero for single completions."""
-
-    name: Literal["apo_zero_unpaired"] = "apo_zero_unpaired"
-    desirable_weight: PositiveFloat = 1.0
-    """Weight of desirable completions."""
-    undesirable_weight: PositiveFloat = 1.0
-    """Weight of undesirable completions."""
-
-
-class Sft(Objective):
-    """Next-token loss of the best completion, beside another objective (RPO)."""
-
-    name: Literal["sft"] = "sft"
-    score: ScoreConfig | None = LikelihoodMean(beta=1.0)
-    """Mean log-probability of a token; null takes the recipe's score."""

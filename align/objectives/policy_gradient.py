@@ -1,13 +1,9 @@
 """Neural PG-RANK: policy gradient of the expected NDCG of rankings drawn from the scores."""
 
-from typing import Annotated, Literal
-
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
 from torch import Tensor
 
-from align.objectives.base import Objective
 from align.objectives.lists import ordered_pairs
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer: the increment of splitmix64
@@ -107,15 +103,3 @@ def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     x = (x ^ (x >> 30 & (2**34 - 1))) * _MIX_1
     x = (x ^ (x >> 27 & (2**37 - 1))) * _MIX_2
     return x ^ (x >> 31 & (2**33 - 1))
-
-
-class PlPolicyGradient(Objective):
-    """Neural PG-RANK."""
-
-    name: Literal["pl_policy_gradient"] = "pl_policy_gradient"
-    samples: Annotated[int, Field(ge=2)] = 16
-    """Rankings drawn per list and step."""
-    cutoff: Annotated[int, Field(ge=1)] | None = None
-    """Reward only this many first ranks (NDCG@k)."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Of the draws."""

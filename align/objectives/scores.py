@@ -7,15 +7,11 @@ a token, ref the reference's, T a completion's length in tokens (at least 1).
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from pydantic import Field, PositiveFloat
 from torch import Tensor
-
-from align.types import Strict, named
 
 REVERSE_KL: Mapping[str, str | float] = {"name": "reverse_kl"}
 
@@ -223,84 +219,6 @@ LINKS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-class ReverseKL(Strict):
-    """The link of DPO: identity."""
-
-    name: Literal["reverse_kl"] = "reverse_kl"
-
-
-class ForwardKL(Strict):
-    """1 - e^{-u}."""
-
-    name: Literal["forward_kl"] = "forward_kl"
-
-
-class JensenShannon(Strict):
-    """log 2 + log sigmoid(u)."""
-
-    name: Literal["js"] = "js"
-
-
-class AlphaDivergence(Strict):
-    """(e^{(alpha - 1) u} - 1) / (alpha - 1)."""
-
-    name: Literal["alpha"] = "alpha"
-    alpha: float = 0.5
-    """1 is reverse KL, 0 forward KL."""
-
-
-Divergence = Annotated[ReverseKL | ForwardKL | JensenShannon | AlphaDivergence, Field(discriminator="name")]
-
-
-class _AgainstReference(Strict):
-    beta: PositiveFloat = 0.1
-    """Strength of the pull to the reference; smaller lets the policy move further."""
-    divergence: Divergence = ReverseKL()
-    """Divergence from the reference that the score stands for; only for objectives of score differences."""
-
-
-class LogRatio(_AgainstReference):
-    """Log-ratio of policy and reference, summed over tokens (DPO, LiPO)."""
-
-    name: Literal["log_ratio"] = "log_ratio"
-
-
-class LogRatioMean(_AgainstReference):
-    """The same per token."""
-
-    name: Literal["log_ratio_mean"] = "log_ratio_mean"
-
-
-class LengthDesensitised(_AgainstReference):
-    """The same with less weight on tokens beyond the list's shortest completion (LD-DPO)."""
-
-    name: Literal["length_desensitised"] = "length_desensitised"
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Weight of those tokens; 1 is `log_ratio`."""
-
-
-class Likelihood(Strict):
-    """Log-probability of the completion, no reference (CPO)."""
-
-    name: Literal["likelihood"] = "likelihood"
-    beta: PositiveFloat = 0.1
-    """Scale."""
-
-
-class LikelihoodMean(Strict):
-    """Mean log-probability of a token, no reference (SimPO)."""
-
-    name: Literal["likelihood_mean"] = "likelihood_mean"
-    beta: PositiveFloat = 2.0
-    """Scale."""
-
-
-ScoreConfig = Annotated[
-    LogRatio | LogRatioMean | LengthDesensitised | Likelihood | LikelihoodMean,
-    Field(discriminator="name"),
-    named("log_ratio"),
-]
-
 SCORES: dict[str, Callable[..., Tensor]] = {
     "log_ratio": log_ratio,
     "log_ratio_mean": log_ratio_mean,
@@ -308,5 +226,3 @@ SCORES: dict[str, Callable[..., Tensor]] = {
     "likelihood": likelihood,
     "likelihood_mean": likelihood_mean,
 }
-
-REFERENCE_FREE = frozenset({"likelihood", "likelihood_mean"})

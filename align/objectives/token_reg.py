@@ -1,14 +1,10 @@
 """Token-level members: T-REG's regularizer, and weights of single tokens (TGDPO, or a column of the data)."""
 
-from typing import Annotated, Literal
-
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from align.objectives.lists import differences, masked_sum, ordered_pairs
-from align.types import Strict
 
 
 def token_regularizer(
@@ -115,32 +111,3 @@ def list_places(grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]) ->
     pairs = ordered_pairs(grades, list_mask).to(grades.dtype)
     won, lost = pairs.sum(dim=2), pairs.sum(dim=1)
     return (won - lost) / (won + lost).clamp(min=1)
-
-
-class TokenReg(Strict):
-    """T-REG."""
-
-    name: Literal["token_reg"] = "token_reg"
-    alpha: Annotated[float, Field(ge=0)] = 0.25
-    """Share of the regularizer; the paper takes 0.1 to 0.5, and below 2 no token's gradient changes its sign."""
-    detach_weight: bool = True
-    """Hold a pair's weight sigmoid(s_worse - s_better) constant in the backward pass."""
-    static_weight: PositiveFloat | None = None
-    """A constant in place of that weight (the paper's ablation)."""
-
-
-class Tgdpo(Strict):
-    """TGDPO: a token's log-ratio counts more where its reward goes with the completion's place in the list."""
-
-    name: Literal["tgdpo"] = "tgdpo"
-    alpha: Annotated[float, Field(ge=0)] = 0.5
-    """Strength."""
-
-
-class Column(Strict):
-    """The rows' own `token_weights`."""
-
-    name: Literal["column"] = "column"
-
-
-TokenWeights = Annotated[Tgdpo | Column, Field(discriminator="name")]

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from align.types import Strict, named
-from rewards import ScorerConfig
+from align.section import Strict, named
+from rewards.config import ScorerConfig
 
 
 class Transformers(Strict):

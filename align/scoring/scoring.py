@@ -7,7 +7,8 @@ from typing import Any
 
 from align.scoring.cache import RewardCache, reward_key
 from align.scoring.items import Item
-from rewards import RowError, ScorerConfig, load_scorer
+from rewards import RowError, load_scorer
+from rewards.config import ScorerConfig
 from rewards.texts import text_key
 
 

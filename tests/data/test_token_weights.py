@@ -10,9 +10,8 @@ from align.data import Source, prepare_data
 from align.data.collate import collate
 from align.errors import UserError
 from align.loss import build_loss
-from align.objectives.pairwise import Logistic
-from align.objectives.scores import LogRatio
-from align.objectives.token_reg import Column
+from align.objectives.config import Logistic
+from align.objectives.score_config import Column, LogRatio
 from align.runs import train
 from align.types import TokenStats
 

@@ -7,9 +7,8 @@ import torch
 
 from align.data.collate import collate
 from align.loss import build_loss, likelihood_loss
-from align.objectives.pairwise import Logistic
-from align.objectives.pointwise import Kto, Sft
-from align.objectives.scores import LikelihoodMean, LogRatio
+from align.objectives.config import Kto, Logistic, Sft
+from align.objectives.score_config import LikelihoodMean, LogRatio
 from align.types import TokenStats
 
 BETA = 0.5
