@@ -11,7 +11,7 @@ from torch import Tensor
 from align.kernels import linear_logprobs, log_softmax, logsumexp, native, sample, selective_logprobs, softmax
 from align.kernels.rows import reference
 from align.kernels.rows.op import selective_logprobs_op, softmax_op
-from align.kernels.rows.tile import statistics
+from align.kernels.rows.tile import _torch_gradient, logit_gradient, statistics
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # One element, below and above a vector and a block of each instruction set, not multiples of 8, several segments.
@@ -167,6 +167,26 @@ def test_selective_gradients(isa: str, dtype: torch.dtype) -> None:
     (truth,) = torch.autograd.grad((reference.selective_logprobs(wide, targets, 0.7) * 2).sum(), wide)
     assert ours.dtype == dtype and ours[1].eq(0).all()
     torch.testing.assert_close(ours.double(), truth, rtol=2 * torch.finfo(dtype).eps + 1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("count", "width", "room"), [(0, 7, 7), (1, 33, 40), (9, 1, 1), (70, 601, 601), (70, 601, 640)])
+def test_gradients_of_logits_are_dense_rows(isa: str, count: int, width: int, room: int, dtype: torch.dtype) -> None:
+    """torch's bf16 product with AMX reads behind a row's end: nothing that is not of the result may stand there."""
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        z = (torch.randn(count, room) * 3)[:, :width]
+        targets, lse = torch.randint(-1, width, (count, 2)), z.double().logsumexp(1)
+        a, b, c, g = torch.randn(count), torch.randn(count), torch.randn(count), torch.randn(count, 2)
+        wide = [t.double() for t in (a, g, b, c)]
+        truth = _torch_gradient(z.double(), targets, lse, *wide[:2], (wide[2], wide[3]), 0.02, 1.5)
+        torch.set_num_threads(threads)
+        try:
+            d = logit_gradient(z, targets, lse, a, g, quadratic=(b, c), cap=0.02, slope=1.5, dtype=dtype)
+        finally:
+            torch.set_num_threads(before)
+        assert d.is_cuda or d.dtype == torch.float32 or d.is_contiguous()
+        torch.testing.assert_close(d.double(), truth, rtol=torch.finfo(dtype).eps + 1e-4, atol=2e-6)
 
 
 def test_registration(device: str) -> None:

@@ -106,6 +106,7 @@ class LogitGradientArgs(ctypes.Structure):
         ("z", ctypes.c_void_p),
         ("cols", ctypes.c_int64),
         ("row_bytes", ctypes.c_int64),
+        ("out_row_bytes", ctypes.c_int64),
         ("targets", ctypes.c_void_p),
         ("targets_per_row", ctypes.c_int64),
         ("logsumexp", ctypes.c_void_p),

@@ -61,21 +61,26 @@ static void *run_job(void *p) {
 
 #define MAX_THREADS 64
 
-/* Rows split evenly over threads; results do not depend on how many. */
-static void over_rows(row_kernel kernel, const void *args, int64_t rows, int threads) {
+/* Some rows split evenly over threads; results do not depend on how many. */
+static void over_range(row_kernel kernel, const void *args, int64_t first, int64_t last, int threads) {
     job jobs[MAX_THREADS];
     pthread_t ids[MAX_THREADS];
     int started[MAX_THREADS] = {0};
+    int64_t rows = last - first;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
     if (threads > rows) threads = (int)rows;
     for (int t = 1; t < threads; t++) {
-        jobs[t] = (job){kernel, args, rows * t / threads, rows * (t + 1) / threads};
+        jobs[t] = (job){kernel, args, first + rows * t / threads, first + rows * (t + 1) / threads};
         started[t] = pthread_create(&ids[t], NULL, run_job, &jobs[t]) == 0;
         if (!started[t]) run_job(&jobs[t]);
     }
-    kernel(args, 0, threads > 1 ? rows / threads : rows);
+    kernel(args, first, first + (threads > 1 ? rows / threads : rows));
     for (int t = 1; t < threads; t++)
         if (started[t]) pthread_join(ids[t], NULL);
+}
+
+static void over_rows(row_kernel kernel, const void *args, int64_t rows, int threads) {
+    over_range(kernel, args, 0, rows, threads);
 }
 
 #if defined(__x86_64__)
@@ -89,9 +94,13 @@ void align_row_statistics(const row_statistics_args *args, int64_t rows, int isa
     over_rows(PICK(row_statistics), args, rows, threads);
 }
 
+/* Narrow rows lie at half their logits' distance or less, row r over logits up to row r / 2: 1, 1, 2, 4, ... rows at a
+ * time write only over logits that have been read. */
 void align_logit_gradient(const logit_gradient_args *args, int64_t rows, int isa, int threads) {
+    int64_t last = args->out_row_bytes == args->row_bytes ? rows : 1;
     (void)isa;
-    over_rows(PICK(logit_gradient), args, rows, threads);
+    for (int64_t first = 0; first < rows; first = last, last = 2 * last)
+        over_range(PICK(logit_gradient), args, first, last < rows ? last : rows, threads);
 }
 
 void align_softmax(const softmax_args *args, int64_t rows, int isa, int threads) {

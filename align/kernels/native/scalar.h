@@ -66,7 +66,7 @@ typedef struct {
 
 typedef struct {
     float *z;
-    int64_t cols, row_bytes;
+    int64_t cols, row_bytes, out_row_bytes; /* of z, and of the result that is written over it */
     const int64_t *targets;
     int64_t targets_per_row;
     const double *logsumexp;

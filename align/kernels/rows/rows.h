@@ -132,7 +132,7 @@ FN void F(statistics_of)(const row_statistics_args *q, int64_t first, int64_t la
     }
 }
 
-/* 2. Gradient of the raw logits, written over the float32 logits in any dtype (from each row's start). */
+/* 2. Gradient of the raw logits, written over the float32 logits in any dtype: row r begins r * out_row_bytes behind z. */
 FN vf F(gradient_of)(vf z, const logit_gradient_args *q, int64_t r, int moments) {
     float high = (float)q->logsumexp[r], low = isinf(high) ? 0 : (float)(q->logsumexp[r] - high);
     vf log_p = vsub(vsub(z, vset1(high)), vset1(low)), p = F(exp2)(vmul(log_p, vset1((float)LOG2E))), d = vset1(q->a[r]);
@@ -149,22 +149,25 @@ FN vf F(gradient_of)(vf z, const logit_gradient_args *q, int64_t r, int moments)
 }
 
 FN void F(gradient_row)(const logit_gradient_args *q, int64_t r, int dtype, int moments) {
-    float *z = (float *)((char *)q->z + r * q->row_bytes), block[BLOCK];
+    const float *z = (const float *)((const char *)q->z + r * q->row_bytes);
+    void *out = (char *)q->z + r * q->out_row_bytes;
+    float block[BLOCK];
     vf d[8];
     int64_t i = 0;
     for (; i + BLOCK <= q->cols; i += BLOCK) { /* a block is read before it is written, and writes stay behind reads */
         for (int j = 0; j < 8; j++) d[j] = F(gradient_of)(F(load)(z, i + j * W, FLOAT32), q, r, moments);
-        for (int j = 0; j < 8; j++) F(store)(z, i + j * W, d[j], dtype, 0);
+        for (int j = 0; j < 8; j++) F(store)(out, i + j * W, d[j], dtype, 0);
     }
     F(pad)(block, z, i, q->cols - i, FLOAT32);
     for (int j = 0; j < 8; j++) F(store)(block, j * W, F(gradient_of)(F(load)(block, j * W, FLOAT32), q, r, moments), FLOAT32, 0);
-    for (int64_t j = 0; i + j < q->cols; j++) scalar_store(z, i + j, block[j], dtype);
+    for (int64_t j = 0; i + j < q->cols; j++) scalar_store(out, i + j, block[j], dtype);
 }
 
 FN void F(gradient_rows)(const logit_gradient_args *q, int64_t first, int64_t last, int dtype, int moments) {
     int64_t m_count = q->targets_per_row;
     for (int64_t r = first; r < last; r++) {
-        float *z = (float *)((char *)q->z + r * q->row_bytes);
+        const float *z = (const float *)((const char *)q->z + r * q->row_bytes);
+        void *out = (char *)q->z + r * q->out_row_bytes;
         const int64_t *y = q->targets + r * m_count;
         double *at_target = q->scratch + r * m_count;
         for (int64_t m = 0; m < m_count; m++) at_target[m] = y[m] < 0 ? 0 : z[y[m]];
@@ -175,7 +178,7 @@ FN void F(gradient_rows)(const logit_gradient_args *q, int64_t first, int64_t la
             double d = p * (q->a[r] + (moments ? q->b[r] * fmax(log_p, -1e4) + q->c[r] * p : 0));
             for (int64_t other = 0; other < m_count; other++)
                 if (y[other] == y[m]) d += q->g[r * m_count + other];
-            scalar_store(z, y[m], (float)(d * (1 - bent * bent) * q->slope), dtype);
+            scalar_store(out, y[m], (float)(d * (1 - bent * bent) * q->slope), dtype);
         }
     }
 }

@@ -107,6 +107,10 @@ def logit_gradient(
         cap: inverse of the tanh soft-cap z went through, 0 for none.
         slope: constant factor.
         dtype: of the result.
+
+    Returns:
+        In the memory of z. On a CPU a 16-bit result's rows lie one behind the other: torch's bf16 product on AMX reads
+        behind the end of a row, where a view of every other half would have stale bits (torch 2.13).
     """
     fits = z.dtype == torch.float32 and dtype in native.DTYPES and (native.usable(z) or cuda.usable(z))
     if not fits:
@@ -119,11 +123,13 @@ def logit_gradient(
         given = (z, z.stride(0), cols, held[0], targets.shape[1], *coefficients, float(cap), float(slope))
         cuda.launch("rows", "logit_gradient", dtype, rows, *given, int(quadratic is not None))
         return z.view(dtype)[:, :cols]
+    row_stride = z.stride(0) if dtype == z.dtype else cols
     scratch = torch.empty(targets.shape, dtype=torch.float64)
     args = native.LogitGradientArgs(
         z=z.data_ptr(),
         cols=cols,
         row_bytes=z.stride(0) * z.element_size(),
+        out_row_bytes=row_stride * dtype.itemsize,
         targets=native.pointer(held[0]),
         targets_per_row=targets.shape[1],
         logsumexp=native.pointer(held[1]),
@@ -137,7 +143,7 @@ def logit_gradient(
         dtype=native.DTYPES[dtype],
     )
     native.call("align_logit_gradient", args, rows, z.numel())
-    return z.view(dtype)[:, :cols]
+    return z.view(dtype).as_strided((rows, cols), (row_stride, 1))
 
 
 def _torch_gradient(
