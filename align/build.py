@@ -98,7 +98,7 @@ def check_objectives(recipe: Recipe, prepared: Prepared) -> None:
             check_score(objective.name, objective.score or recipe.score)
     for part in (prepared.train, prepared.heldout):
         for source, row, grades in zip(part["source"][:], part["row"][:], part["grades"][:], strict=True):
-            one_list = torch.tensor([grades])
+            one_list = torch.tensor([grades], dtype=torch.float64)
             for objective in objectives:
                 try:
                     check_grades(objective.name, one_list, torch.ones_like(one_list, dtype=torch.bool))

@@ -119,6 +119,7 @@ class ListLoss:
         weights = batch.token_weights
         if isinstance(self.token_weights, Tgdpo):
             places = list_places(batch.grades, batch.list_mask)[batch.list_index, batch.slot]
+            places = places.to(logprobs.dtype)
             weights = tgdpo_weights(_given(batch.token_rewards), places, alpha=self.token_weights.alpha)
         return logprobs * _given(weights), None if reference is None else reference * _given(weights)
 

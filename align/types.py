@@ -35,7 +35,7 @@ class ListBatch:
     slot: Int[Tensor, " N"]
     """A completion's place in its list: values [N] scatter to [B, K] at (list_index, slot)."""
     grades: Float[Tensor, "B K"]
-    """Larger is better; anything where list_mask is False."""
+    """Larger is better, float64: a tie is a tie of the rows' own numbers; anything where list_mask is False."""
     list_mask: Bool[Tensor, "B K"]
     """False marks a place that no completion fills."""
     reference_logprobs: Float[Tensor, "N C"] | None = None

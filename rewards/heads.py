@@ -43,7 +43,7 @@ def bradley_terry(
     over pairs of longer lists: InstructGPT, arXiv:2203.02155, eq. 1.
     """
     pairs, m = _pairs(grades, list_mask, strengths)
-    d = _differences(rewards).masked_fill(~pairs, 0)
+    d, m = _differences(rewards).masked_fill(~pairs, 0), m.to(rewards.dtype)
     losses = -F.logsigmoid(d - m if strength == "margin" else d)
     if strength == "scaled":
         losses = losses * m

@@ -48,7 +48,7 @@ def list_fields(examples: Sequence[Example]) -> dict[str, Any]:
     return {
         "list_index": torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)),
         "slot": torch.cat([torch.arange(k) for k in sizes]),
-        "grades": _pad([e["grades"] for e in examples], max(sizes)),
+        "grades": _pad([e["grades"] for e in examples], max(sizes), torch.float64),
         "list_mask": torch.arange(max(sizes)) < torch.tensor(sizes)[:, None],
     } | {
         name: _pad([values for e in examples for values in e[name]], longest)
@@ -57,8 +57,8 @@ def list_fields(examples: Sequence[Example]) -> dict[str, Any]:
     }
 
 
-def _pad(rows: Sequence[Sequence[float]], width: int) -> torch.Tensor:
-    padded = torch.zeros(len(rows), width)
+def _pad(rows: Sequence[Sequence[float]], width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    padded = torch.zeros(len(rows), width, dtype=dtype)
     for r, row in enumerate(rows):
-        padded[r, : len(row)] = torch.as_tensor(row, dtype=torch.float32)
+        padded[r, : len(row)] = torch.as_tensor(row, dtype=dtype)
     return padded

@@ -84,7 +84,7 @@ def ndcg(
     grades = grades.masked_fill(~list_mask, 0)
     grades = grades - grades.amin(dim=1, keepdim=True).clamp(max=0)
     highest = grades.amax(dim=1, keepdim=True)  # the ratio is of gains / 2^highest, which no grade can make infinite
-    gains = (torch.exp2(grades - highest) - torch.exp2(-highest)).masked_fill(~list_mask, 0)
+    gains = (torch.exp2(grades - highest) - torch.exp2(-highest)).masked_fill(~list_mask, 0).to(scores.dtype)
     scores = scores.masked_fill(~list_mask, -torch.inf)
     discount = _discounts(scores, k)
     tied = (scores[:, :, None] == scores[:, None, :]).to(scores.dtype)

@@ -34,7 +34,8 @@ def nca(
     Source: NCA, arXiv:2402.05369 (published notes), the form on two as in TRL 1.16.
     """
     scores = scores.masked_fill(~list_mask, 0)
-    pushed_up = masked_sum(_targets(grades, list_mask, temperature) * F.logsigmoid(scores), list_mask)
+    targets = _targets(grades, list_mask, temperature).to(scores.dtype)
+    pushed_up = masked_sum(targets * F.logsigmoid(scores), list_mask)
     return -pushed_up - masked_mean(F.logsigmoid(-scores), list_mask)
 
 
@@ -76,7 +77,8 @@ def sppo(
 
     Source: SPPO, arXiv:2405.00675, eq. 4.7, on two as TRL 1.16's `sppo_hard`; whole lists: ours.
     """
-    scores, grades = scores.masked_fill(~list_mask, 0), grades.masked_fill(~list_mask, 0)
+    scores = scores.masked_fill(~list_mask, 0)
+    grades = grades.masked_fill(~list_mask, 0).to(scores.dtype)
     return masked_sum(((scores - grades + 0.5) / beta).square(), list_mask)
 
 

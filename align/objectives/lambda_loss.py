@@ -64,7 +64,7 @@ def lambda_weights(
     Source: LiPO, arXiv:2402.01878, eq. 8; the mean over tied scores: ours.
     """
     pairs = ordered_pairs(grades, list_mask)
-    gain_gap = differences(torch.exp2(grades)).masked_fill(~pairs, 0)
+    gain_gap = differences(torch.exp2(grades)).masked_fill(~pairs, 0).to(scores.dtype)
     weights = gain_gap * _discount_gap(without_noise(scores), list_mask, log_base)
     if reduction == "list_mean":
         weights = weights / list_mask.sum(dim=1).clamp(min=1)[:, None, None]

@@ -55,7 +55,7 @@ def softmax(
     """
     grades = grades.masked_fill(~list_mask, 0)
     total = grades.sum(dim=1, keepdim=True)
-    weights = grades / total.masked_fill(total == 0, 1)
+    weights = (grades / total.masked_fill(total == 0, 1)).to(scores.dtype)
     return -(weights * _log_softmax(scores, list_mask)).sum(dim=1)
 
 
@@ -79,7 +79,8 @@ def exo_list(
 
     Source: EXO, arXiv:2402.00856; grades as the target's scores: ours.
     """
-    log_q, log_p = _log_softmax(scores, list_mask), _log_softmax(grades / temperature, list_mask)
+    log_q = _log_softmax(scores, list_mask)
+    log_p = _log_softmax(grades / temperature, list_mask).to(scores.dtype)
     return masked_sum(log_q.exp() * (log_q - log_p), list_mask)
 
 

@@ -27,7 +27,8 @@ def pointwise_mse(
 
     Source: LiPO, arXiv:2402.01878, section 3.
     """
-    scores, grades = scores.masked_fill(~list_mask, 0), grades.masked_fill(~list_mask, 0)
+    scores = scores.masked_fill(~list_mask, 0)
+    grades = grades.masked_fill(~list_mask, 0).to(scores.dtype)
     return (grades - scores).square().sum(dim=1)
 
 
@@ -47,7 +48,8 @@ def pointwise_sigmoid(
 
     Source: LiPO, arXiv:2402.01878, section 3.
     """
-    scores, grades = scores.masked_fill(~list_mask, 0), grades.masked_fill(~list_mask, 0)
+    scores = scores.masked_fill(~list_mask, 0)
+    grades = grades.masked_fill(~list_mask, 0).to(scores.dtype)
     return masked_sum(-grades * F.logsigmoid(scores) - (1 - grades) * F.logsigmoid(-scores), list_mask)
 
 

@@ -46,7 +46,7 @@ def pl_policy_gradient(
     noise = _gumbel(scores.detach(), grades, list_mask, samples, seed)
     perturbed = (scores.detach()[:, None, :] + noise).masked_fill(~list_mask[:, None, :], -torch.inf)
     ranking = perturbed.argsort(dim=2, descending=True)
-    utility = _ndcg(torch.exp2(grades) - 1, ranking, cutoff)
+    utility = _ndcg(torch.exp2(grades) - 1, ranking, cutoff).to(scores.dtype)
     all_tied = ~ordered_pairs(grades, list_mask).any(dim=2).any(dim=1)  # then U is constant but for rounding
     advantage = (utility - utility.mean(dim=1, keepdim=True)).masked_fill(all_tied[:, None], 0)
     advantage = advantage * samples / (samples - 1)
