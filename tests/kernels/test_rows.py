@@ -170,7 +170,9 @@ def test_selective_gradients(isa: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("count", "width", "room"), [(0, 7, 7), (1, 33, 40), (9, 1, 1), (70, 601, 601), (70, 601, 640)])
+@pytest.mark.parametrize(
+    ("count", "width", "room"), [(0, 7, 7), (1, 33, 40), (9, 1, 1), (70, 601, 601), (70, 601, 640)]
+)
 def test_gradients_of_logits_are_dense_rows(isa: str, count: int, width: int, room: int, dtype: torch.dtype) -> None:
     """torch's bf16 product with AMX reads behind a row's end: nothing that is not of the result may stand there."""
     before = torch.get_num_threads()
