@@ -247,3 +247,14 @@ def test_portable_c_runs_where_it_beats_torch(monkeypatch: pytest.MonkeyPatch) -
     statistics(x, targets, 1.0, moments=True)
     sample(x, seed=1, position=1)
     assert called == ["align_softmax", "align_row_statistics", "align_sample"]
+
+
+def test_a_library_of_another_version_stays_unused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its argument structures would be misread."""
+    if native.library is None:
+        pytest.skip("no C library was built")
+    monkeypatch.setattr(native, "INTERFACE", "align_interface_of_tomorrow")
+    assert native._load() is None
+    assert "build them in its folder" in caplog.text

@@ -5,6 +5,7 @@ ALIGN_KERNELS_ISA=torch|scalar|avx2|avx512|avx512_bf16|amx_bf16 forces one, for 
 """
 
 import ctypes
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +16,22 @@ from torch import Tensor
 
 LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+INTERFACE = "align_interface_2"
+"""A symbol of the C library; its number goes up with every change of an argument or of what a kernel does."""
 ELEMENTS_PER_THREAD = 2**18
 _forced = os.environ.get("ALIGN_KERNELS_ISA")
 
 
 def _load() -> ctypes.CDLL | None:
-    built = sorted(Path(__file__).parent.glob("_kernels*.so"))
-    return ctypes.CDLL(str(built[0])) if built else None
+    """The first library beside this file that was built from these sources; one of before an update would misread."""
+    found = [ctypes.CDLL(str(path)) for path in sorted(Path(__file__).parent.glob("_kernels*.so"))]
+    fitting = [library for library in found if hasattr(library, INTERFACE)]
+    if found and not fitting:
+        logging.getLogger("align").warning(
+            "the C kernels are of an earlier version and stay unused; install Align again, or build them in its folder "
+            "with `python setup.py build_ext --inplace`"
+        )
+    return fitting[0] if fitting else None
 
 
 library = _load()
