@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,25 +223,19 @@ def _generate(
     width = max(map(len, prompts))
     input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
-    # What is not set here would come from the model's own generation configuration.
     config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_tokens,
-        eos_token_id=ends,
-        pad_token_id=pad,
-        repetition_penalty=1.0,
-        use_cache=True,
+        do_sample=False, num_beams=1, max_new_tokens=max_tokens, eos_token_id=ends, pad_token_id=pad, use_cache=True
     )
     stops = _StopTexts(tokenizer, stop, width)
     criteria = [stops] * bool(stop) + [_Watched(tokenizer, watch, width)] * bool(watch)
-    output = model.generate(  # type: ignore[operator]  # transformers keeps it outside PreTrainedModel
-        input_ids=input_ids,
-        attention_mask=mask,
-        generation_config=config,
-        logits_processor=LogitsProcessorList([noise]),
-        stopping_criteria=StoppingCriteriaList(criteria),
-    )
+    with _without_its_configuration(model):
+        output = model.generate(  # type: ignore[operator]  # transformers keeps it outside PreTrainedModel
+            input_ids=input_ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([noise]),
+            stopping_criteria=StoppingCriteriaList(criteria),
+        )
     figures = torch.stack(noise.figures, -1)
     drawn = []
     for row, ids in enumerate(output[:, width:].tolist()):
@@ -250,6 +245,18 @@ def _generate(
         logprobs, raw_logprobs, entropies = figures[row, :, :length].tolist()
         drawn.append(Sampled(ids[:length], logprobs, ended, raw_logprobs, entropies))
     return drawn
+
+
+@contextmanager
+def _without_its_configuration(model: Policy) -> Iterator[None]:
+    """While this lasts the model has no generation configuration: what is not asked for would come from it, such as
+    penalties, forbidden and forced tokens, or a least length."""
+    own: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    kept, own.generation_config = own.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        own.generation_config = kept
 
 
 def end_ids(model: Policy, tokenizer: PreTrainedTokenizerBase) -> list[int]:
