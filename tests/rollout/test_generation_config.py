@@ -126,10 +126,9 @@ def test_a_wrapped_policy_and_its_export_keep_their_configuration(untied, hostil
 
 def test_a_judge_reads_its_own_probabilities(untied, hostile):
     texts = (["w5 w6", "w7", "w8 w9"], ["w10", "w11 w12", "w13"])
-    scores = [
-        load_scorer({"name": "judge", "model": str(folder), "verdicts": ("w20", "w21"), "dtype": "float32"}).score(*texts)
-        for folder in (untied, hostile(everything()))
-    ]
+    options = {"name": "judge", "verdicts": ("w20", "w21"), "dtype": "float32"}
+    folders = (untied, hostile(everything()))
+    scores = [load_scorer({**options, "model": str(folder)}).score(*texts) for folder in folders]
     assert scores[0] == scores[1] and len(set(scores[0])) == 3
 
 
