@@ -38,8 +38,8 @@ class Vllm(Strict):
 class VllmServer(Strict):
     """Served models (`vllm serve`, or what speaks its API): requests go to the endpoint with the fewest in flight.
 
-    Start every server with `--logprobs-mode processed_logprobs --max-logprobs 1`, and for a policy that changes with
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and `--enable-lora` (adapter) or VLLM_SERVER_DEV_MODE=1 (merged; keep such a
+    Start every server with `--generation-config vllm --logprobs-mode processed_logprobs`, and for a policy that changes
+    with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and `--enable-lora` (adapter) or VLLM_SERVER_DEV_MODE=1 (merged; keep such a
     server away from other networks). The servers read the weights from the run directory, by the same path. On a CPU
     add `--no-enable-chunked-prefill --max-num-batched-tokens 4096`, or seeded requests can crash it. Servers draw with
     vLLM's own sampler: one seed gives other completions than on this machine, and no raw log-probabilities.
@@ -53,7 +53,8 @@ class VllmServer(Strict):
     concurrency: PositiveInt = 16
     """Prompts in flight at each endpoint."""
     tries: PositiveInt = 6
-    """Attempts at a request; after the n-th failure it waits 2^(n-1) seconds, 30 at most."""
+    """Attempts at a request, and at a server in a row; after its n-th failure it is left alone for 2^(n-1) seconds, 30
+    at most."""
     timeout: PositiveFloat = 600.0
     """Seconds that one request may take."""
     api_key: str | None = None

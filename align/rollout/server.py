@@ -3,30 +3,48 @@
 import json
 import logging
 import os
-import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from http.client import HTTPException
 from typing import Any
 
 from align.errors import UserError
 from align.evaluate.sampling import Sampled, row_seed
+from align.rollout.endpoints import Endpoints, Passing
 from align.rollout.engine import Contexts, Prompts, Sampling, Weights
 
 log = logging.getLogger("align")
 
-LONGEST_WAIT = 30.0
-"""Seconds between two attempts at most."""
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 """HTTP codes after which another attempt may succeed."""
+FLAGS = "--generation-config vllm --logprobs-mode processed_logprobs"
+"""What every server is to be started with."""
+NEUTRAL = {
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "length_penalty": 1.0,
+    "temperature": 1.0,
+    "top_k": -1,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "min_tokens": 0,
+    "ignore_eos": False,
+    "use_beam_search": False,
+    "watermarking": False,
+    "bad_words": [],
+    "stop": [],
+    "stop_token_ids": [],
+    "echo": False,
+}
+"""Sampling parameters that change nothing. All are sent: a server puts its model's own where a request has none."""
+PROBE = {"prompt": [3, 4, 3, 4, 3, 4, 3, 4], "max_tokens": 4, "seed": 1, "logprobs": 0, "return_token_ids": True}
+NOISE = 0.02
+"""Nats by which two equal requests may differ in half precision."""
 
 Answer = dict[str, Any]
-
-
-class Passing(Exception):
-    """A failure that another attempt, or another server, may not have."""
 
 
 class VllmServers:
@@ -46,25 +64,27 @@ class VllmServers:
         """Args as in the recipe; `first_wait`: seconds before the second attempt.
 
         Raises:
-            UserError: a server does not answer, or the key's variable is not set.
+            UserError: no server answers, one serves another model or draws in another way than it is asked to, or the
+                key's variable is not set.
         """
-        self.urls = [url.rstrip("/").removesuffix("/v1") for url in urls]
-        self.concurrency, self.tries, self.timeout, self.first_wait = concurrency, tries, timeout, first_wait
+        self.concurrency, self.timeout = concurrency, timeout
         self.headers = {"Content-Type": "application/json"}
         if api_key is not None:
             if api_key not in os.environ:
                 raise UserError(f"rollout.engine.api_key: the environment has no variable {api_key}")
             self.headers["Authorization"] = f"Bearer {os.environ[api_key]}"
-        self.lock = threading.Lock()
-        self.in_flight = dict.fromkeys(self.urls, 0)
-        self.base = model or self._get(self.urls[0], "/v1/models")["data"][0]["id"]
-        self.model = self.base
+        self.base = model
+        self.weights: Weights | None = None
+        self.names: set[str] = set()
+        addresses = [url.rstrip("/").removesuffix("/v1") for url in urls]
+        self.endpoints = Endpoints(addresses, self._prepare, tries=tries, first_wait=first_wait)
+        self.endpoints.everywhere()
 
     def sample(
         self, prompts: Prompts, sampling: Sampling, contexts: Contexts | None = None, done: Container[int] = ()
     ) -> Iterator[tuple[int, list[Sampled]]]:
         """As every engine, without a decoding of its own."""
-        pool = ThreadPoolExecutor(self.concurrency * len(self.urls))
+        pool = ThreadPoolExecutor(self.concurrency * len(self.endpoints.all))
         try:
             wanted = [place for place in range(len(prompts)) if place not in done]
             asked = {pool.submit(self._complete, prompts[place], sampling): place for place in wanted}
@@ -74,15 +94,10 @@ class VllmServers:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def load(self, weights: Weights) -> None:
-        """As every engine, on every server; they must see the weights' folder under the same path."""
-        for url in self.urls:
-            if weights.kind == "adapter":
-                self._load_adapter(url, weights)
-            else:
-                content = {"method": "reload_weights", "kwargs": {"weights_path": weights.folder}}
-                self._post(url, "/collective_rpc", content, needs="VLLM_SERVER_DEV_MODE=1")
-            self._reset_cache(url, must=weights.kind == "merged")
-        self.model = weights.name if weights.kind == "adapter" else self.base
+        """As every engine, on every server that answers, and on the others when they do; they must see the weights'
+        folder under the same path."""
+        self.weights = weights
+        self.endpoints.everywhere()
 
     def rest(self, *, stop: bool) -> None:
         """Nothing: the servers have machines of their own."""
@@ -90,25 +105,72 @@ class VllmServers:
     def close(self) -> None:
         """Nothing: the servers were there before us."""
 
-    def _load_adapter(self, url: str, weights: Weights) -> None:
-        """Under its own name, which no other weights have; then the one that we loaded before is removed."""
-        served = [model["id"] for model in self._get(url, "/v1/models")["data"]]
+    @property
+    def model(self) -> str:
+        """What a request names: the base model, or the adapter that was loaded last."""
+        return self.weights.name if self.weights and self.weights.kind == "adapter" else str(self.base)
+
+    def _prepare(self, url: str) -> None:
+        """See that a server has the base model and draws as it is asked to, and give it the policy: it may be new."""
+        served = [model["id"] for model in self._send(url, "/v1/models").get("data", [])]
+        self.base = self.base or (served[0] if served else None)
+        if self.base not in served:
+            raise UserError(f"rollout.engine.urls: {url} serves {', '.join(served) or 'no model'}, not {self.base}")
+        self._probe(url)
+        if self.weights is None:
+            return
+        if self.weights.kind == "adapter":
+            self._load_adapter(url, self.weights, served)
+        else:
+            content = {"method": "reload_weights", "kwargs": {"weights_path": self.weights.folder}}
+            self._send(url, "/collective_rpc", content, needs="VLLM_SERVER_DEV_MODE=1")
+        self._reset_cache(url, must=self.weights.kind == "merged")
+
+    def _probe(self, url: str) -> None:
+        """Ask for what can be known beforehand: what a server does to requests and log-probabilities unasked.
+
+        With one token allowed its log-probability is 0, if it is that of the distribution that was drawn from. A
+        request without sampling parameters gives what one with neutral ones does, if the server adds none.
+
+        Raises:
+            UserError: the log-probabilities are others.
+        """
+        plain = PROBE | {"model": self.base, "ignore_eos": True}
+        forced = self._choices(url, NEUTRAL | plain | {"allowed_token_ids": [5], "max_tokens": 1})[0]
+        if abs(forced["logprobs"]["token_logprobs"][0]) > 1e-6:
+            raise UserError(
+                f"rollout.engine.urls: the log-probabilities of {url} are not those that it draws by, so no check could"
+                f" see what it does to them; start it with {FLAGS}"
+            )
+        bare, neutral = (self._choices(url, request)[0] for request in (plain, NEUTRAL | plain))
+        pairs = zip(bare["logprobs"]["token_logprobs"], neutral["logprobs"]["token_logprobs"], strict=False)
+        if bare["token_ids"] != neutral["token_ids"] or any(abs(a - b) > NOISE for a, b in pairs):
+            log.warning(
+                "%s puts sampling parameters of its own, such as those of the model's generation_config.json, where a "
+                "request has none; each of ours has all that Align knows, but start the server with %s",
+                url,
+                FLAGS,
+            )
+
+    def _load_adapter(self, url: str, weights: Weights, served: list[str]) -> None:
+        """Under its own name, which no other weights have; then those that we loaded before are removed."""
         if weights.name not in served:
             content = {"lora_name": weights.name, "lora_path": weights.folder}
-            self._post(url, "/v1/load_lora_adapter", content, needs="VLLM_ALLOW_RUNTIME_LORA_UPDATING=1")
-        if self.model in served and self.model not in (self.base, weights.name):
-            self._post(url, "/v1/unload_lora_adapter", {"lora_name": self.model})
+            self._send(url, "/v1/load_lora_adapter", content, needs="VLLM_ALLOW_RUNTIME_LORA_UPDATING=1")
+        self.names.add(weights.name)
+        for old in self.names.intersection(served) - {weights.name}:
+            self._send(url, "/v1/unload_lora_adapter", {"lora_name": old})
 
     def _reset_cache(self, url: str, *, must: bool) -> None:
         """New weights under an old name need it; an adapter's new name is part of the cache's keys already."""
         try:
-            self._post(url, "/reset_prefix_cache", {}, needs="VLLM_SERVER_DEV_MODE=1")
+            self._send(url, "/reset_prefix_cache", {}, needs="VLLM_SERVER_DEV_MODE=1")
         except UserError:
             if must:
                 raise
 
     def _complete(self, prompt: list[int], sampling: Sampling) -> list[Sampled]:
-        request = {
+        request = NEUTRAL | {
             "model": self.model,
             "prompt": prompt,
             "n": sampling.completions,
@@ -123,54 +185,23 @@ class VllmServers:
             "logprobs": 0,
             "return_token_ids": True,
         }
-        answer = self._retried(lambda url: self._send(url, "/v1/completions", request))
-        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        return [_sampled(choice) for choice in choices]
+        return self.endpoints.anywhere(
+            lambda url: [_sampled(url, choice, sampling) for choice in self._choices(url, request)]
+        )
 
-    def _retried(self, attempt: Any) -> Answer:
-        """Try one server after the other, with longer and longer waits."""
-        failed: str | None = None
-        for count in range(self.tries):
-            url = self._least_busy(avoid=failed)
-            try:
-                return attempt(url)
-            except Passing as error:
-                failed, problem = url, error
-                log.warning("%s: %s (attempt %d of %d)", url, error, count + 1, self.tries)
-                if count + 1 < self.tries:
-                    time.sleep(min(LONGEST_WAIT, self.first_wait * 2**count))
-            finally:
-                with self.lock:
-                    self.in_flight[url] -= 1
-        raise UserError(f"rollout.engine.urls: {failed} failed {self.tries} times: {problem}; start it, then go on")
+    def _choices(self, url: str, request: Answer) -> list[Answer]:
+        found = sorted(self._send(url, "/v1/completions", request)["choices"], key=lambda choice: choice["index"])
+        if any(not choice.get("token_ids") for choice in found):
+            raise UserError(f"rollout.engine.urls: {url} gives no token ids; vLLM 0.25 or newer does")
+        return found
 
-    def _least_busy(self, avoid: str | None) -> str:
-        with self.lock:
-            url = min(self.urls, key=lambda url: (url == avoid, self.in_flight[url]))
-            self.in_flight[url] += 1
-        return url
+    def _send(self, url: str, path: str, content: Answer | None = None, needs: str = "") -> Answer:
+        """A request without content asks; `needs`: what a server that refuses was to be started with.
 
-    def _get(self, url: str, path: str) -> Answer:
-        return self._here(url, lambda: self._send(url, path, None))
-
-    def _post(self, url: str, path: str, content: Answer, needs: str = "") -> Answer:
-        try:
-            return self._here(url, lambda: self._send(url, path, content))
-        except UserError as error:
-            raise UserError(f"{error}{f' (start the server with {needs})' if needs else ''}") from None
-
-    def _here(self, url: str, attempt: Any) -> Answer:
-        """Try this server alone."""
-        for count in range(self.tries):
-            try:
-                return attempt()
-            except Passing as error:
-                problem = error
-                if count + 1 < self.tries:
-                    time.sleep(min(LONGEST_WAIT, self.first_wait * 2**count))
-        raise UserError(f"rollout.engine.urls: {url} does not answer ({problem}); start it, or take it out")
-
-    def _send(self, url: str, path: str, content: Answer | None) -> Answer:
+        Raises:
+            Passing: another attempt may have an answer.
+            UserError: the server refuses.
+        """
         data = None if content is None else json.dumps(content).encode()
         request = urllib.request.Request(url + path, data=data, headers=self.headers)
         try:
@@ -180,8 +211,9 @@ class VllmServers:
             said = error.read().decode(errors="replace")[:500]
             if error.code in PASSING:
                 raise Passing(f"HTTP {error.code}: {said}") from None
-            raise UserError(f"rollout.engine.urls: {url}{path} refuses: HTTP {error.code}: {said}") from None
-        except (OSError, TimeoutError) as error:
+            remedy = f" (start the server with {needs})" if needs else ""
+            raise UserError(f"rollout.engine.urls: {url}{path} refuses: HTTP {error.code}: {said}{remedy}") from None
+        except (OSError, HTTPException) as error:
             raise Passing(str(error)) from None
         try:
             return json.loads(body)
@@ -189,7 +221,24 @@ class VllmServers:
             return {}
 
 
-def _sampled(choice: Answer) -> Sampled:
-    if not choice.get("token_ids"):
-        raise UserError("rollout.engine.urls: the server gives no token ids; vLLM 0.25 or newer does")
-    return Sampled(choice["token_ids"], choice["logprobs"]["token_logprobs"], ended=choice["finish_reason"] == "stop")
+def _sampled(url: str, choice: Answer, sampling: Sampling) -> Sampled:
+    """A completion, if it is what was asked for.
+
+    Raises:
+        Passing: the server gave it up.
+        UserError: it was cut short, or ended by a token that ends none here.
+    """
+    ids, why = choice["token_ids"], choice["finish_reason"]
+    if why not in ("stop", "length"):
+        raise Passing(f"a completion ended by `{why}`")
+    if why == "length" and len(ids) < sampling.max_tokens:
+        raise UserError(
+            f"rollout.engine.urls: {url} cuts completions at {len(ids)} of {sampling.max_tokens} tokens; start it with "
+            f"a larger --max-model-len and with {FLAGS}"
+        )
+    if why == "stop" and not isinstance(choice.get("stop_reason"), str) and ids[-1] not in sampling.stop_ids:
+        raise UserError(
+            f"rollout.engine.urls: {url} ends completions at token {ids[-1]}, which ends none of policy.model's; give "
+            "it the same model and tokenizer, or put the token into rollout.stop_ids"
+        )
+    return Sampled(ids, choice["logprobs"]["token_logprobs"], ended=why == "stop")

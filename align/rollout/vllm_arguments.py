@@ -19,7 +19,15 @@ FIRST_RUNNER, SECOND_RUNNER = ("0.25", "0.31", "0.32"), ("0.31", "0.32")
 """Versions of vLLM whose two model runners take our sampler: those whose sources were compared."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM reserves room for."""
-OURS = {"additional_config", "logits_processors", "worker_extension_cls", "logprobs_mode", "max_logprobs"}
+OURS = {
+    "additional_config",
+    "generation_config",
+    "logits_processors",
+    "logprobs_mode",
+    "max_logprobs",
+    "override_generation_config",
+    "worker_extension_cls",
+}
 """Arguments of vllm.LLM without which tokens or log-probabilities would silently be others."""
 
 
@@ -116,6 +124,7 @@ def llm_arguments(arguments: VllmArguments, *, ours: bool) -> dict[str, Any]:
         "max_logprobs": COLUMNS,
         "enable_prefix_caching": True,
         "generation_config": "vllm",
+        "override_generation_config": {},
         "trust_remote_code": arguments.trusted,
         "disable_log_stats": True,
     }
@@ -141,7 +150,7 @@ def llm_arguments(arguments: VllmArguments, *, ours: bool) -> dict[str, Any]:
             "max_num_batched_tokens": max(4096, 2 * arguments.max_length),  # two: a contrast's sides start together
         }
     if taken := OURS & given.keys() & arguments.options.keys():
-        raise UserError(f"rollout.engine.options: {min(taken)} is set for our sampler; take it out")
+        raise UserError(f"rollout.engine.options: {min(taken)} is set by Align, which draws by it; take it out")
     return given | arguments.options
 
 
