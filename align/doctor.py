@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from rich.text import Text
 
 from align.errors import UserError
 from align.kernels.native import instruction_set
-from align.progress import LINE_SECONDS, stage
+from align.progress import stage
 
 Extra = Literal["rollout", "rollout-cpu"]
 
@@ -126,15 +125,8 @@ def _run_quietly(command: list[str], extra: str) -> None:
         UserError: it failed; with the end of what it said.
     """
     log = Path(tempfile.gettempdir()) / f"align-install-{extra}.log"
-    console = Console(stderr=True)
-    began = time.monotonic()
-    with log.open("wb") as output, console.status(f"pip installs {extra}; its messages go to {log}"):
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        while process.poll() is None:
-            time.sleep(0.2)
-            if not console.is_terminal and time.monotonic() - began > LINE_SECONDS:
-                began = time.monotonic()
-                print(f"pip is still installing {extra}; its messages go to {log}", file=sys.stderr, flush=True)
+    with stage(f"installing {extra} with pip, whose messages go to {log}"), log.open("wb") as output:
+        process = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
     if process.returncode:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
         raise UserError(f"pip could not install {extra}; {log} has all that it said, which ends so:\n{last}")

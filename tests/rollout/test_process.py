@@ -147,7 +147,7 @@ def test_settings_that_make_vllm_fail_or_lie_on_a_cpu():
     assert given.keys().isdisjoint({"logits_processors", "worker_extension_cls", "additional_config"})
 
 
-@pytest.mark.parametrize("name", ["additional_config", "generation_config", "logits_processors", "override_generation_config"])
+@pytest.mark.parametrize("name", ["additional_config", "generation_config", "logits_processors", "max_logprobs"])
 def test_options_do_not_take_the_place_of_what_our_sampler_needs(name):
     decoding = {"name": "contrast"}
     with pytest.raises(UserError, match=f"options: {name} is set by Align"):
