@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from rewards.registry import ScorerConfig, faults, read_tree
-from rewards.transforms import Lsc, Transform
+from rewards.transforms import LSC_NEEDS, Lsc, Transform
 from rewards.types import ScorerError, Strict
 
 Combination = Literal["weighted_sum", "and"]
@@ -39,10 +39,20 @@ def read_reward(spec: Any) -> Reward:
 
 
 def transforms_for(rewards: Sequence[Reward], method: Combination) -> list[tuple[Transform, ...]]:
-    """Each reward's transforms; for `and`, those that do not end with LSC get it, so that all are log-probabilities."""
+    """Each reward's transforms.
+
+    Raises:
+        ScorerError: for `and`, some that do not end with LSC: only log-probabilities add up to that of all together.
+
+    Source: ours
+    """
     steps = [reward.transforms for reward in rewards]
-    if method == "and":
-        return [own if own and isinstance(own[-1], Lsc) else (*own, Lsc()) for own in steps]
+    for reward, own in zip(rewards, steps, strict=True):
+        if method == "and" and not (own and isinstance(own[-1], Lsc)):
+            raise ScorerError(
+                f"`and` adds log-probabilities, so the transforms of {reward.part or reward.scorer.name} have to end "
+                f"with lsc ({{scorer: ..., transforms: [{{name: lsc, ...}}]}}); {LSC_NEEDS}"
+            )
     return steps
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, model_validator
 
 from rewards.texts import plain
-from rewards.types import Strict, Text
+from rewards.types import ScorerError, Strict, Text
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,38 @@ class Statistics:
     std: float
 
 
+class Column(Strict):
+    """A column of the rows."""
+
+    column: str
+    """Each row's rewards of the reference policy's completions of its prompt: a list of numbers."""
+
+
+class Samples(Strict):
+    """Rows of the reference policy's own completions."""
+
+    rows: str
+    """What `align score` wrote of them with the same scorer; they are found by their prompts."""
+
+
 class Lsc(Strict):
     """log sigma(r - reference) with a reference per prompt: rewards above it count ever less, those below it fully."""
 
     name: Literal["lsc"] = "lsc"
     reference: Literal["normal_quantile", "quantile", "mean", "fixed"] = "normal_quantile"
     """normal_quantile: of a normal distribution fitted to the prompt's rewards; quantile: of the rewards themselves."""
+    of: Literal["own"] | Column | Samples | None = None
+    """Whose rewards: the reference policy's, `{column: NAME}` or `{rows: FILE}`, in the unit that reaches lsc; or
+    `own`, those of the list itself, which move with the policy that wrote it and say nothing about a list of one."""
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.85
     value: float = 0.0
     """The reference where it is fixed."""
+
+    @model_validator(mode="after")
+    def _source(self) -> "Lsc":
+        if (self.reference == "fixed") != (self.of is None):
+            raise ValueError(f"lsc: {LSC_NEEDS}")
+        return self
 
 
 class Standardize(Strict):
@@ -64,6 +87,10 @@ class LengthPenalty(Strict):
     """Words that cost nothing."""
 
 
+LSC_NEEDS = (
+    "say what the reward is held against: the reference policy's rewards, by `of: {column: NAME}` or "
+    "`of: {rows: FILE}`, the list's own by `of: own`, or one number by `reference: fixed` and `value`"
+)
 Transform = Annotated[Lsc | Standardize | Clip | LengthPenalty, Field(discriminator="name")]
 
 
@@ -72,6 +99,7 @@ def transform(
     completions: Sequence[Text],
     transforms: Sequence[Transform],
     statistics: Sequence[Statistics | None] = (),
+    references: Sequence[Sequence[float] | None] = (),
 ) -> list[float]:
     """One prompt's rewards after transforms, applied in their order.
 
@@ -81,22 +109,28 @@ def transform(
         transforms: what to apply.
         statistics: for each transform that standardises over the data set, those of the rewards that reach it;
             anything for the others, and nothing if there is no such transform.
+        references: for each LSC whose `of` is not `own`, the reference policy's rewards of the prompt; likewise.
+
+    Raises:
+        ScorerError: LSC without the rewards it is held against, or a fit to the row's own reward alone.
 
     Source: ours
     """
     values = list(rewards)
     for place, step in enumerate(transforms):
-        values = _apply(values, completions, step, statistics[place] if place < len(statistics) else None)
+        known = statistics[place] if place < len(statistics) else None
+        values = _apply(values, completions, step, known, references[place] if place < len(references) else None)
     return values
 
 
 def dataset_statistics(
-    lists: Callable[[], Iterable[tuple[Sequence[float], Sequence[Text]]]], transforms: Sequence[Transform]
+    lists: Callable[[], Iterable[tuple[Sequence[float], Sequence[Text], Sequence[Sequence[float] | None]]]],
+    transforms: Sequence[Transform],
 ) -> list[Statistics | None]:
     """Mean and standard deviation of the rewards that reach each transform that asks for the data set's.
 
     Args:
-        lists: gives every prompt's rewards and completions, as often as it is called.
+        lists: gives every prompt's rewards, completions and references, as often as it is called.
         transforms: one scorer's, in their order.
 
     Returns:
@@ -108,7 +142,9 @@ def dataset_statistics(
     for place, step in enumerate(transforms):
         if isinstance(step, Standardize) and step.per == "dataset":
             known[place] = _moments(
-                value for rewards, texts in lists() for value in transform(rewards, texts, transforms[:place], known)
+                value
+                for rewards, texts, references in lists()
+                for value in transform(rewards, texts, transforms[:place], known, references)
             )
     return known
 
@@ -142,10 +178,22 @@ def reference_reward(rewards: Sequence[float], kind: str, *, quantile: float = 0
 
 
 def _apply(
-    values: Sequence[float], completions: Sequence[Text], step: Transform, statistics: Statistics | None
+    values: Sequence[float],
+    completions: Sequence[Text],
+    step: Transform,
+    statistics: Statistics | None,
+    reference: Sequence[float] | None,
 ) -> list[float]:
+    own = step.of == "own" if isinstance(step, Lsc) else isinstance(step, Standardize) and step.per == "prompt"
+    if own and len(values) == 1:
+        raise ScorerError(f"{step.name} by a list's own rewards makes a single completion the same whatever its reward")
     if isinstance(step, Lsc):
-        return lsc(values, reference_reward(values, step.reference, quantile=step.quantile, value=step.value))
+        held_against = values if own else reference
+        if held_against is None and step.reference != "fixed":
+            raise ScorerError("lsc: the reference policy's rewards are not at hand here; take `reference: fixed`")
+        return lsc(
+            values, reference_reward(held_against or (), step.reference, quantile=step.quantile, value=step.value)
+        )
     if isinstance(step, Clip):
         low, high = (-math.inf if step.low is None else step.low), (math.inf if step.high is None else step.high)
         return [min(max(value, low), high) for value in values]

@@ -79,7 +79,7 @@ class RewardScorer:
             (list(islice(flat, len(row.completions))), row.completions) for row in rows
         ]
         steps, weight = self.reward.transforms, self.reward.weight
-        known = dataset_statistics(lambda: lists, steps)
+        known = dataset_statistics(lambda: ((own, texts, ()) for own, texts in lists), steps)
         return [[weight * value for value in transform(own, texts, steps, known)] for own, texts in lists]
 
 

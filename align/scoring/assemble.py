@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from align.scoring.job import Job
+from align.scoring.references import References
 from rewards.combine import Combination, Reward, combine, transforms_for
 from rewards.grading import GradeMethod, grades_from_rewards
 from rewards.transforms import Statistics, Transform, dataset_statistics, transform
@@ -14,15 +15,17 @@ Known = list[list[Statistics | None]]
 """By scorer and transform: statistics of the data set, where a transform needs them."""
 
 
-def assembled(job: Job, rewards: Sequence[Reward], method: Combination, grades: GradeMethod) -> Callable[[], Iterator]:
+def assembled(
+    job: Job, rewards: Sequence[Reward], references: References, method: Combination, grades: GradeMethod
+) -> Callable[[], Iterator]:
     """A function that gives the output's rows from their beginning."""
     steps = transforms_for(rewards, method)
-    known = _statistics(job, steps)
+    known = _statistics(job, steps, references)
     names = part_names(rewards)
 
     def rows() -> Iterator[dict[str, Any]]:
         for entry in job.scored():
-            parts = _transformed(entry, steps, known)
+            parts = _transformed(entry, steps, known, references)
             total = combine(parts, [reward.weight for reward in rewards])
             own: dict[str, Any] = {"rewards": total, "grades": grades_from_rewards(total, grades)}
             if len(rewards) > 1 or any(steps):
@@ -42,18 +45,21 @@ def part_names(rewards: Sequence[Reward]) -> list[str]:
     return names
 
 
-def _transformed(entry: Entry, steps: Sequence[Sequence[Transform]], known: Known) -> list[list[float]]:
-    completions = entry["row"]["completions"]
+def _transformed(
+    entry: Entry, steps: Sequence[Sequence[Transform]], known: Known, references: References
+) -> list[list[float]]:
+    completions, held_against = entry["row"]["completions"], references.of(entry["row"])
     return [
-        transform(raw, completions, own, statistics)
-        for raw, own, statistics in zip(entry["rewards"], steps, known, strict=True)
+        transform(raw, completions, own, statistics, given)
+        for raw, own, statistics, given in zip(entry["rewards"], steps, known, held_against, strict=True)
     ]
 
 
-def _statistics(job: Job, steps: Sequence[Sequence[Transform]]) -> Known:
+def _statistics(job: Job, steps: Sequence[Sequence[Transform]], references: References) -> Known:
     """By scorer and transform: what is to be known of the whole data set."""
 
-    def lists(k: int) -> Iterator[tuple[list[float], list[Any]]]:
-        return ((entry["rewards"][k], entry["row"]["completions"]) for entry in job.scored())
+    def lists(k: int) -> Iterator[tuple[list[float], list[Any], Sequence[Sequence[float] | None]]]:
+        rows = ((entry["rewards"][k], entry["row"]) for entry in job.scored())
+        return ((rewards, row["completions"], references.of(row)[k]) for rewards, row in rows)
 
     return [dataset_statistics(partial(lists, k), own) for k, own in enumerate(steps)]

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +19,11 @@ from align.scoring.assemble import assembled, part_names
 from align.scoring.cache import RewardCache, default_cache_dir
 from align.scoring.items import Item, windows
 from align.scoring.job import Job, replaced, write_rows
+from align.scoring.references import References
 from align.scoring.scoring import Part, score_window
 from align.types import LONGEST_WAIT
 from rewards import Reward, read_reward
-from rewards.combine import Combination
+from rewards.combine import Combination, transforms_for
 from rewards.digest import scorer_digest
 from rewards.grading import GradeMethod
 from rewards.types import Running
@@ -74,6 +75,7 @@ def score_rows(
     # Without a GPU accelerate starts no process group unless it is told that this is meant.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     specs = [_overlaid(read_reward(spec), exact, tokens_per_batch) for spec in rewards]
+    references = References(transforms_for(specs, combination), part_names(specs))
     with stage("reading the scorers' files"):
         parts = [Part(spec.scorer, scorer_digest(spec.scorer), k) for k, spec in enumerate(specs)]
     description = {
@@ -82,6 +84,8 @@ def score_rows(
         "digests": [part.digest for part in parts],
         **{"combination": combination, "grades": grades, "on_error": on_error, "window": window},
     }
+    if references.files:
+        description["references"] = [_input_identity(file, None, output) for file in references.files]
     job = Job(Path(output).expanduser(), description)
     job.check()
     if job.finished():
@@ -89,7 +93,7 @@ def score_rows(
     columns = [getattr(spec.scorer, "answer_column", None) for spec in specs]
 
     def read() -> Iterator:
-        return windows(path, split=split, answer_columns=columns, size=window)
+        return windows(path, split=split, answer_columns=columns, size=window, check=references.of)
 
     count, total = _check_rows(read(), on_error)
     store = RewardCache(Path(cache).expanduser() if cache else default_cache_dir()) if use_cache else None
@@ -100,7 +104,8 @@ def score_rows(
     state.wait_for_everyone()
     if state.is_main_process:
         job.expect_parts(count)
-        summary = _finish(job, specs, parts, combination, grades, store)
+        rows = assembled(job, specs, references, combination, grades)
+        summary = _finish(job, rows, parts, store)
         _print(console, job, summary, specs)
     state.wait_for_everyone()
     return summary if state.is_main_process else {}
@@ -186,16 +191,9 @@ def _tallies(parts: Sequence[Part]) -> dict[str, float]:
 
 
 @stage("writing the output")
-def _finish(
-    job: Job,
-    specs: Sequence[Reward],
-    parts: Sequence[Part],
-    combination: Combination,
-    grades: GradeMethod,
-    store: RewardCache | None,
-) -> dict[str, Any]:
+def _finish(job: Job, rows: Callable[[], Iterator], parts: Sequence[Part], store: RewardCache | None) -> dict[str, Any]:
     """Write the output and what goes beside it, and fill the cache."""
-    write_rows(job.output, assembled(job, specs, combination, grades))
+    write_rows(job.output, rows)
     counts = job.counts()
     if counts["errors"]:
         with replaced(job.errors) as temporary, temporary.open("w", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 """Rows as `align score` takes them, in windows that the input alone decides."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +32,19 @@ class Item:
 
 
 def windows(
-    path: str, *, split: str | None, answer_columns: Sequence[str | None], size: int
+    path: str,
+    *,
+    split: str | None,
+    answer_columns: Sequence[str | None],
+    size: int,
+    check: Callable[[dict[str, Any]], object] = lambda row: None,
 ) -> Iterator[tuple[list[Item], int]]:
     """The rows in windows of at least `size` completions, the last one excepted, and how many completions each has.
 
     Args:
         path: a file, a folder or a hub data set.
         answer_columns: for each scorer, the column of its reference answers, or None.
+        check: raises BadRow for a row, in the output's form, that could not be finished once it is scored.
 
     Raises:
         UserError: nothing can be read at that path.
@@ -46,7 +52,7 @@ def windows(
     window: list[Item] = []
     held = 0
     for record in stream_rows(path, split=split):
-        item = _item(record, answer_columns)
+        item = _item(record, answer_columns, check)
         window.append(item)
         held += max(len(item.completions), 1)
         if held >= size:
@@ -72,7 +78,7 @@ def as_json(value: Any) -> str:
     return line
 
 
-def _item(record: StreamedRow, answer_columns: Sequence[str | None]) -> Item:
+def _item(record: StreamedRow, answer_columns: Sequence[str | None], check: Callable[[dict[str, Any]], object]) -> Item:
     row, source, number = record.row, record.source, record.number
     if isinstance(row, BadRow):
         return Item(source, number, record.raw, row.message(source, number))
@@ -85,6 +91,7 @@ def _item(record: StreamedRow, answer_columns: Sequence[str | None]) -> Item:
         answers = tuple(_answer(column, raw, row) for column in answer_columns)
         kept = _kept(raw, row)
         as_json(kept)
+        check(kept)
     except BadRow as error:
         return Item(source, number, record.raw, error.message(source, number))
     return Item(source, number, raw, None, row.prompt, row.completions, answers, kept)

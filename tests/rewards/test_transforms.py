@@ -6,7 +6,7 @@ import pytest
 
 from rewards import Reward, ScorerError, read_reward
 from rewards.combine import combine, transforms_for
-from rewards.transforms import Clip, LengthPenalty, Lsc, Standardize, Statistics, reference_reward, transform
+from rewards.transforms import Clip, LengthPenalty, Lsc, Standardize, Statistics, transform
 
 REWARDS = [1.0, 2.0, 4.0, 2.0]
 TEXTS = ["a", "a b", "a b c", "a b"]
@@ -24,12 +24,12 @@ def apply(*steps) -> list[float]:
 @pytest.mark.parametrize(
     ("step", "reference"),
     [
-        (Lsc(), MEAN + 1.0364333894937898 * STD),
-        (Lsc(quantile=0.5), MEAN),
-        (Lsc(reference="mean"), MEAN),
+        (Lsc(of="own"), MEAN + 1.0364333894937898 * STD),
+        (Lsc(of="own", quantile=0.5), MEAN),
+        (Lsc(of="own", reference="mean"), MEAN),
         (Lsc(reference="fixed", value=3.0), 3.0),
-        (Lsc(reference="quantile", quantile=0.85), 2 + 0.55 * 2),  # place 2.55 of 1, 2, 2, 4
-        (Lsc(reference="quantile", quantile=0.5), 2.0),
+        (Lsc(of="own", reference="quantile", quantile=0.85), 2 + 0.55 * 2),  # place 2.55 of 1, 2, 2, 4
+        (Lsc(of="own", reference="quantile", quantile=0.5), 2.0),
     ],
 )
 def test_lsc_is_the_log_sigmoid_of_the_gap_to_the_reference(step, reference):
@@ -58,16 +58,58 @@ def test_clip_and_length_penalty():
     assert apply(penalty, Clip(high=2.0)) == pytest.approx([1.0, 1.9, 2.0, 1.9]), "in the order given"
 
 
-def test_the_reference_of_one_reward_is_that_reward():
-    for kind in ("normal_quantile", "quantile", "mean"):
-        assert reference_reward([3.0], kind) == 3.0
+def test_the_reference_is_of_the_reference_policys_rewards():
+    samples = [0.0, 1.0, 5.0]
+    for kind, expected in (("mean", 2.0), ("quantile", 1 + 0.7 * 4), ("normal_quantile", None)):
+        step = Lsc(of={"column": "base"}, reference=kind)
+        if expected is None:
+            expected = 2.0 + 1.0364333894937898 * sqrt((4 + 1 + 9) / 3)
+        for rewards in (REWARDS, [7.0]):
+            given = transform(rewards, TEXTS[: len(rewards)], [Clip(low=-9), step], (), [None, samples])
+            assert given == pytest.approx([log(sigmoid(r - expected)) for r in rewards], rel=1e-12)
+    with pytest.raises(ScorerError, match="the reference policy's rewards are not at hand"):
+        transform(REWARDS, TEXTS, [step])
+    for spec in ({"name": "lsc"}, {"name": "lsc", "reference": "fixed", "of": "own"}):
+        with pytest.raises(ScorerError, match="say what the reward is held against"):
+            read_reward({"scorer": {"name": "length", "max": 3}, "transforms": [spec]})
+
+
+SINGLE = {
+    "lsc, fixed": (Lsc(reference="fixed", value=1.0), True),
+    "lsc, own quantile": (Lsc(of="own"), False),
+    "lsc, own mean": (Lsc(of="own", reference="mean"), False),
+    "lsc, a column": (Lsc(of={"column": "base"}), True),
+    "lsc, samples": (Lsc(of={"rows": "base.jsonl"}), True),
+    "standardize, prompt": (Standardize(), False),
+    "standardize, dataset": (Standardize(per="dataset"), True),
+    "clip": (Clip(low=-99), True),
+    "length_penalty": (LengthPenalty(), True),
+}
+"""Every transform, and whether a reward alone in its list can come through it."""
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_single_completions_reward_keeps_its_order_or_is_refused(name):
+    step, passes = SINGLE[name]
+    given = dict(statistics=[Statistics(0.0, 2.0)], references=[[0.0, 1.0]])
+    if passes:
+        low, middle, high = (transform([r], ["a"], [step], **given)[0] for r in (-5.0, 0.0, 7.0))
+        assert low < middle < high
+    else:
+        with pytest.raises(ScorerError, match="a single completion the same whatever its reward"):
+            transform([1.0], ["a"], [step], **given)
+    constant = transform([0.3] * 3, ["a"] * 3, [step], **given)
+    assert len(set(constant)) == 1 and constant[0] == constant[0], "equal rewards stay equal, and numbers"
 
 
 def test_a_weighted_sum_and_a_logical_and():
     assert combine([[1.0, 2.0], [0.5, -1.0]], [2.0, -1.0]) == [1.5, 5.0]
     rewards = [read_reward({"name": "length", "max": 3}), read_reward({"scorer": {"name": "regex", "pattern": "a"}})]
-    steps = transforms_for([rewards[0], rewards[1].model_copy(update={"transforms": (Lsc(reference="mean"),)})], "and")
-    assert steps == [(Lsc(),), (Lsc(reference="mean"),)]
+    with pytest.raises(ScorerError, match="the transforms of length have to end with lsc .* `reference: fixed`"):
+        transforms_for(rewards, "and")
+    ends = (Clip(low=0), Lsc(reference="fixed", value=0.5)), (Lsc(of="own"),)
+    said = [reward.model_copy(update={"transforms": own}) for reward, own in zip(rewards, ends, strict=True)]
+    assert transforms_for(said, "and") == list(ends)
     assert transforms_for(rewards, "weighted_sum") == [(), ()]
     parts = [transform(own, TEXTS, [Lsc(reference="fixed")]) for own in (REWARDS, REWARDS[::-1])]
     good = [sigmoid(a) * sigmoid(b) for a, b in zip(REWARDS, REWARDS[::-1], strict=True)]

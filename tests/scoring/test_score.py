@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,8 +130,58 @@ def test_several_rewards_are_transformed_combined_and_kept_apart(write, score):
     assert out[0]["rewards"] == pytest.approx([2 * low + 1, 2 * high + 0, 2 * high + 1])
     assert out[1]["rewards"] == pytest.approx([2 * high + 1])
     assert out[0]["reward_parts"] == {"length": [0, 1, 1], "short": [1, 0, 1]}
-    both = score(path, WORDS, {"name": "length", "max": 2}, combination="and", grades="rank")
+    short = {"name": "length", "max": 2}
+    with pytest.raises(ScorerError, match="the transforms of length have to end with lsc"):
+        score(path, WORDS, short, combination="and")
+    half = [{"name": "lsc", "reference": "fixed", "value": 0.5}]
+    parts = [{"scorer": scorer, "transforms": half} for scorer in (WORDS, short)]
+    both = score(path, *parts, combination="and", grades="rank")
     assert both[0]["grades"] == [0.5, 0.5, 2], "good on both counts is best"
+
+
+def test_lsc_is_held_against_the_reference_policys_rewards(write, score):
+    """From a column or from scored rows; single completions stay in order."""
+    rows = [{"prompt": "p", "completions": [text], "base": [0, 1, 1]} for text in ("a", "a b", "a b c")]
+    path = write(*rows, {"prompt": "q", "completions": ["a", "a b"], "meta": {"base": [0, 0]}})
+    sampled = write(
+        {
+            "prompt": "p",
+            "completions": ["x", "x y"],
+            "rewards": [0, 9],
+            "reward_parts": {"length": [0, 1], "b": [7, 7]},
+        },
+        {"prompt": "p", "completions": ["z w"], "rewards": [1]},
+        {"prompt": "q", "completions": ["x", "y"], "rewards": [0, 0]},
+        name="base.jsonl",
+    )
+    for of in ({"column": "base"}, {"rows": sampled}):
+        spec = {"scorer": WORDS, "transforms": [{"name": "lsc", "of": of, "reference": "mean"}]}
+        out = [row["rewards"] for row in score(path, spec)]
+        expected = [[-math.log1p(math.exp(mean - r)) for r in own] for mean, own in OF_WORDS]
+        assert [r for own in out for r in own] == pytest.approx([r for own in expected for r in own], rel=1e-12)
+
+
+OF_WORDS = [(2 / 3, [0]), (2 / 3, [1]), (2 / 3, [1]), (0, [0, 1])]
+"""The mean of the reference policy's rewards, and the row's own."""
+REFUSED = {
+    "one completion, own": ({"name": "lsc", "of": "own"}, {}, "field completions: one completion"),
+    "one completion, standardized": ({"name": "standardize"}, {}, "per: dataset"),
+    "no column": ({"name": "lsc", "of": {"column": "base"}}, {}, "field base: no rewards of the reference policy"),
+    "no numbers": ({"name": "lsc", "of": {"column": "base"}}, {"base": ["a"]}, "field base: no rewards"),
+    "one sample": ({"name": "lsc", "of": {"column": "base"}}, {"base": [1.0]}, "too few for `normal_quantile`"),
+    "no samples": ({"name": "lsc", "of": {"rows": "base.jsonl"}}, {}, "field prompt: lsc finds no samples"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_rows_that_a_transform_cannot_finish_are_refused_before_scoring(case, write, score, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    step, more, message = REFUSED[case]
+    write({"prompt": "other", "completions": ["x", "y"], "rewards": [0, 1]}, name="base.jsonl")
+    path = write({"prompt": "p", "completions": ["a b"], **more})
+    monkeypatch.setattr("align.scoring.command.score_window", None)
+    with pytest.raises(UserError, match=message):
+        score(path, {"scorer": WORDS, "transforms": [step]})
 
 
 def test_reference_answers_come_from_a_column_or_meta(write, score):
