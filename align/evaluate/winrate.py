@@ -38,8 +38,7 @@ class LengthControlled:
     win_rate: float
     """Percent."""
     standard_error: float | None
-    """Percent, over instructions and the judge's labels; None for one row, and where the penalty leaves the model's
-    weight at 0, so that it and not the data says 50."""
+    """Percent, over instructions and the judge's labels; None for one row."""
     weights: tuple[float, float, float]
     """Of length, difficulty and model."""
     c: float
@@ -99,6 +98,10 @@ def length_controlled(
     minimise  sum softplus(z) - label * z  (+ 0.1 of the same over the gamed rows, without w_model) + |w|_1 / C
     win rate = 100 mean sigmoid(z with length 0)
 
+    Where the penalty would leave w_model at 0, so that it and not the data says 50, and where no row's lengths differ
+    from the others', w_model goes free of it; then mean sigmoid(z) is the mean label, and at equal lengths the win rate
+    is the plain one.
+
     Args:
         labels: [n]
         length: [n], from `length_feature`.
@@ -110,7 +113,8 @@ def length_controlled(
         With a standard error that takes penalty, gamed rows and length scale as given, and instructions and labels as
         drawn; the public leaderboard's is smaller, it holds the three weights fixed.
 
-    Source: Length-Controlled AlpacaEval, arXiv:2404.04475; the standard error: ours (sandwich estimator)
+    Source: Length-Controlled AlpacaEval, arXiv:2404.04475; the standard error (sandwich estimator) and the free weight:
+    ours
     """
     y = np.asarray(labels, dtype=np.float64)
     hard = np.zeros_like(y) if difficulty is None else np.asarray(difficulty, dtype=np.float64)
@@ -118,8 +122,12 @@ def length_controlled(
     rows = Rows(x, y, np.ones_like(y)) if gamed is None else _with_gamed(x, y, gamed)
     c = _cross_validated(rows) if c is None else c
     w = _fit(rows, c)
+    moves = w != 0  # the penalty holds the others at 0
+    if w[2] == 0 or not x[:, 0].any():
+        w = _fit(rows, c, free_model=True)
+        moves = np.array([w[0] != 0, w[1] != 0, True])
     expected = _sigmoid(x[:, 1:] @ w[1:])
-    error = 100 * _standard_error(rows, len(y), expected, w) if len(y) > 1 and w[2] else None
+    error = 100 * _standard_error(rows, len(y), expected, w, np.flatnonzero(moves)) if len(y) > 1 else None
     return LengthControlled(100 * float(expected.mean()), error, (float(w[0]), float(w[1]), float(w[2])), c)
 
 
@@ -153,16 +161,17 @@ def _hessian(rows: Rows, w: Array) -> Array:
     return (rows.x * (rows.weight * p * (1 - p))[:, None]).T @ rows.x
 
 
-def _fit(rows: Rows, c: float) -> Array:
+def _fit(rows: Rows, c: float, *, free_model: bool = False) -> Array:
     """The weights [3]: Newton's method, each step's quadratic with the L1 penalty solved by coordinate descent."""
+    strength = np.array([1, 1, 0 if free_model else 1]) / c
 
     def value(w: Array) -> float:
-        return _log_loss(rows, w) + float(np.abs(w).sum()) / c
+        return _log_loss(rows, w) + float(strength @ np.abs(w))
 
     w = np.zeros(rows.x.shape[1])
     for _ in range(100):
         gradient = rows.x.T @ (rows.weight * (_sigmoid(rows.x @ w) - rows.y))
-        step = _lasso(_hessian(rows, w), gradient, w, 1 / c) - w
+        step = _lasso(_hessian(rows, w), gradient, w, strength) - w
         size, before = 1.0, value(w)
         while value(w + size * step) > before * (1 + 1e-12) and size > 1e-6:
             size /= 2
@@ -172,15 +181,15 @@ def _fit(rows: Rows, c: float) -> Array:
     return w
 
 
-def _lasso(hessian: Array, gradient: Array, w: Array, strength: float) -> Array:
-    """argmin over v of gradient (v - w) + (v - w) hessian (v - w) / 2 + strength |v|_1."""
+def _lasso(hessian: Array, gradient: Array, w: Array, strength: Array) -> Array:
+    """argmin over v of gradient (v - w) + (v - w) hessian (v - w) / 2 + strength |v|."""
     v = w.copy()
     present = np.flatnonzero(hessian.diagonal())  # a feature that is 0 everywhere keeps its weight of 0
     for _ in range(1000):
         last = v.copy()
         for j in present:
             slope = gradient[j] + hessian[j] @ (v - w) - hessian[j, j] * v[j]
-            v[j] = -np.sign(slope) * max(abs(slope) - strength, 0) / hessian[j, j]
+            v[j] = -np.sign(slope) * max(abs(slope) - strength[j], 0) / hessian[j, j]
         if np.abs(v - last).max() < 1e-12:
             break
     return v
@@ -198,9 +207,8 @@ def _cross_validated(rows: Rows) -> float:
     return min(C_GRID, key=loss)
 
 
-def _standard_error(rows: Rows, n: int, expected: Array, w: Array) -> float:
-    """From every judged row's influence on the win rate: its own expectation, and how far it moves the weights."""
-    free = np.flatnonzero(w)  # the penalty holds the others at 0
+def _standard_error(rows: Rows, n: int, expected: Array, w: Array, free: NDArray[np.intp]) -> float:
+    """From every judged row's influence on the win rate: its own expectation, and how far it moves the free weights."""
     x = rows.x[-n:]
     slope = ((expected * (1 - expected))[:, None] * x * [0.0, 1.0, 1.0]).mean(axis=0)[free]
     pull = x[:, free] * (rows.y[-n:] - _sigmoid(x @ w))[:, None]

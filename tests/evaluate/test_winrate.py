@@ -64,7 +64,7 @@ def test_the_length_feature_is_the_formula_written_out():
     assert length_feature([3, 5], [1, 3]).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("c", [0.02, 0.1, 2.0, 1e4])
+@pytest.mark.parametrize("c", [0.04, 0.1, 2.0, 1e4])
 def test_the_fit_is_scipys(c):
     y, length, difficulty, *_ = invented()
     gamed = invented_gamed()
@@ -121,9 +121,35 @@ def test_the_standard_error_is_the_jackknifes(c):
     assert found.standard_error == pytest.approx(math.sqrt(399) * np.std(rates), rel=0.006)
 
 
-def test_where_the_penalty_decides_no_error_is_told():
-    found = length_controlled([1, 0, 1], length_feature([5, 6, 7], [6, 3, 9]), c=1e-4)
-    assert (found.win_rate, found.standard_error, found.weights) == (50, None, (0, 0, 0))
+@pytest.mark.parametrize(("n", "won"), [(10, 6), (73, 38), (73, 35), (805, 419), (805, 403), (4, 2), (5, 5), (5, 0)])
+@pytest.mark.parametrize("hard", [False, True])
+def test_at_equal_lengths_the_win_rate_is_the_plain_one(n, won, hard):
+    """Whatever C cross-validation takes; nothing is to be taken out, and the penalty may not say 50."""
+    labels = np.r_[np.ones(won), np.zeros(n - won)]
+    difficulty = np.random.default_rng(n).permutation(np.linspace(-1, 1, n)) if hard else None
+    for gamed in (None, invented_gamed()):
+        found = length_controlled(labels, length_feature([70] * n, [70] * n), difficulty, gamed=gamed)
+        assert found.win_rate == pytest.approx(100 * won / n, abs=1e-5)
+        plain = win_rate(labels)["standard_error"]
+        assert found.standard_error == pytest.approx(plain, rel=0.1 if hard else 1e-6, abs=1e-6)
+
+
+def test_a_penalty_that_leaves_the_model_no_weight_is_taken_from_it():
+    """The weights against scipy's, the model's without its share of the penalty."""
+    y, length, difficulty, *_ = invented(60, seed=5)
+    for c in (1e-4, 0.005, 0.03):
+        found = length_controlled(y, length, difficulty, c=c)
+        x = np.stack([length, difficulty, np.ones(60)], axis=1)
+
+        def value(parts, x=x, c=c):
+            z = x @ np.r_[parts[:2] - parts[2:4], parts[4]]
+            return (np.logaddexp(0, z) - y * z).sum() + parts[:4].sum() / c
+
+        fit = minimize(value, np.zeros(5), bounds=[(0, None)] * 4 + [(None, None)], method="SLSQP", tol=1e-14).x
+        expected = np.r_[fit[:2] - fit[2:4], fit[4]]
+        assert found.weights == pytest.approx(expected.tolist(), abs=1e-4), c
+        assert found.win_rate == pytest.approx(100 * sigmoid(expected[1] * difficulty + expected[2]).mean(), abs=1e-3)
+        assert found.standard_error is not None and found.standard_error > 1
 
 
 @pytest.fixture
