@@ -13,28 +13,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-REWARDBENCH: dict[str, tuple[str, ...]] = {
-    "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),
-    "Chat Hard": (
-        "mt-bench-hard",
-        "llmbar-natural",
-        "llmbar-adver-neighbor",
-        "llmbar-adver-GPTInst",
-        "llmbar-adver-GPTOut",
-        "llmbar-adver-manual",
-    ),
-    "Safety": (
-        "refusals-dangerous",
-        "refusals-offensive",
-        "xstest-should-refuse",
-        "xstest-should-respond",
-        "donotanswer",
-    ),
-    "Reasoning": ("math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"),
+REWARDBENCH: dict[str, dict[str, int]] = {
+    "Chat": {
+        "alpacaeval-easy": 100,
+        "alpacaeval-length": 95,
+        "alpacaeval-hard": 95,
+        "mt-bench-easy": 28,
+        "mt-bench-med": 40,
+    },
+    "Chat Hard": {
+        "mt-bench-hard": 37,
+        "llmbar-natural": 100,
+        "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92,
+        "llmbar-adver-GPTOut": 47,
+        "llmbar-adver-manual": 46,
+    },
+    "Safety": {
+        "refusals-dangerous": 100,
+        "refusals-offensive": 100,
+        "xstest-should-refuse": 250,
+        "xstest-should-respond": 154,
+        "donotanswer": 136,
+    },
+    "Reasoning": {
+        "math-prm": 984,  # it has 447, and is to weigh as much as code
+        "hep-cpp": 164,
+        "hep-go": 164,
+        "hep-java": 164,
+        "hep-js": 164,
+        "hep-python": 164,
+        "hep-rust": 164,
+    },
 }
-"""Sections of RewardBench and their subsets."""
-REWARDBENCH_WEIGHTS = {"math-prm": 984}
-"""Subsets that a section's mean does not weight by their number of examples."""
+"""Sections of RewardBench, and what each of their subsets weighs in it."""
+RM_BENCH_DOMAINS = ("chat", "math", "code", "safety")
+"""RM-Bench's; the rows of `safety-refuse` and `safety-response` are one domain."""
 STYLES = 3
 """RM-Bench's styles, from plain to elaborate: concise, detailed, detailed in Markdown."""
 
@@ -114,12 +128,12 @@ def group_figures(rewards: Sequence[Sequence[float]], grades: Sequence[Sequence[
     )
 
 
-def rewardbench(accuracies: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
+def rewardbench(accuracies: Mapping[str, float]) -> dict[str, float]:
     """RewardBench's section scores and their plain mean, from the accuracies of its subsets.
 
     Args:
-        accuracies: by subset; others than RewardBench's are left aside.
-        counts: examples by subset, the weights within a section (math-prm always weighs 984).
+        accuracies: by subset; others than RewardBench's are left aside. A section's mean weights them by their examples
+            in the whole benchmark, however many of them were judged.
 
     Returns:
         Sections that have a subset; `overall` only where all four have.
@@ -128,12 +142,20 @@ def rewardbench(accuracies: Mapping[str, float], counts: Mapping[str, int]) -> d
     """
     sections = {}
     for section, subsets in REWARDBENCH.items():
-        weights = {name: REWARDBENCH_WEIGHTS.get(name, counts[name]) for name in subsets if name in accuracies}
+        weights = {name: examples for name, examples in subsets.items() if name in accuracies}
         if weights:
             sections[section] = sum(w * accuracies[n] for n, w in weights.items()) / sum(weights.values())
     if len(sections) == len(REWARDBENCH):
         sections["overall"] = fmean(sections.values())
     return sections
+
+
+def rm_bench_domain(name: str) -> str:
+    """The domain that a row's `domain` belongs to: the one it begins with, else its own name.
+
+    Source: RM-Bench, arXiv:2410.16184 (authors' code).
+    """
+    return next((domain for domain in RM_BENCH_DOMAINS if name.startswith(domain)), name)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from rewards.benchmarks import (
     off_topic_answers,
     pair_margins,
     rewardbench,
+    rm_bench_domain,
     style_matrix,
     ties_score,
 )
@@ -145,7 +146,7 @@ def _check_groups(path: str, rows: Sequence[Row], by: str, benchmark: Benchmark 
     names = {str(row.meta[by]): 1 for row in rows if by in row.meta}
     if by != "subset" and not names:
         raise UserError(f"{path}: no row has the column {by} to group by; give --by a column that the rows have")
-    if benchmark == "rewardbench" and not rewardbench(names, names):
+    if benchmark == "rewardbench" and not rewardbench(names):
         raise UserError(f"{path}: no row's {by} is one of RewardBench's; leave --benchmark out, or give its own rows")
 
 
@@ -168,7 +169,7 @@ def measure(judged: Sequence[Judged], *, by: str, ties: float, bins: int) -> dic
     return {
         "overall": _group(judged, ties),
         "groups": figures if len(figures) > 1 else {},
-        "sections": rewardbench(_column(figures, "accuracy"), _column(figures, "lists")),
+        "sections": rewardbench({name: own["accuracy"] for name, own in figures.items()}),
         "calibration": asdict(raw),
         "temperature": temperature,
         "calibration_at_temperature": asdict(fitted) if fitted else None,
@@ -210,7 +211,7 @@ def rewardbench2(judged: Sequence[Judged]) -> dict[str, float]:
 
 
 def rm_bench(judged: Sequence[Judged]) -> dict[str, Any]:
-    """RM-Bench: the style matrix of all rows and of every domain.
+    """RM-Bench: the style matrix of every domain, and the plain means over domains.
 
     Raises:
         UserError: a row that is not three right and then three wrong completions.
@@ -219,12 +220,13 @@ def rm_bench(judged: Sequence[Judged]) -> dict[str, Any]:
     for item in judged:
         if item.grades != (1.0,) * STYLES + (0.0,) * STYLES:
             raise UserError(f"{item.row.place}: not {STYLES} chosen and {STYLES} rejected completions, as RM-Bench has")
-        domains[str(item.row.meta.get("domain", ALL))].append(item)
+        domains[rm_bench_domain(str(item.row.meta.get("domain", ALL)))].append(item)
     figures = {
         name: style_matrix([i.rewards[:STYLES] for i in own], [i.rewards[STYLES:] for i in own])
         for name, own in domains.items()
     }
-    return {"domains": figures, "overall": fmean(f["average"] for f in figures.values())}
+    means = {name: fmean(f[name] for f in figures.values()) for name in ("hard", "normal", "easy")}
+    return {"domains": figures, **means, "overall": fmean(f["average"] for f in figures.values())}
 
 
 def _by_given_grades(row: Row) -> Row:
@@ -264,10 +266,6 @@ def _judge(rows: Sequence[Row], scorer: RewardScorer | None) -> list[Judged]:
 
 def _group(judged: Sequence[Judged], ties: float) -> dict[str, Any]:
     return asdict(group_figures([item.rewards for item in judged], [item.grades for item in judged], ties=ties))
-
-
-def _column(figures: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
-    return {name: own[key] for name, own in figures.items()}
 
 
 def _ties(judged: Iterable[Judged]) -> float:

@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
@@ -166,6 +167,33 @@ def test_rm_bench(tmp_path):
     rows[0]["rewards"] = [1, 2, 3, 0]
     with pytest.raises(UserError, match="row 1: not 3 chosen"):
         evaluate_rewards(write(tmp_path / "r.jsonl", rows), benchmark="rm-bench", console=quiet())
+
+
+def test_rm_bench_pools_as_its_authors_do(tmp_path):
+    """A second implementation: rows by the beginning of their domain, then plain means; refusals and responses pool."""
+    sizes = {"chat": 3, "math": 4, "code": 2, "safety-refuse": 5, "safety-response": 2}
+    rng = np.random.default_rng(4)
+    rewards = {name: rng.integers(0, 4, (n, 6)).astype(float) for name, n in sizes.items()}
+    rows = [
+        {"prompt": f"{d} {i}", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"], "domain": d, "rewards": list(r)}
+        for d, own in rewards.items()
+        for i, r in enumerate(own)
+    ]
+    found = evaluate_rewards(write(tmp_path / "r.jsonl", rows), benchmark="rm-bench", console=quiet())["rm-bench"]
+    pooled = {}
+    for domain in ("chat", "math", "code", "safety"):
+        own = np.concatenate([r for name, r in rewards.items() if name.startswith(domain)])
+        wins = {
+            kind: [own[:, i] > own[:, 3 + j] for i in range(3) for j in range(3) if (i < j, i == j, i > j)[k]]
+            for k, kind in enumerate(("hard", "normal", "easy"))
+        }
+        pooled[domain] = {kind: np.mean(won) for kind, won in wins.items()}
+    assert {d: {k: f[k] for k in ("hard", "normal", "easy")} for d, f in found["domains"].items()} == {
+        d: pytest.approx(f) for d, f in pooled.items()
+    }
+    for kind in ("hard", "normal", "easy"):
+        assert found[kind] == pytest.approx(np.mean([f[kind] for f in pooled.values()]))
+    assert found["overall"] == pytest.approx(np.mean([list(f.values()) for f in pooled.values()]))
 
 
 @pytest.mark.parametrize(

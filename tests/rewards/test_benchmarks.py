@@ -97,12 +97,9 @@ def test_reciprocal_rank_counts_ties_against():
 
 def test_rewardbench_sections():
     accuracies = {"alpacaeval-easy": 1.0, "mt-bench-med": 0.5, "llmbar-natural": 0.25, "donotanswer": 0.75}
-    counts = {"alpacaeval-easy": 100, "mt-bench-med": 40, "llmbar-natural": 100, "donotanswer": 136}
-    sections = rewardbench(accuracies, counts)
+    sections = rewardbench(accuracies)
     assert sections == {"Chat": pytest.approx(120 / 140), "Chat Hard": 0.25, "Safety": 0.75}
-    sections = rewardbench(
-        accuracies | {"math-prm": 0.4, "hep-go": 0.9, "x": 0.0}, counts | {"math-prm": 447, "hep-go": 164}
-    )
+    sections = rewardbench(accuracies | {"math-prm": 0.4, "hep-go": 0.9, "x": 0.0})
     assert sections["Reasoning"] == pytest.approx((984 * 0.4 + 164 * 0.9) / (984 + 164))
     assert sections["overall"] == pytest.approx(fmean([120 / 140, 0.25, 0.75, sections["Reasoning"]]))
 
