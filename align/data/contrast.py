@@ -47,8 +47,11 @@ def contrast_contexts(
 ) -> dict[str, list[list[int]]]:
     """The tokens before the completions under either template; the completions' own tokens stay what they are.
 
-    A plain prompt keeps its tokens too, with those of the template's text around them. In a conversation the template
-    takes the place of the last user message, and the chat template is applied again.
+    A plain prompt is put into the template as text, and the whole is tokenised: tokens differ where the two meet. Only
+    where that cannot be (a prompt given as token ids or cut to fit, a template that holds the response's own tokens or
+    goes on behind a prompt whose last tokens count as the completions') are the prompt's own tokens put between the
+    template's. In a conversation the template takes the place of the last user message, and the chat template is
+    applied again.
 
     Args:
         prompt: of the row.
@@ -66,7 +69,8 @@ def contrast_contexts(
     def context(template: str, completion: Sequence[int]) -> list[int]:
         answer = completion[:-1] if completion and completion[-1] in special.ends else completion
         if not is_messages(prompt):
-            return _around(template, prompt_ids, answer, tokenizer, special)
+            whole = _tokenised_whole(template, prompt, prompt_ids, moved_tokens, tokenizer, special)
+            return whole or _around(template, prompt_ids, answer, tokenizer, special)
         text = template.replace("{response}", str(tokenizer.decode(list(answer), skip_special_tokens=True)).strip())
         rendered = render_prompt(_in_last_user_message(prompt, text), tokenizer, chat_template)  # type: ignore[arg-type]
         ids, _ = started(tokenizer(rendered, add_special_tokens=False)["input_ids"], special, templated=True)
@@ -78,6 +82,27 @@ def contrast_contexts(
         each = completion_ids if "{response}" in template else completion_ids[:1]
         contexts[f"{side}_ids"] = [context(template, ids) for ids in each]
     return contexts
+
+
+def _tokenised_whole(
+    template: str,
+    prompt: Text,
+    prompt_ids: Sequence[int],
+    moved_tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
+    special: Tokens,
+) -> list[int]:
+    """The template with the prompt's text in it, as the policy would read that; none where this is not its prompt."""
+
+    def ids(text: str) -> list[int]:
+        return started(tokenizer(text, add_special_tokens=False)["input_ids"], special, templated=False)[0]
+
+    if not isinstance(prompt, str) or "{response}" in template:
+        return []
+    own, whole = ids(prompt), ids(template.replace("{prompt}", prompt))
+    kept, moved = own[: len(own) - moved_tokens], own[len(own) - moved_tokens :]
+    same_end = whole[len(whole) - moved_tokens :] == moved
+    return whole[: len(whole) - moved_tokens] if kept == list(prompt_ids) and same_end else []
 
 
 def _around(

@@ -29,7 +29,7 @@ def words(tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def test_a_plain_prompt_keeps_its_tokens_within_the_template(prepared, tokenizer):
+def test_a_plain_prompt_within_the_template(prepared, tokenizer):
     templates = {"better": "w30 w31 {prompt}", "worse": "w32 {prompt} w33"}
     (row,) = prepared([{"prompt": "w3 w4", "chosen": " w5", "rejected": " w6 w7"}], contrast=templates)
     assert row["better_ids"] == [words(tokenizer, "w30 w31 w3 w4")]
@@ -55,8 +55,55 @@ def test_the_start_token_stands_before_the_template_once(shared_data):
     )
     for name, text in (("better_ids", "A happy day. "), ("worse_ids", "A sad day. ")):
         (ids,) = contexts[name]
-        bare = len(special.prefix)
-        assert ids == [*special.prefix, *words(tokenizer, text), *prompt[bare:]]
+        assert ids == [*special.prefix, *words(tokenizer, text + "Once upon a time")]
+
+
+SEAMS = (
+    "A sad day. {prompt}",
+    "The following answer is bad.\n\n{prompt}",
+    "{prompt} Now badly:",
+    "x{prompt}",
+    "{prompt}\n",
+)
+
+
+@pytest.mark.parametrize("template", SEAMS)
+def test_a_context_is_its_text_tokenised_whole(shared_data, template):
+    """Whatever the tokenizer does where template and prompt meet: merges, or a space of its own before a text."""
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260k")
+    special, texts = special_tokens(tokenizer), ["Once upon", " once", "\nA dog", "'s ball", "day the", "a"]
+    kept = 0
+    for text in texts:
+        prompt = tokenizer(text)["input_ids"]
+        (ids,) = contexts_of(text, prompt, template, tokenizer, special)["worse_ids"]
+        assert ids == tokenizer(template.replace("{prompt}", text))["input_ids"]
+        kept += ids == contexts_of(prompt, prompt, template, tokenizer, special)["worse_ids"][0]
+    assert kept < len(texts)  # a prompt's own tokens behind the template's would be others
+
+
+def test_last_tokens_that_moved_to_the_completions_are_not_in_the_context(shared_data):
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260k")
+    special, text = special_tokens(tokenizer), "Once upon a time there was"
+    prompt, template = tokenizer(text)["input_ids"], "A sad day.\n\n{prompt}"
+    whole = tokenizer(template.replace("{prompt}", text))["input_ids"]
+    for moved in (1, 2):
+        found = contexts_of(text, prompt[:-moved], template, tokenizer, special, moved)
+        assert found["worse_ids"] == [whole[:-moved]]
+    cut = contexts_of(text, prompt[3:], template, tokenizer, special)["worse_ids"][0]  # to fit max_prompt_length
+    assert cut == [*special.prefix, *words(tokenizer, "A sad day.\n\n"), *prompt[3:]]
+
+
+def contexts_of(prompt, ids, template, tokenizer, special, moved=0):
+    return contrast_contexts(
+        prompt,
+        ids,
+        [[300]],
+        moved_tokens=moved,
+        templates={"worse": template},
+        tokenizer=tokenizer,
+        chat_template=None,
+        special=special,
+    )
 
 
 def test_a_template_with_a_response_gives_every_completion_its_own_context(prepared, tokenizer):
