@@ -17,13 +17,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `align` command; exits with 0, 2 for a user's mistake, 1 for any other failure."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
-    if rest and not ("overrides" in parsed and all("=" in word and word[0] != "-" for word in rest)):
+    if rest and "overrides" not in parsed:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # argparse takes positional arguments in one run only; an option may stand between overrides
         parsed.overrides += rest
     try:
         if "overrides" in parsed:
-            parsed.recipe = _recipe(parsed)
+            parsed.recipe = _recipe(parsed, sys.argv[1:] if arguments is None else arguments)
         _load_libraries(MODULES[parsed.run])
         parsed.run(parsed)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
@@ -51,11 +51,25 @@ def _of_user(error: Exception) -> str | None:
     return None
 
 
-def _recipe(parsed: argparse.Namespace) -> Any:
+def _recipe(parsed: argparse.Namespace, words: Sequence[str]) -> Any:
     """The recipe with its overrides; a mistake in it is answered before torch is imported, which takes seconds."""
-    from align.recipe import load_recipe
+    from align.recipe import load_recipe, recipe_keys
 
+    if option := next((word for word in parsed.overrides if word.startswith("-")), None):
+        raise UserError(f"{_as_override(option, words, recipe_keys())}")
     return load_recipe(parsed.recipe, parsed.overrides)
+
+
+def _as_override(option: str, words: Sequence[str], keys: frozenset[str]) -> str:
+    """What to say of an option that another tool would take: `--learning_rate 5e-6`."""
+    from align.other_tools import override
+
+    flag, equals, value = option.partition("=")
+    after = [*words, ""][words.index(option) + 1]
+    given = value if equals else after if after and not after.startswith("--") and "=" not in after else None
+    said = flag if given is None else f"{flag}{equals or ' '}{given}"
+    meant = override(flag, given, keys) or "such as `train.learning_rate=1e-4`"
+    return f"`{said}`: a recipe's keys are laid over as key=value, without dashes: {meant}"
 
 
 def _load_libraries(module: str) -> None:

@@ -1,8 +1,6 @@
 """The recipe: what a run does, as frozen models; and `load_recipe`, from YAML and dotted overrides."""
 
-import difflib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,10 +9,12 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 
 from align.data.config import DataSection, SourceSection
 from align.errors import UserError
+from align.mistakes import explain, known_keys
 from align.model.adapters import AdaLora
 from align.model.config import ContrastSection, PolicySection, ReferenceSection, TokenRewards
-from align.objectives import PROPERTIES, ObjectiveConfig, ScoreConfig, unknown_objective
+from align.objectives import PROPERTIES, ObjectiveConfig, ScoreConfig
 from align.objectives.score_config import LengthDesensitised, LogRatio, ReverseKL, Tgdpo, TokenReg, TokenWeights
+from align.other_tools import foreign_recipe
 from align.rollout.config import OnlineSection, RolloutSection
 from align.section import Strict
 from align.settings import RewardSection, TrainSection, check_reward_objectives
@@ -22,9 +22,6 @@ from rewards.config import ScorerConfig
 from rewards.head_config import Attributes, BradleyTerry, RewardObjective
 
 __all__ = ["Recipe", "SourceSection", "dump_recipe", "load_recipe", "parse_recipe"]
-
-REWARD_OBJECTIVES = ("bradley_terry", "attributes")
-"""Objectives that only a reward model has."""
 
 
 class SamplingSection(Strict):
@@ -183,9 +180,22 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections such as `policy:` and `data:`")
+    if not any(isinstance(tree.get(section), dict) for section in ("policy", "data")):
+        _refuse_foreign(tree, path)
     for override in overrides:
         _lay_over(tree, override)
     return parse_recipe(tree, origin=str(path))
+
+
+def _refuse_foreign(tree: dict[str, Any], path: str | Path) -> None:
+    if sentence := foreign_recipe(tree, recipe_keys()):
+        raise UserError(f"{path}: {sentence}")
+
+
+def recipe_keys() -> frozenset[str]:
+    """Every dotted key that a recipe can hold; places in lists are left out."""
+    schema = Recipe.model_json_schema()
+    return frozenset(".".join(path) for path in known_keys(schema, schema["$defs"]))
 
 
 def parse_recipe(tree: dict[str, Any], *, origin: str) -> Recipe:
@@ -197,7 +207,7 @@ def parse_recipe(tree: dict[str, Any], *, origin: str) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         errors = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]  # else of faulty entries
-        raise UserError(f"{origin}: " + "; ".join(_explain(e) for e in errors)) from None
+        raise UserError(f"{origin}: " + "; ".join(explain(e, Recipe.model_json_schema()) for e in errors)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -255,59 +265,3 @@ def _half_character(node: Any, key: str = "") -> str | None:
         below = [(str(k), own) for k, own in enumerate(node)] if isinstance(node, list | tuple) else []
     found = (_half_character(own, f"{key}.{name}".lstrip(".")) for name, own in below)
     return next((own for own in found if own is not None), None)
-
-
-def _explain(error: Any) -> str:
-    """One pydantic error as a sentence with the dotted key and, for an unknown one, the nearest known."""
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(part for part in location if "[" not in part)  # pydantic's literal[...] and tuple[...] of a union
-    if error["type"] == "extra_forbidden":
-        return f"unknown key `{key}`{_nearest(location)}"
-    if error["type"] == "value_error":
-        return f"`{key}`: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
-    if error["type"] == "union_tag_invalid":
-        return f"`{key}.name`: {_unknown_name(location[0], error['ctx'])}"
-    if error["type"] == "missing":
-        return f"`{key}` is missing"
-    if error["type"] in ("model_type", "model_attributes_type"):
-        remedy = f"`{{name: {error['input']}}}`" if isinstance(error["input"], str) else "a section of keys"
-        return f"`{key}`: give {remedy}, not {error['input']!r}"
-    if error["type"] == "union_tag_not_found":
-        return f"`{key}.name` is missing"
-    if error["type"] == "tuple_type":
-        return f"`{key}`: give a list such as `[{error['input']}]`, not {error['input']!r}"
-    return f"`{key}`: {error['msg'][0].lower() + error['msg'][1:]}, got {error['input']!r}"
-
-
-def _unknown_name(section: str, context: dict[str, Any]) -> str:
-    tag, names = context["tag"], [name.strip("'") for name in context["expected_tags"].split(", ")]
-    if section == "objective" and not difflib.get_close_matches(tag, REWARD_OBJECTIVES, n=1):
-        return unknown_objective(tag)
-    near = difflib.get_close_matches(tag, names, n=1)
-    what = "objective" if section == "objective" else "name"
-    return f"there is no {what} `{tag}`; " + (f"did you mean `{near[0]}`?" if near else f"take {', '.join(names)}")
-
-
-def _nearest(location: list[str]) -> str:
-    def likeness(path: tuple[str, ...]) -> float:
-        return difflib.SequenceMatcher(None, path[-1], location[-1]).ratio()
-
-    def shared(path: tuple[str, ...]) -> int:
-        return len(os.path.commonprefix([path[:-1], tuple(location[:-1])]))
-
-    schema = Recipe.model_json_schema()
-    best = max(_known_keys(schema, schema["$defs"]), key=lambda path: likeness(path) + 0.2 * shared(path))
-    if best[-1] == location[-1] and best[:1] == tuple(location[:1]):
-        return "; it is a key of another `name`, so remove it or set its section whole"
-    return f"; did you mean `{'.'.join(best)}`?" if likeness(best) >= (0.5 if shared(best) else 0.7) else ""
-
-
-def _known_keys(node: dict[str, Any], definitions: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple]:
-    """The path of every key that a recipe can hold, from its JSON schema."""
-    if "$ref" in node:
-        yield from _known_keys(definitions[node["$ref"].split("/")[-1]], definitions, path)
-    for branch in [*node.get("anyOf", ()), *node.get("oneOf", ()), *filter(None, [node.get("items")])]:
-        yield from _known_keys(branch, definitions, path)
-    for name, child in node.get("properties", {}).items():
-        yield (*path, name)
-        yield from _known_keys(child, definitions, (*path, name))
