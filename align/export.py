@@ -11,7 +11,7 @@ import torch
 import yaml
 from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +22,7 @@ from align.model.classifier import is_classifier, load_classifier, output_names
 from align.model.load import HUB_ERRORS, first_line, load_model, load_tokenizer, model_folder, read_tokenizer
 from align.model_card import model_card
 from align.progress import stage
+from rewards.files import base_of, is_of_other_weights
 
 log = logging.getLogger("align")
 
@@ -144,7 +145,9 @@ def find_trained(path: Path) -> Trained:
     outputs = _reward_outputs(folder, remote)
     if (folder / "adapter_config.json").is_file():
         config = PeftConfig.from_pretrained(str(folder))
-        revision = policy.get("revision", config.revision)
+        weights = folder / ADAPTER_FILE
+        commit = base_of(weights).get("commit") if weights.is_file() else None
+        revision = commit or policy.get("revision", config.revision)
         return Trained(folder, config.base_model_name_or_path, revision, remote, outputs, run)
     if (folder / "config.json").is_file():
         return Trained(folder, None, None, remote, outputs, run)
@@ -178,7 +181,8 @@ def _copy_adapter(trained: Trained, output: Path, dtype: str | None) -> None:
         raise UserError(f"{trained.folder / ADAPTER_FILE} cannot be read: {first_line(error)}") from error
     if dtype is not None:
         tensors = {name: value.to(getattr(torch, dtype)) for name, value in tensors.items()}
-    save_file(tensors, output / ADAPTER_FILE, metadata={"format": "pt"})
+    with safe_open(trained.folder / ADAPTER_FILE, "pt") as stored:
+        save_file(tensors, output / ADAPTER_FILE, metadata={"format": "pt", **(stored.metadata() or {})})
     shutil.copy(trained.folder / "adapter_config.json", output)
     if trained.outputs:
         shutil.copy(trained.folder / "config.json", output)
@@ -194,6 +198,11 @@ def _write_model(
         if trained.base is None
         else model_folder(trained.base, trained.revision, trust_remote_code=trained.trust_remote_code)
     )
+    if trained.base is not None and is_of_other_weights(trained.folder / ADAPTER_FILE, source):
+        raise UserError(
+            f"{trained.folder} was trained on other weights than {trained.base} holds now; put the old ones back there "
+            "before it is merged"
+        )
     model = _load_float32(source, trained)
     probe = torch.tensor([tokenizer(PROBE)["input_ids"]])
     differences = {}

@@ -18,21 +18,22 @@ from align.recipe import Recipe, dump_recipe
 
 log = logging.getLogger("align")
 
-OF_EVERY_START = {"recipe.yaml", "environment.json", "events.log"}
+OF_EVERY_START = {"recipe.yaml", "environment.json", "events.log", "given.json"}
 """What a run holds before any work is done."""
 COMPLETE = "complete"
 """File whose presence says that a checkpoint was written to its end."""
 
 
 class RunDirectory:
-    """`recipe.yaml environment.json before.json metrics.jsonl events.log checkpoints/ best/ adapter/ token_view.jsonl
-    summary.json`"""
+    """`recipe.yaml environment.json given.json before.json metrics.jsonl events.log checkpoints/ best/ adapter/
+    token_view.jsonl summary.json`"""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.recipe = self.path / "recipe.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.log"
+        self.given = self.path / "given.json"
         self.before = self.path / "before.json"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
@@ -55,7 +56,7 @@ class RunDirectory:
             changed = self._changed(recipe)
             if not changed:
                 return
-            if not found <= OF_EVERY_START:
+            if self.has_work():
                 raise UserError(
                     f"{self.path}: holds a run of another recipe (it differs in {', '.join(changed)}); "
                     "set `output` to a new folder, or remove this one"
@@ -65,6 +66,10 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "environment.json", environment())
         write_text(self.recipe, dump_recipe(recipe))
+
+    def has_work(self) -> bool:
+        """Whether anything was done here that belongs to the recipe and the rows that it began with."""
+        return not {entry.name for entry in self.path.iterdir()} <= OF_EVERY_START
 
     def _changed(self, recipe: Recipe) -> list[str]:
         """The keys in which the recipe that is there differs."""
@@ -140,8 +145,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -33,8 +33,9 @@ from align.model.precision import hold_frozen
 from align.model.reward import RewardModel, load_reward_model
 from align.progress import progress, stage
 from align.recipe import Recipe
+from align.record import hold_to_record, record_lists
 from align.report import write_report
-from align.reward_loss import RewardLoss, check_ratings, set_of, strength_field
+from align.reward_loss import check_ratings, set_of, strength_field
 from align.run_directory import RunDirectory, start_log, write_json
 from align.summary import print_summary
 from align.trainer import AlignTrainer
@@ -68,13 +69,18 @@ def train(recipe: Recipe) -> RunResult:
     with arguments.main_process_first():
         run.open(recipe)
     start_log(run, main=main)
-    if not run.summary.exists():
-        if recipe.online:
-            train_online(recipe, run)
-        else:
-            _train(recipe, run, arguments)
+    finished = run.summary.exists()
+    if recipe.online:
+        train_online(recipe, run)
+    elif finished:
+        _hold_to_record(recipe, run, arguments)
+    else:
+        _train(recipe, run, arguments)
     summary = json.loads(run.summary.read_text())
-    if main:
+    if finished and main:
+        print(f"finished before; nothing was done; `align report {run.path}` shows its figures")
+        print(f"run directory: {run.path}")
+    elif main:
         print_summary(str(run.path), summary, show=recipe.sampling.show)
         print(f"report: {write_report([run.path])}")
     return RunResult(run.path, summary)
@@ -86,13 +92,11 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     set_seed(recipe.train.seed)
     loss: Any = loss_of(recipe)
     scorer = _scorer(recipe)
-    with arguments.main_process_first():
-        prepared = prepare(recipe)
+    prepared, rated = _hold_to_record(recipe, run, arguments)
     check_objectives(recipe, prepared)
     if arguments.process_index == 0:
         _show(prepared.audit)
-    load = _load_with_ratings if recipe.task == "reward" else _load_with_annotations
-    policy, annotated = load(recipe, prepared, loss, device=arguments.device)
+    policy, annotated = _load(recipe, prepared, rated, loss, device=arguments.device)
     lists, heldout = filter_by_ches(recipe, prepared, annotated.train), annotated.heldout
     plan = planned_steps(recipe.train, lists)
     fit_to_plan(arguments, recipe.train, steps=len(plan))
@@ -144,6 +148,25 @@ def _scorer(recipe: Recipe) -> Any:
     return stage("loading the scorer")(load_scorer)(reward) if reward else None
 
 
+def _hold_to_record(
+    recipe: Recipe, run: RunDirectory, arguments: TrainingArguments
+) -> tuple[Prepared, Annotated | None]:
+    """The recipe's rows, with ratings for a reward model; refused where the run has worked on others.
+
+    Raises:
+        UserError: the rows or the base model are not those that the run began with.
+    """
+    with arguments.main_process_first():
+        prepared = prepare(recipe)
+        rated = _rated(recipe, prepared) if recipe.task == "reward" else None
+    if rated:
+        check_ratings(rated.train, recipe.objective, recipe.reward.outputs)
+    lists = rated or prepared
+    parts = {"train": record_lists(lists.train), "heldout": record_lists(lists.heldout)}
+    hold_to_record(run, recipe.policy, parts, main=arguments.process_index == 0)
+    return prepared, rated
+
+
 def _show(audit: Audit) -> None:
     Console(stderr=True).print(render(audit))
     log.debug("%s", in_one_line(audit))
@@ -163,10 +186,12 @@ def _set_checkpointing(recipe: Recipe, trainer: AlignTrainer) -> None:
         checkpoint_layers(trainer.scorer.model, count)
 
 
-def _load_with_annotations(
-    recipe: Recipe, prepared: Prepared, loss: ListLoss, *, device: torch.device
+def _load(
+    recipe: Recipe, prepared: Prepared, rated: Annotated | None, loss: ListLoss, *, device: torch.device
 ) -> tuple[Policy, Annotated]:
-    """The policy, and the lists with what frozen models say about them."""
+    """The reward model and its rated lists, or the policy and the lists with what frozen models say about them."""
+    if rated:
+        return _load_reward_model(recipe, prepared, device=device), rated
     # KTO's baseline needs the reference of completions that no cache holds.
     keep_reference = loss.needs_baseline or not recipe.reference.cache
     steps = len(planned_steps(recipe.train, prepared.train))
@@ -174,23 +199,25 @@ def _load_with_annotations(
     return policy, annotate_lists(recipe, policy, prepared, reference=loss.needs_reference)
 
 
-def _load_with_ratings(
-    recipe: Recipe, prepared: Prepared, loss: RewardLoss, *, device: torch.device
-) -> tuple[RewardModel, Annotated]:
-    """The reward model, and the lists with what its objectives learn from."""
+def _rated(recipe: Recipe, prepared: Prepared) -> Annotated:
+    """The lists with what a reward model's objectives learn from."""
     names = recipe.reward.outputs
     options: dict[str, Any] = {"names": names, "strength": strength_field(recipe.objective)}
     sets = {name: set_of(name, recipe.data.sources) for name in set(prepared.train["source"][:])}
     lists = with_ratings(prepared.train, prepared.train_rows, sets=sets, **options)
     of_no_set = dict.fromkeys(prepared.heldout["source"][:], -1)
     heldout = with_ratings(prepared.heldout, prepared.heldout_rows, sets=of_no_set, **options)
-    check_ratings(lists, recipe.objective, names)
+    return Annotated(lists, heldout, {})
+
+
+def _load_reward_model(recipe: Recipe, prepared: Prepared, *, device: torch.device) -> RewardModel:
+    names = recipe.reward.outputs
     steps = len(planned_steps(recipe.train, prepared.train))
     model = load_reward_model(outputs=names, **load_options(recipe, prepared, total_steps=steps, device=device))
     check_token_ids(model.model, model.tokenizer, [prepared.train, prepared.heldout])
     if recipe.train.precision == "bfloat16":
         hold_frozen(model.model, torch.bfloat16)
-    return model, Annotated(lists, heldout, {})
+    return model
 
 
 def start_from(run: str | None, policy: Policy) -> None:

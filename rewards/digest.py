@@ -4,13 +4,13 @@ import hashlib
 import importlib.util
 import json
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from rewards.files import file_digest
 from rewards.loading import default_device, folder_of
 from rewards.types import Running, Strict
 
@@ -49,15 +49,8 @@ def _folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
-            stat = file.stat()
-            digest.update(f"{file.name} {_file_digest(str(file.resolve()), stat.st_mtime_ns, stat.st_size)};".encode())
+            digest.update(f"{file.name} {file_digest(file)};".encode())
     return digest.hexdigest()
-
-
-@lru_cache
-def _file_digest(path: str, mtime_ns: int, size: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _module_digest(module: str) -> str:

@@ -1,5 +1,6 @@
 """Models and tokenizers of scorers, from safetensors, with one clear sentence where that cannot work."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from rewards.files import is_of_other_weights
 from rewards.types import ScorerError
 
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
@@ -90,6 +92,7 @@ def with_adapters(model: PreTrainedModel, adapters: Mapping[str, str]) -> PeftMo
         for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             if not (folder / file).is_file():
                 raise ScorerError(f"{place}: no adapter in PEFT's format and safetensors ({file} is missing)")
+        _check_weights_of(folder, Path(model.name_or_path or ""))
         try:
             if isinstance(wrapped, PeftModel):
                 wrapped.load_adapter(str(folder), adapter_name=name)
@@ -98,6 +101,14 @@ def with_adapters(model: PreTrainedModel, adapters: Mapping[str, str]) -> PeftMo
         except (ValueError, RuntimeError, KeyError) as error:
             raise ScorerError(f"{place}: the adapter does not fit its base: {first_line(error)}") from error
     return wrapped.eval()
+
+
+def _check_weights_of(adapter: Path, base: Path) -> None:
+    """Refuse an adapter whose base was overwritten since it was trained."""
+    named = json.loads((adapter / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path") or ""
+    same = base.is_dir() and Path(named).expanduser().resolve() == base.resolve()
+    if same and is_of_other_weights(adapter / ADAPTER_WEIGHTS, base):
+        raise ScorerError(f"{adapter} was trained on other weights than {base} holds now; put the old ones back there")
 
 
 def named_tensor(folder: Path, name: str) -> Tensor | None:

@@ -16,6 +16,7 @@ from align.errors import UserError
 from align.model.adapters import MUTATES_BASE
 from align.model.attach import REFERENCE, TRAINED, adapter_config, adapter_tensors, plain_config, tuner
 from align.model.identity import Identity
+from rewards.files import BASE_KEY
 
 STATE_FILE = "policy.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -62,8 +63,8 @@ def load_state(
         _restore_allocator(model, allocator, rank_pattern)
 
 
-def export_adapter(model: PeftModel, folder: Path) -> None:
-    """The trained adapter in PEFT's format, for the original base.
+def export_adapter(model: PeftModel, folder: Path, *, base: Identity) -> None:
+    """The trained adapter in PEFT's format, for the original base, which its file names by digest or commit.
 
     Where the adapter's start was taken out of the base, what is written is the difference to that start, a LoRA of
     twice the rank: s B A - s B0 A0 = s [B, -B0] [A; A0].
@@ -76,7 +77,8 @@ def export_adapter(model: PeftModel, folder: Path) -> None:
         tensors = {name: _beside(name, value, start[name]) for name, value in tensors.items()}
         config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
     config.inference_mode = True
-    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, folder / ADAPTER_FILE)
+    metadata = {"format": "pt", BASE_KEY: json.dumps({name: base[name] for name in ("base", "commit")})}
+    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, folder / ADAPTER_FILE, metadata)
     config.save_pretrained(str(folder))
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 
 from align.model.attach import adapter_tensors
 from align.model.forward import base_model
+from rewards.files import weights_digest
 
 Identity = dict[str, str | None]
 
@@ -26,22 +26,7 @@ def base_identity(model: str, folder: Path) -> Identity:
     """A hub model's name and commit, or the digest of a local folder's weights and config."""
     if not Path(model).expanduser().is_dir():
         return {"base": model, "commit": folder.name}
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-        digest.update(file_digest(file).encode())
-    return {"base": digest.hexdigest(), "commit": None}
-
-
-def file_digest(file: Path) -> str:
-    """sha256 of a file; computed once per process while path, size and time of change stay."""
-    stat = file.stat()
-    return _file_digest(str(file.resolve()), stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache
-def _file_digest(path: str, mtime_ns: int, size: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {"base": weights_digest(folder), "commit": None}
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

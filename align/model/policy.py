@@ -1,5 +1,7 @@
 """The policy: a base model with what trains on it, and the reference that it started from."""
 
+import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -24,7 +26,7 @@ from align.model.attach import (
     continue_adapter,
     tuner,
 )
-from align.model.checkpoint import export_adapter, export_model, load_state, save_state
+from align.model.checkpoint import ADAPTER_FILE, export_adapter, export_model, load_state, save_state
 from align.model.checks import check_forward
 from align.model.forward import TokenScorer, evaluating
 from align.model.fusing import enable_fusing
@@ -34,8 +36,11 @@ from align.model.packing import enable_packing
 from align.packing import packed_collate
 from align.progress import stage
 from align.types import ListBatch
+from rewards.files import is_of_other_weights
 
 LORA = Lora()
+
+log = logging.getLogger("align")
 
 
 class Policy:
@@ -143,7 +148,7 @@ class Policy:
     def save_adapter(self, folder: Path) -> None:
         """Write what was trained for use elsewhere: a PEFT adapter for the original base, or a whole model."""
         if isinstance(self.model, PeftModel):
-            export_adapter(self.model, folder)
+            export_adapter(self.model, folder, base=self.base)
         else:
             export_model(self.model, folder, dropout=self.dropout)
 
@@ -233,10 +238,24 @@ def _with_adapter(
     base: PreTrainedModel, adapter: AdapterConfig, start_adapter: str | None, **context: Any
 ) -> PreTrainedModel | PeftModel:
     if start_adapter is not None:
+        _check_weights_of(Path(start_adapter).expanduser(), context["model"], context["folder"])
         return continue_adapter(base, start_adapter, instead_of=adapter)
     if isinstance(adapter, Full):
         return base
     return attach_adapter(base, adapter, **context)
+
+
+def _check_weights_of(start_adapter: Path, model: str, folder: Path) -> None:
+    """Refuse an adapter whose base was overwritten since; one put onto a model of another name is told of it."""
+    file = start_adapter / ADAPTER_FILE
+    if not file.is_file() or not is_of_other_weights(file, folder):
+        return
+    named = json.loads((start_adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    if Path(named).expanduser().resolve() == folder.resolve():
+        raise UserError(
+            f"{start_adapter} was trained on other weights than {model} holds now; put the old ones back, or train anew"
+        )
+    log.warning("%s was trained on %s, whose weights are not those of %s", start_adapter, named, model)
 
 
 def _check_quantization(adapter: AdapterConfig, quantization: str | None, device: torch.device) -> None:

@@ -83,7 +83,7 @@ class RewardModel(Policy):
             return
         config = adapter_config(self.model)
         config.modules_to_save = sorted(set(config.modules_to_save))  # PEFT appends its own names to ours
-        export_adapter(self.model, folder)
+        export_adapter(self.model, folder, base=self.base)
         base_model(self.model).config.save_pretrained(folder)
 
     def save_state(self, folder: Path) -> None:

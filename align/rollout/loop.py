@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from align.data import Row, read_source
 from align.errors import UserError
 from align.evaluate.sampling import row_seed
 from align.model.adapters import AdaLora, Full, Loftq, Lora, Olora, Pissa
 from align.recipe import Recipe, SourceSection
+from align.record import Part, hold_to_record, record_rows
 from align.rollout.engines import check_engine, rests
 from align.rollout.prompts import PromptSet, describe_prompts, read_prompts
 from align.rollout.sample import Sampler, Stages, describe, policy_version, score
@@ -29,6 +31,8 @@ log = logging.getLogger("align")
 def train_online(recipe: Recipe, run: RunDirectory) -> None:
     """Run all iterations of the recipe's `online` section, or those that are left; write the run's summary.
 
+    Nothing is done where all are finished, but that the prompts and the held-out rows are those of then is checked.
+
     Iteration i keeps its files in `iterations/00i`: sampled.jsonl, rows.jsonl (with rewards), stages.json (figures),
     and train/, a run directory on those rows.
 
@@ -39,6 +43,9 @@ def train_online(recipe: Recipe, run: RunDirectory) -> None:
     state = PartialState()
     main = state.is_main_process  # which samples and scores alone, and writes all files
     prompts = read_prompts(recipe)
+    hold_to_record(run, recipe.policy, _parts(recipe, prompts), main=main)
+    if run.summary.exists():
+        return
     log.info("%s", describe_prompts(prompts))
     sampler = Sampler(recipe, run.path)
     if recipe.train.threads:
@@ -56,6 +63,15 @@ def train_online(recipe: Recipe, run: RunDirectory) -> None:
     if main:
         _finish(recipe, run)
     state.wait_for_everyone()
+
+
+def _parts(recipe: Recipe, prompts: PromptSet) -> dict[str, Part]:
+    """What is sampled, and what every iteration is measured on, as digests."""
+    rows: list[Row] = []
+    for source in recipe.data.eval_sources:
+        options = {"split": source.split, "revision": source.revision, "limit": recipe.data.limit}
+        rows += read_source(source.path, **options).rows  # type: ignore[arg-type]
+    return {"train": record_rows(prompts.rows), "heldout": record_rows(rows)}
 
 
 def iteration_folder(run: RunDirectory, iteration: int) -> Path:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,19 @@ def test_messages_go_to_the_runs_own_log(whole):
     text = (whole / "events.log").read_text()
     assert text.count("iteration 1 of 2") == text.count("iteration 2 of 2") == 1
     assert logging.getLogger("align").handlers
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_prompts_on_a_begun_run_are_refused(finished, online_recipe, prompts_file, scorer, tmp_path, capsys):
+    prompts = shutil.copy(prompts_file, tmp_path / "prompts.jsonl")
+    recipe = online_recipe(data={"sources": [str(prompts)]}, online={"iterations": 1})
+    run = train(recipe).path
+    capsys.readouterr()
+    train(recipe)
+    assert "finished before; nothing was done" in capsys.readouterr().out
+    if not finished:
+        (run / "summary.json").unlink()
+    lines = prompts.read_text().splitlines()
+    prompts.write_text("\n".join(['{"prompt": "w60 w61"}', *lines[1:]]) + "\n")
+    with pytest.raises(UserError, match=r"prompts.jsonl: 1 of 12 lists are gone, 1 are new"):
+        train(recipe)
