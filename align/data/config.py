@@ -11,9 +11,9 @@ class SourceSection(Strict):
     """One set of rows."""
 
     path: str
-    """A JSONL (.gz), Parquet or JSON file, a folder of them, or a hub data set's name."""
+    """A JSONL, JSON (.gz), Parquet or Arrow file, a folder of them (`save_to_disk`'s too), or a hub data set's name."""
     split: str | None = None
-    """Split of a hub data set, or the file name's stem in a folder."""
+    """Split of a hub data set, or of a folder or JSON file that holds several: a name in it without a shard's number."""
     weight: PositiveFloat = 1.0
     """How often an epoch sees each row, on average: 2 sees all of them twice, 0.5 half of them."""
     revision: str | None = None

@@ -1,29 +1,26 @@
 """Rows from files, folders and the hub."""
 
 import difflib
-import gzip
-import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import pyarrow.parquet
 from datasets import load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
+from align.data.files import SUFFIXES, Record, choose_split, file_records, is_split
 from align.data.formats import read_row
 from align.data.schema import BadRow, Row, UnusableRow, malformed
 from align.errors import UserError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
-SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
-
-Record = tuple[str, int, object]
-"""File, place in it from 1, and the object there, or the BadRow that says why there is none."""
+STATE, DICTIONARY = "state.json", "dataset_dict.json"
+"""Files by which `save_to_disk` marks a data set, and one of several splits."""
+BOOKKEEPING = (STATE, DICTIONARY, "dataset_info.json", "dataset_infos.json")
+SHARD = re.compile(r"[-_.](?:(?:part|shard|chunk)[-_.]?)?\d+(?:[-_.]of[-_.]\d+)?(?:[-_.][0-9a-f]{16,})?$", re.I)
+"""What a shard's name ends with: `-00000-of-00001-3d4cd8309148a71f`, `_part_3`, `.0`."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,8 @@ def read_source(
     """All rows of a file, a folder of files, or a hub data set.
 
     Args:
-        path: a .jsonl, .jsonl.gz, .json or .parquet file, a folder of them, or a hub name.
-        split: split of a hub data set (by default train), or the stem of the files to read in a folder.
+        path: a .jsonl, .jsonl.gz, .json, .parquet or .arrow file, a folder of them, or a hub name.
+        split: split of a hub data set (by default train), or of a folder or JSON file that holds several.
         revision: of a hub data set.
         limit: at most this many rows are read.
         read_one: `read_row`, or `read_prompt` where the prompts alone count.
@@ -133,92 +130,48 @@ def records(path: str, *, split: str | None = None, revision: str | None = None)
     """
     place = Path(path).expanduser()
     if place.is_dir():
-        for file in _folder_files(place, split):
-            yield from _file_records(file)
+        yield from _folder_records(place, split)
     elif place.exists():
         if not path.endswith(SUFFIXES):
             raise UserError(f"{path}: not a file that holds rows; known endings are {', '.join(SUFFIXES)}")
-        yield from _file_records(place)
+        yield from file_records(place, split=split)
     else:
         yield from _hub_records(path, split, revision)
 
 
-def _file_records(file: Path) -> Iterator[Record]:
-    if file.name.endswith(".parquet"):
-        return _parquet_records(file)
-    if file.name.endswith(".json"):
-        return _json_records(file)
-    return _line_records(file)
-
-
-def _line_records(file: Path) -> Iterator[Record]:
-    opener = gzip.open if file.name.endswith(".gz") else open
-    number = 0
-    try:
-        with opener(file, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield str(file), number, _parse(line)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{file}: broken gzip data after row {number} ({error}); fetch the file again") from None
-
-
-def _parse(line: bytes) -> object:
-    try:
-        return json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        problem, remedy = f"not UTF-8 (byte {error.start + 1} of the row)", "save the file as UTF-8"
-    except json.JSONDecodeError as error:
-        problem, remedy = f"not valid JSON ({error.msg} at character {error.pos + 1})", "mend or remove the row"
-    except (RecursionError, ValueError) as error:  # too deep, or a number of thousands of digits
-        problem, remedy = f"not valid JSON ({error})", "mend or remove the row"
-    return BadRow(None, problem, remedy, raw=line.decode("utf-8", errors="backslashreplace").rstrip("\r\n"))
-
-
-def _json_records(file: Path) -> Iterator[Record]:
-    content = file.read_bytes()
-    if not content.lstrip().startswith(b"["):
-        yield from _line_records(file)
-        return
-    whole = _parse(content)
-    if isinstance(whole, BadRow):
-        raise UserError(f"{file}: {whole.problem}; {whole.remedy}")
-    for number, raw in enumerate(whole, start=1):  # type: ignore[arg-type, var-annotated]
-        yield str(file), number, raw
-
-
-def _parquet_records(file: Path) -> Iterator[Record]:
-    number = 0
-    try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000):
-            for raw in batch.to_pylist():
-                number += 1
-                yield str(file), number, raw
-    except (pyarrow.ArrowException, OSError) as error:
-        problem = f"broken Parquet data after row {number}" if number else "not a Parquet file, or a broken one"
-        raise UserError(f"{file}: {problem} ({str(error).splitlines()[0]}); fetch the file again") from None
-
-
-def _folder_files(folder: Path, split: str | None) -> list[Path]:
-    files = sorted(file for file in folder.rglob("*") if file.name.endswith(SUFFIXES))
-    names = sorted({_split_name(file) for file in files})
-    if split is not None:
-        files = [file for file in files if _split_name(file) == split]
-        if not files:
-            raise UserError(f"{folder}: no file of split {split!r}; its splits are {', '.join(names) or 'none'}")
+def _folder_records(folder: Path, split: str | None) -> Iterator[Record]:
+    """Rows of all files of a folder, or of one split of it; what `save_to_disk` writes is such a folder."""
+    files = sorted(file for file in folder.rglob("*") if _holds_rows(file, folder))
     if not files:
         raise UserError(
             f"{folder}: no file with one of the endings {', '.join(SUFFIXES)}; give a folder that holds some"
         )
-    if split is None and len(names) > 1 and any(name in SPLIT_NAMES for name in names):
-        raise UserError(f"{folder}: holds the splits {', '.join(names)}; name one with `split`")
-    return files
+    splits = {file: _split_name(file, folder) for file in files}
+    names = sorted(set(splits.values()))
+    of_splits = any(map(is_split, names)) or (folder / DICTIONARY).exists()
+    if split is not None or (len(names) > 1 and of_splits):
+        wanted = choose_split(folder, names, split)
+        files = [file for file in files if splits[file] in wanted]
+    for file in files:
+        yield from file_records(file)
 
 
-def _split_name(file: Path) -> str:
-    """The file's stem, without the number of a shard."""
-    stem = file.name.removesuffix(".gz").rsplit(".", 1)[0]
-    return re.sub(r"-\d+(-of-\d+)?$", "", stem)
+def _holds_rows(file: Path, folder: Path) -> bool:
+    """Whether a file is one of rows: not hidden, and neither the records nor the caches that `datasets` keeps."""
+    hidden = any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
+    kept = file.name in BOOKKEEPING or (file.name.startswith("cache-") and file.suffix == ".arrow")
+    return file.name.endswith(SUFFIXES) and not hidden and not kept and file.is_file()
+
+
+def _split_name(file: Path, folder: Path) -> str:
+    """The file's stem without a shard's number and hash; its folder's name where only that is a split's."""
+    stem = SHARD.sub("", file.name.removesuffix(".gz").rsplit(".", 1)[0])
+    folders = file.relative_to(folder).parts[:-1]
+    if is_split(stem):
+        return stem
+    if folders and (file.parent / STATE).exists():
+        return folders[-1]
+    return next((name for name in reversed(folders) if is_split(name)), stem)
 
 
 def _hub_records(path: str, split: str | None, revision: str | None) -> Iterator[Record]:

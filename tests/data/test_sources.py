@@ -4,6 +4,9 @@ import gzip
 import json
 
 import datasets
+import pyarrow
+import pyarrow.feather
+import pyarrow.parquet
 import pytest
 
 from align.data import read_source
@@ -81,7 +84,7 @@ def test_folder_with_splits_needs_a_name(tmp_path):
 def test_folder_without_rows(tmp_path):
     with pytest.raises(UserError) as refusal:
         prompts(tmp_path)
-    endings = ".jsonl, .jsonl.gz, .json, .parquet"
+    endings = ".jsonl, .jsonl.gz, .json, .json.gz, .parquet, .arrow"
     assert str(refusal.value) == f"{tmp_path}: no file with one of the endings {endings}; give a folder that holds some"
 
 
@@ -89,7 +92,7 @@ def test_file_of_another_kind(tmp_path):
     (tmp_path / "rows.csv").write_text("prompt,chosen\n")
     with pytest.raises(UserError) as refusal:
         prompts(tmp_path / "rows.csv")
-    known = ".jsonl, .jsonl.gz, .json, .parquet"
+    known = ".jsonl, .jsonl.gz, .json, .json.gz, .parquet, .arrow"
     assert str(refusal.value) == f"{tmp_path}/rows.csv: not a file that holds rows; known endings are {known}"
 
 
@@ -130,3 +133,160 @@ def test_hub_out_of_reach(monkeypatch):
         "owner_of/name: no such local file (no folder owner_of either), "
         "and the hub data set cannot be loaded (offline mode)"
     )
+
+
+HASH = "3d4cd8309148a71f"
+SPLITS = {
+    ("train_prefs.jsonl", "test_prefs.jsonl"): "test_prefs",
+    ("prefs_train.jsonl", "prefs_test.jsonl.gz"): "prefs_test",
+    (f"train-00000-of-00001-{HASH}.parquet", f"test-00000-of-00001-{HASH}.parquet"): "test",
+    (f"data/train_prefs-00000-of-00001-{HASH}.parquet", f"data/test_gen-00000-of-00001-{HASH}.parquet"): "test_gen",
+    ("train/0.parquet", "test/0.parquet"): "test",
+    ("data/train/0.parquet", "data/validation/0.parquet"): "validation",
+    ("default/train/0000.parquet", "default/partial-test/0000.parquet"): "partial-test",
+    ("train/rows.jsonl", "dev/rows.jsonl"): "dev",
+    ("prefs.train.jsonl", "prefs.eval.v2.jsonl"): "prefs.eval.v2",
+    ("TRAIN.jsonl", "TEST.jsonl"): "TEST",
+    ("pairsTrain.jsonl", "pairsTest.jsonl"): "pairsTest",
+    ("pairs.jsonl", "pairs_heldout.jsonl"): "pairs_heldout",
+    ("train_part_0.jsonl", "valid_part_0.jsonl"): "valid",
+    ("training.jsonl", "evaluation.jsonl"): "evaluation",
+}
+
+
+@pytest.mark.parametrize(("files", "wanted"), SPLITS.items(), ids=str)
+def test_a_split_is_a_word_of_a_file_or_folder_and_must_be_named(tmp_path, files, wanted):
+    for number, name in enumerate(files):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(ROWS[number]) + "\n"
+        if name.endswith(".parquet"):
+            write_parquet(file, [ROWS[number]])
+        else:
+            file.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    with pytest.raises(UserError, match=rf"holds the splits .*{wanted}.*; name one with `split`"):
+        prompts(tmp_path)
+    assert prompts(tmp_path, split=wanted) == prompts(tmp_path, split=wanted.lower()) == ["p1"]
+
+
+def test_words_that_only_look_like_splits_are_none(tmp_path):
+    for number, name in enumerate(("latest.jsonl", "trained_on.jsonl", "devices.jsonl", "evaluated.jsonl")):
+        (tmp_path / name).write_text(json.dumps(ROWS[number]) + "\n")
+    assert sorted(prompts(tmp_path)) == ["p0", "p1", "p2", "p3"]
+
+
+def test_shards_of_one_split_need_no_name(tmp_path):
+    for number in range(3):
+        write_parquet(tmp_path / f"train-0000{number}-of-00003-{HASH[number:]}{HASH[:number]}.parquet", [ROWS[number]])
+    assert prompts(tmp_path) == prompts(tmp_path, split="train") == ["p0", "p1", "p2"]
+
+
+def test_hidden_copies_in_a_folder_are_no_rows(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(LINES)
+    for folder in (".ipynb_checkpoints", "__MACOSX", ".cache/huggingface"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "rows-checkpoint.jsonl").write_text(LINES)
+    assert prompts(tmp_path) == ["p0", "p1", "p2", "p3"]
+
+
+def test_what_save_to_disk_writes_is_read(tmp_path):
+    rows = datasets.Dataset.from_list(ROWS)
+    rows.select([3, 1]).save_to_disk(tmp_path / "one", num_shards=2)
+    loaded = datasets.load_from_disk(str(tmp_path / "one"))
+    loaded.map(lambda row: {"more": 1})  # leaves a cache beside the rows
+    assert list(tmp_path.glob("one/cache-*.arrow")), "the test needs that cache"
+    assert prompts(tmp_path / "one") == ["p3", "p1"]
+    assert prompts(sorted((tmp_path / "one").glob("data-*.arrow"))[0]) == ["p3"]
+    splits = datasets.DatasetDict({"train": rows.select([0]), "test": rows.select([1])})
+    splits.save_to_disk(tmp_path / "two")
+    named = datasets.DatasetDict({"helpful": rows.select([2]), "harmless": rows.select([3])})
+    named.save_to_disk(tmp_path / "named")
+    for name, first, place in (("two", "test, train", "train"), ("named", "harmless, helpful", "helpful")):
+        with pytest.raises(UserError, match=f"holds the splits {first}; name one with `split`"):
+            prompts(tmp_path / name)
+        assert prompts(tmp_path / name, split=place) == {"two": ["p0"], "named": ["p2"]}[name]
+    only = datasets.DatasetDict({"test": rows.select([1])})
+    only.save_to_disk(tmp_path / "only")
+    assert prompts(tmp_path / "only") == ["p1"]
+
+
+PRETTY = "\n".join(json.dumps(row, indent=2) for row in ROWS)
+JSON_FILES = {
+    "an array": json.dumps(ROWS),
+    "an array over lines": json.dumps(ROWS, indent=2),
+    "lines": LINES,
+    "lines of Windows": LINES.replace("\n", "\r\n"),
+    "lines of the old Macintosh": LINES.replace("\n", "\r"),
+    "objects over several lines": PRETTY,
+    "the same with blank lines": "\n\n" + PRETTY.replace("}\n{", "}\n\n{"),
+    "data": json.dumps({"data": ROWS}),
+    "data over lines, with a version": json.dumps({"version": "1.0", "data": ROWS}, indent=1),
+    "a split": json.dumps({"train": ROWS}, indent=2),
+    "rows with a data column": "".join(json.dumps({**row, "data": [{"x": 1}]}) + "\n" for row in ROWS),
+}
+
+
+ENCODED = [(e, end) for e in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32") for end in ("json", "jsonl")]
+
+
+@pytest.mark.parametrize(("encoding", "ending"), [*ENCODED, ("utf-8", "jsonl.gz"), ("utf-8-sig", "json.gz")])
+@pytest.mark.parametrize("shape", JSON_FILES)
+def test_well_formed_json_of_any_shape_and_encoding_is_read(tmp_path, shape, encoding, ending):
+    content = JSON_FILES[shape].encode(encoding)
+    if ending.endswith("gz"):
+        content = gzip.compress(content)
+    (tmp_path / f"rows.{ending}").write_bytes(content)
+    assert prompts(tmp_path / f"rows.{ending}") == ["p0", "p1", "p2", "p3"]
+
+
+def test_one_object_over_several_lines_is_a_row(tmp_path):
+    for ending in ("json", "jsonl"):
+        (tmp_path / f"a.{ending}").write_text(json.dumps(ROWS[2], indent=2))
+        assert prompts(tmp_path / f"a.{ending}") == ["p2"]
+    (tmp_path / "b.json").write_text(json.dumps({**ROWS[1], "data": [{"x": 1}]}))
+    assert prompts(tmp_path / "b.json") == ["p1"], "a row that happens to have a column of that name"
+
+
+def test_a_json_file_of_splits_needs_a_name(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"train": ROWS[:1], "test": ROWS[1:2]}, indent=2))
+    with pytest.raises(UserError, match="a.json: holds the splits train, test; name one with `split`"):
+        prompts(tmp_path / "a.json")
+    assert prompts(tmp_path / "a.json", split="test") == ["p1"]
+
+
+REFUSED = {
+    '"rows"': "JSON, but str and no rows; give a list of objects, or one a line",
+    '{"prompt": {"0": "a", "1": "b"}, "chosen": {"0": "c", "1": "d"}}': "a table by columns, as pandas writes it",
+    '{"prompt": "a", "chosen": "b", "rejected": "c", "chosen": "d"}\n': r"row 1: .*`chosen` is there twice",
+    '[{"prompt": "a", "chosen": "b", "rejected": "c", "chosen": "d"}]': "`chosen` is there twice",
+    '{"prompt": "a", "chosen": [{"role": "user", "role": "x"}], "rejected": "b"}': "`role` is there twice",
+    '{"prompt": "a", "chosen": "b", "rejected": "c", "margin": Infinity}\n': "Infinity is no number",
+    '{"prompt": "a",\n "chosen": "b"\n "rejected": "c"}': r"not valid JSON \(Expecting ',' delimiter at character 33\)",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED.items(), ids=str)
+def test_json_that_cannot_be_rows_is_named(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=rf"a.json.*{message}"):
+        prompts(tmp_path / "a.json")
+
+
+def test_nan_in_place_of_a_column_is_nothing(tmp_path):
+    (tmp_path / "a.jsonl").write_text(LINES.replace("}", ', "margin": NaN, "images": NaN}'))
+    assert [row.meta for row in read_source(str(tmp_path / "a.jsonl")).rows] == [{}] * 4
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path, ending):
+    table = pyarrow.table([["p"], ["a"], ["b"], ["c"]], names=["prompt", "chosen", "rejected", "chosen"])
+    file = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        pyarrow.parquet.write_table(table, file)
+    else:
+        pyarrow.feather.write_feather(table, file, compression="uncompressed")
+    with pytest.raises(UserError, match=f"a.{ending}: the column `chosen` is there twice"):
+        prompts(file)
+    file.write_bytes(b"no table")
+    with pytest.raises(UserError, match=f"a.{ending}: not a {ending.capitalize()} file, or a broken one"):
+        prompts(file)
