@@ -182,7 +182,7 @@ def _copy_adapter(trained: Trained, output: Path, dtype: str | None) -> None:
     if dtype is not None:
         tensors = {name: value.to(getattr(torch, dtype)) for name, value in tensors.items()}
     with safe_open(trained.folder / ADAPTER_FILE, "pt") as stored:
-        save_file(tensors, output / ADAPTER_FILE, metadata={"format": "pt", **(stored.metadata() or {})})
+        save_file(tensors, output / ADAPTER_FILE, metadata=stored.metadata() or {"format": "pt"})
     shutil.copy(trained.folder / "adapter_config.json", output)
     if trained.outputs:
         shutil.copy(trained.folder / "config.json", output)

@@ -13,7 +13,7 @@ class SourceSection(Strict):
     path: str
     """A JSONL, JSON (.gz), Parquet or Arrow file, a folder of them (`save_to_disk`'s too), or a hub data set's name."""
     split: str | None = None
-    """Split of a hub data set, or of a folder or JSON file that holds several: a name in it without a shard's number."""
+    """Split of a hub data set, or of a folder or JSON file that holds several: a name there without shard number."""
     weight: PositiveFloat = 1.0
     """How often an epoch sees each row, on average: 2 sees all of them twice, 0.5 half of them."""
     revision: str | None = None

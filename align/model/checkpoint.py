@@ -77,7 +77,8 @@ def export_adapter(model: PeftModel, folder: Path, *, base: Identity) -> None:
         tensors = {name: _beside(name, value, start[name]) for name, value in tensors.items()}
         config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
     config.inference_mode = True
-    metadata = {"format": "pt", BASE_KEY: json.dumps({name: base[name] for name in ("base", "commit")})}
+    # One key alone: safetensors writes several in any order, and the same adapter would be other bytes.
+    metadata = {BASE_KEY: json.dumps({name: base[name] for name in ("base", "commit")})}
     save_file({name: value.detach().contiguous() for name, value in tensors.items()}, folder / ADAPTER_FILE, metadata)
     config.save_pretrained(str(folder))
 
