@@ -12,6 +12,7 @@ MAY_IMPORT = {
     "align/kernels": LIBRARIES | {"align.kernels", "cuda"},
     "align/data": LIBRARIES
     | {"align.types", "align.section", "align.lazy", "align.errors", "align.data", "rewards.grading"}
+    | {"rewards.templates"}
     | {"datasets", "transformers", "tokenizers"}
     | {"align.progress", "pyarrow", "rich", "jinja2", "accelerate"},
     "rewards": LIBRARIES

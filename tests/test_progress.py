@@ -149,7 +149,10 @@ def test_durations(seconds, words):
     assert in_time(seconds) == words
 
 
-def test_every_stage_of_a_run_announces_itself(make_recipe, capsys):
+def test_every_stage_of_a_run_announces_itself(make_recipe, capsys, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "tokens")  # another test has these rows too
     recipe = make_recipe(
         train={"steps": 2}, sampling={"prompts": 2, "max_tokens": 4, "reward": {"name": "length", "max": 9}}
     )

@@ -1,5 +1,6 @@
 """What was read, what is used, and everything between that a user should know; as a table and as JSON."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,12 @@ from rich.table import Table
 from align.data.schema import Row, Text, is_messages
 from align.data.select import prompt_key
 
+BY_NAME = {
+    "completions_left_out": "completion_left_out",
+    "prompts_left_out": "prompt_left_out",
+    "unread_options": "unread_options",
+}
+"""Count by name -> the column that lists the names."""
 PERCENTILES = (5, 50, 90, 99, 100)
 
 
@@ -70,6 +77,24 @@ class Audit:
     """Rows in which the prompt's last tokens merge with a completion, so that they count as its beginning."""
     boundary_tokens: int = 0
     """Those tokens."""
+    dropped_rows: int = 0
+    """Rows whose chat template ends the prompt differently beside an answer, so that its last tokens are gone."""
+    dropped_tokens: int = 0
+    """Those tokens."""
+    completions_left_out: dict[str, int] = field(default_factory=dict)
+    """Completions of which the chat template left text out, by the message's key."""
+    prompts_left_out: dict[str, int] = field(default_factory=dict)
+    """Prompts likewise, by the message's role and key."""
+    repeated_ends: int = 0
+    """Completions that brought an end token which is written behind them anyway; it is there once."""
+    repeated_heads: int = 0
+    """Completions that began with what the prompt ends with (a start token, the assistant's mark); it is there once."""
+    prompt_ends: int = 0
+    """Messages of prompts that brought the end-of-turn token which the chat template writes; it is there once."""
+    white_behind_end: int = 0
+    """Completions behind whose end token the chat template writes white space, which TRL trains on and we leave out."""
+    unread_options: dict[str, int] = field(default_factory=dict)
+    """Rows with an entry of `chat_template_kwargs` that nothing in the chat template reads, by its name."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Training lists left out after tokenisation, by reason; the other counts of lists and tokens still have them."""
     down_weighted: int = 0
@@ -111,7 +136,7 @@ def audit_rows(audit: Audit, rows: Sequence[Row]) -> None:
     audit.duplicate_ids = len(rows) - len({(row.source, row.id) for row in rows})
     for row in rows:
         texts = [prompt_key(completion) for completion in row.completions]
-        key = "\n".join([prompt_key(row.prompt), *sorted(texts)])
+        key = "\n".join([prompt_key(row.prompt), json.dumps(row.template_options, sort_keys=True), *sorted(texts)])
         audit.duplicate_rows += key in seen
         seen.add(key)
         audit.identical_completions += len(set(texts)) < len(texts)
@@ -136,6 +161,13 @@ def audit_tokens(audit: Audit, parts: Sequence[Dataset]) -> None:
         audit.bos_stripped += sum(part["bos_stripped"][:])
         audit.boundary_rows += sum(moved > 0 for moved in part["moved_tokens"][:])
         audit.boundary_tokens += sum(part["moved_tokens"][:])
+        audit.dropped_rows += sum(dropped > 0 for dropped in part["dropped_tokens"][:])
+        audit.dropped_tokens += sum(part["dropped_tokens"][:])
+        for name in ("repeated_ends", "repeated_heads", "prompt_ends", "white_behind_end"):
+            setattr(audit, name, getattr(audit, name) + sum(part[name][:]))
+        for name, column in BY_NAME.items():
+            counted = Counter(entry for entries in part[column][:] for entry in entries)
+            setattr(audit, name, dict(Counter(getattr(audit, name)) + counted))
     audit.list_sizes = dict(sorted(sizes.items()))
     audit.completions = sum(size * count for size, count in sizes.items())
     audit.prompt_tokens, audit.completion_tokens = percentiles(prompts), percentiles(completions)
@@ -192,6 +224,24 @@ def _facts(audit: Audit) -> dict[str, int]:
         "prompts with a start token of their own": audit.bos_stripped,
         "rows with prompt tokens moved to the completions": audit.boundary_rows,
         "prompt tokens moved": audit.boundary_tokens,
+        "rows whose last prompt tokens the chat template drops beside an answer": audit.dropped_rows,
+        "prompt tokens dropped": audit.dropped_tokens,
+        **{
+            f"completions of which the chat template left text out ({name})": count
+            for name, count in audit.completions_left_out.items()
+        },
+        **{
+            f"prompts of which the chat template left text out ({name})": count
+            for name, count in audit.prompts_left_out.items()
+        },
+        "completions with an end token of their own, there once": audit.repeated_ends,
+        "completions that began as their prompt ends, there once": audit.repeated_heads,
+        "prompt messages with an end-of-turn token of their own, there once": audit.prompt_ends,
+        "completions without the white space behind their end token, which TRL trains on": audit.white_behind_end,
+        **{
+            f"rows whose chat_template_kwargs.{name} no chat template reads": count
+            for name, count in audit.unread_options.items()
+        },
     }
 
 

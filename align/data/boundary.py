@@ -1,9 +1,12 @@
 """Where a prompt ends, which tokens stand around it, and how a list is made to fit: on token ids alone."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
+
+from rewards.templates import TAG
 
 Overlong = Literal["truncate", "drop_completion", "drop_list"]
 
@@ -22,6 +25,8 @@ class Tokens:
     """Tokens that end a completion."""
     specials: tuple[str, ...]
     """Special tokens as text."""
+    tags: tuple[str, ...]
+    """Added tokens that are written like `<this>`, special or not; the start token is none of them."""
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokens:
@@ -33,11 +38,13 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokens:
     no_end = {tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
     ends = frozenset({*added, *tokenizer.all_special_ids} - no_end)
     around = tuple(full[:start]), tuple(full[start + len(bare) :])
-    return Tokens(*around, tokenizer.bos_token_id, tokenizer.eos_token_id, ends, tuple(added.values()))
+    every = [str(text) for token, text in tokenizer.added_tokens_decoder.items() if token != tokenizer.bos_token_id]
+    tags = tuple(text for text in every if re.fullmatch(TAG, text))
+    return Tokens(*around, tokenizer.bos_token_id, tokenizer.eos_token_id, ends, tuple(added.values()), tags)
 
 
 def split_tokens(
-    texts: list[list[int]], special: Tokens, *, templated: bool, append_eos: bool | None
+    texts: list[list[int]], special: Tokens, *, templated: bool, append_eos: bool | None, continued: bool = True
 ) -> dict[str, Any]:
     """A row's prompt and completions, cut where all of its token sequences still agree.
 
@@ -46,10 +53,12 @@ def split_tokens(
         special: the tokenizer's.
         templated: whether a chat template made the texts and so placed start and end tokens.
         append_eos: whether each completion ends with an end token; None: as the tokenizer ends a text by itself.
+        continued: whether every text goes on from the prompt's; else the template writes the prompt's end differently
+            beside an answer, and the tokens behind the cut are in no completion.
 
     Returns:
-        prompt_ids, completion_ids, and moved_tokens (of the prompt, now in the completions), bos_stripped, eos_added
-        (end tokens that the template lacks).
+        prompt_ids, completion_ids, and moved_tokens (of the prompt, now in the completions), dropped_tokens (likewise,
+        but in nothing), bos_stripped, eos_added (end tokens that the template lacks).
 
     Source: ours
     """
@@ -69,7 +78,8 @@ def split_tokens(
     return {
         "prompt_ids": prompt[:boundary],
         "completion_ids": completions,
-        "moved_tokens": len(prompt) - boundary,
+        "moved_tokens": (len(prompt) - boundary) * continued,
+        "dropped_tokens": (len(prompt) - boundary) * (not continued),
         "bos_stripped": started(texts[0], special, templated)[1],
         "eos_added": eos_added,
     }

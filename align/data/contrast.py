@@ -1,8 +1,8 @@
 """Two contrasting contexts for the same completion tokens: what T-REG's token rewards are read under."""
 
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
@@ -44,6 +44,7 @@ def contrast_contexts(
     tokenizer: PreTrainedTokenizerBase,
     chat_template: str | None,
     special: Tokens,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, list[list[int]]]:
     """The tokens before the completions under either template; the completions' own tokens stay what they are.
 
@@ -59,6 +60,7 @@ def contrast_contexts(
         completion_ids: likewise, end token included.
         moved_tokens: last tokens of the prompt that count as the completions' first.
         chat_template: Jinja text that replaces the tokenizer's own.
+        options: what the row gives the chat template besides.
 
     Returns:
         CONTEXTS: one context for all completions, or one for each where the template has a `{response}`.
@@ -72,7 +74,7 @@ def contrast_contexts(
             whole = _tokenised_whole(template, prompt, prompt_ids, moved_tokens, tokenizer, special)
             return whole or _around(template, prompt_ids, answer, tokenizer, special)
         text = template.replace("{response}", str(tokenizer.decode(list(answer), skip_special_tokens=True)).strip())
-        rendered = render_prompt(_in_last_user_message(prompt, text), tokenizer, chat_template)  # type: ignore[arg-type]
+        rendered = render_prompt(_in_last_user_message(prompt, text), tokenizer, chat_template, options)  # type: ignore[arg-type]
         ids, _ = started(tokenizer(rendered, add_special_tokens=False)["input_ids"], special, templated=True)
         return ids[: len(ids) - moved_tokens]
 

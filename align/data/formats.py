@@ -8,6 +8,7 @@ from typing import Any
 from align.data.schema import (
     ATTRIBUTES,
     MEDIA_COLUMNS,
+    TEMPLATE_OPTIONS,
     BadRow,
     Row,
     UnusableRow,
@@ -15,6 +16,7 @@ from align.data.schema import (
     is_messages,
     is_token_ids,
     make_row,
+    template_options,
     weights_of_tokens,
 )
 
@@ -62,10 +64,12 @@ def read_row(raw: object, source: str, number: int) -> Row:
     if not isinstance(meta, dict):
         raise BadRow("meta", "not an object", "give an object of named values")
     weights = columns.pop("token_weights", None)
+    options = template_options(columns.pop(TEMPLATE_OPTIONS, {}))
     parts = reader(columns)
     names = {"prompt": f"{prompt_name}[{{}}]", **parts.pop("names")}
     try:
         row = make_row(id=identity, meta={**columns, **meta}, source=source, number=number, **parts)
+        row = replace(row, template_options=options) if options else row
         if weights is None:
             return row
         return replace(row, token_weights=weights_of_tokens(weights, row.completion_ids or row.completions))

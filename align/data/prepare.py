@@ -177,12 +177,13 @@ def _without_shared_prompts(rows: list[Row], heldout: list[Row], owners: Owners)
 def _usable(rows: list[Row], tokens: Dataset, owners: Owners, min_completions: int) -> tuple[Dataset, list[Row]]:
     """Tokens and rows without those of which too little is left; every row is counted with its source."""
     kept = []
-    left = zip(tokens["refused"][:], tokens["identical"][:], tokens["grades"][:], strict=True)
-    for position, (reason, identical, grades) in enumerate(left):
+    names = ("refused", "identical", "grades", "completion_left_out")
+    left = zip(*(tokens[name][:] for name in names), strict=True)
+    for position, (reason, identical, grades, left_out) in enumerate(left):
         if not reason and len(grades) < min_completions:
             reason = f"fewer than {min_completions} completions within max_length"
         if not reason and min_completions > 1 and identical:
-            reason = "all completions identical within max_length"
+            reason = _why_identical(left_out)
         if not reason and min_completions > 1 and len(set(grades)) == 1:
             reason = "all grades tied among the completions within max_length"
         if reason:
@@ -191,6 +192,17 @@ def _usable(rows: list[Row], tokens: Dataset, owners: Owners, min_completions: i
             owners[rows[position].source].used += 1
             kept.append(position)
     return tokens.select(kept), [rows[position] for position in kept]
+
+
+def _why_identical(left_out: list[str]) -> str:
+    """Completions that differ as texts and not as tokens: which text of them is in no token, if any."""
+    if not left_out:
+        return "all completions identical within max_length"
+    keys = ", ".join(sorted(set(left_out)))
+    return (
+        f"completions that differ only in text that the chat template leaves out ({keys}; give `policy.chat_template` "
+        "one that writes it)"
+    )
 
 
 def _finish(audit: Audit, train: Dataset, heldout: Dataset, train_rows: list[Row], heldout_rows: list[Row]) -> Prepared:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from align.errors import UserError
@@ -14,6 +14,22 @@ ATTRIBUTES = "attributes"
 """Column of a row's ratings under several names: an object per completion."""
 ROLES = ("system", "developer", "user", "assistant")
 TOOL_KEYS = ("tool_calls", "tool_call_id", "function_call")
+TEMPLATE_OPTIONS = "chat_template_kwargs"
+"""Column of what a row gives the chat template, as TRL names it."""
+OWN_ARGUMENTS = frozenset(
+    (
+        "conversation",
+        "messages",
+        "tools",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+    )
+    + ("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask")
+    + ("tokenizer_kwargs",)
+)
+"""What such a column cannot set: arguments of `apply_chat_template` that say how a row is read at all."""
 MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
 
 
@@ -43,6 +59,8 @@ class Row:
     """The token ids that a policy read when it wrote the completions; then nothing is tokenised again."""
     completion_ids: tuple[list[int], ...] | None = None
     """The token ids that it wrote, end token included; there where `prompt_ids` are."""
+    template_options: dict[str, Any] = field(default_factory=dict)
+    """What the row gives the chat template besides its messages, such as `enable_thinking`."""
 
     @property
     def place(self) -> str:
@@ -184,6 +202,21 @@ def _per_token(values: object, field: str, count: int) -> tuple[float, ...]:
         got = len(values) if isinstance(values, list | tuple) else _kind(values)
         raise BadRow(field, f"{got} entries for {count} tokens", "give one number per token")
     return tuple(number(value, f"{field}[{t}]") for t, value in enumerate(values))
+
+
+def template_options(value: object) -> dict[str, Any]:
+    """What a row gives the chat template; entries of null are absent ones, which Parquet writes so.
+
+    Raises:
+        BadRow: no object, or an entry that only a recipe may set.
+    """
+    if not isinstance(value, dict):
+        raise BadRow(TEMPLATE_OPTIONS, f"{_kind(value)}, not an object", "give an object of the template's own options")
+    options = {name: own for name, own in value.items() if own is not None}
+    for name in options.keys() & OWN_ARGUMENTS:
+        remedy = "set `policy.chat_template` in the recipe" if name == "chat_template" else "remove it from the rows"
+        raise BadRow(f"{TEMPLATE_OPTIONS}.{name}", "not an option of the template's own", remedy)
+    return options
 
 
 def number(value: object, field: str) -> float:

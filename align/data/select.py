@@ -87,7 +87,7 @@ def _reduced(meta: dict[str, Any], kept: Sequence[int], size: int) -> dict[str, 
 
 def prompt_key(prompt: Text) -> str:
     """A prompt as text that two rows share exactly where their prompts are the same."""
-    return json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    return json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
 
 
 def _digest(text: str) -> bytes:

@@ -1,13 +1,17 @@
 """Prompts and completions as the exact text that is tokenised."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from align.data.schema import Message, Row, Text, is_messages
+from align.data.schema import Message, Row, is_messages
 from align.errors import UserError
+from rewards.templates import without_second_ends
 
 PLAIN_TEMPLATE = "recipes/templates/plain.jinja"
 
@@ -50,50 +54,23 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase, chat_template: str
     if isinstance(row.prompt, str):
         return row.prompt
     if is_messages(row.prompt):
-        return render_prompt(row.prompt, tokenizer, chat_template)  # type: ignore[arg-type]
+        return render_prompt(row.prompt, tokenizer, chat_template, row.template_options)  # type: ignore[arg-type]
     return str(tokenizer.decode(row.prompt))  # type: ignore[arg-type]
 
 
-def render(
-    prompt: str | list[Message],
-    completions: Sequence[Text],
+def render_prompt(
+    prompt: list[Message],
     tokenizer: PreTrainedTokenizerBase,
     chat_template: str | None,
-    special_tokens: Sequence[str],
-) -> list[str]:
-    """The prompt, then the prompt with each completion.
-
-    Args:
-        prompt: text, or messages; where the last message is the assistant's, completions continue it.
-        completions: texts, or lists of one assistant message, like the prompt.
-        tokenizer: the policy's.
-        chat_template: Jinja text that replaces the tokenizer's own template.
-        special_tokens: white space after one of these at a conversation's end is left out, so that the
-            completion ends with its end-of-turn token.
-
-    Returns:
-        1 + K texts.
-
-    Raises:
-        ValueError: the template refuses the conversation.
-    """
-    if isinstance(prompt, str):
-        return [prompt, *(prompt + str(completion) for completion in completions)]
-    texts = [render_prompt(prompt, tokenizer, chat_template)]
-    for completion in completions:
-        text = _apply(_with_answer(prompt, completion[0]["content"]), tokenizer, chat_template)  # type: ignore[index]
-        stripped = text.rstrip()
-        texts.append(stripped if stripped.endswith(tuple(special_tokens)) else text)
-    return texts
-
-
-def render_prompt(prompt: list[Message], tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str:
+    options: Mapping[str, Any] | None = None,
+) -> str:
     """A conversation up to where the completion begins: the assistant's turn, or the middle of it.
 
     Args:
         prompt: messages; where the last is the assistant's, a completion continues it.
         tokenizer: the policy's.
         chat_template: Jinja text that replaces the tokenizer's own template.
+        options: what the row gives the template besides.
 
     Returns:
         Text with its start token.
@@ -103,22 +80,67 @@ def render_prompt(prompt: list[Message], tokenizer: PreTrainedTokenizerBase, cha
 
     Source: ours
     """
-    if prompt[-1]["role"] == "assistant":
-        return _apply(prompt, tokenizer, chat_template, continue_final_message=True)
-    return _apply(prompt, tokenizer, chat_template, add_generation_prompt=True)
+    template = Template(tokenizer, chat_template, options or {})
+    return template.before_answer(template.mended(prompt)[0])
 
 
-def _with_answer(prompt: list[Message], answer: str) -> list[Message]:
-    if prompt[-1]["role"] != "assistant":
-        return [*prompt, {"role": "assistant", "content": answer}]
-    return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + answer}]
+@dataclass(frozen=True)
+class Template:
+    """A chat template with what one row gives it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    chat_template: str | None
+    """Jinja text that replaces the tokenizer's own."""
+    options: Mapping[str, Any]
+
+    def apply(self, messages: list[Message], **flags: bool) -> str:
+        """The messages as text.
+
+        Raises:
+            ValueError: the template refuses them, or writes what is no text.
+        """
+        options: Any = {**self.options, **flags, "chat_template": self.chat_template, "tokenize": False}
+        try:
+            text = str(self.tokenizer.apply_chat_template(messages, **options))
+            text.encode()
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"the chat template refuses the conversation ({error})") from None
+        except UnicodeEncodeError:
+            raise ValueError("the chat template writes half a character (a lone surrogate)") from None
+        return text
+
+    def before_answer(self, prompt: list[Message]) -> str:
+        """The prompt with the beginning of the assistant's turn, or with its last message open."""
+        if prompt[-1]["role"] == "assistant":
+            return self.apply(prompt, continue_final_message=True)
+        return self.apply(prompt, add_generation_prompt=True)
+
+    def mended(self, prompt: list[Message]) -> tuple[list[Message], bool, int]:
+        """The prompt without what it brings and the template writes too.
+
+        Returns:
+            The messages, whether one start token was taken away, and from how many messages an end-of-turn token.
+        """
+        bos = start_text(self.tokenizer)
+        bare = prompt[0]["content"].removeprefix(bos)
+        doubled = bare != prompt[0]["content"]
+        if doubled:
+            without = [{**prompt[0], "content": bare}, *prompt[1:]]
+            doubled = self.before_answer(without).startswith(bos)
+            prompt = without if doubled else prompt
+        finished = range(len(prompt) - (prompt[-1]["role"] == "assistant"))
+        prompt, ends = without_second_ends(prompt, finished, self.apply)
+        return prompt, doubled, ends
+
+    def unread(self) -> list[str]:
+        """The options that no part of the template names."""
+        if not self.options:
+            return []
+        text = str(self.tokenizer.get_chat_template(self.chat_template))
+        return [name for name in self.options if not re.search(rf"\b{re.escape(name)}\b", text)]
 
 
-def _apply(
-    messages: list[Message], tokenizer: PreTrainedTokenizerBase, chat_template: str | None, **options: bool
-) -> str:
-    try:
-        text = tokenizer.apply_chat_template(messages, chat_template=chat_template, tokenize=False, **options)  # type: ignore[arg-type]
-    except TemplateError as error:
-        raise ValueError(f"the chat template refuses the conversation ({error})") from None
-    return str(text)
+def start_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The start token as text; empty where there is none, or where it is the end token as well."""
+    bos = tokenizer.bos_token
+    return str(bos) if bos and bos != tokenizer.eos_token else ""

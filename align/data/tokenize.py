@@ -1,6 +1,5 @@
 """Rows become token ids: exact boundaries, one start and one end token, bounded lengths, everything counted."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import tokenizers
-import transformers
 from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from align.data.boundary import Overlong, fit, special_tokens, split_tokens, started
 from align.data.contrast import CONTEXTS, Templates, contrast_contexts
+from align.data.rendering import RENDERED, render, untouched
 from align.data.schema import Row, is_messages, is_token_ids
-from align.data.texts import PLAIN_TEMPLATE, prompt_text, render
+from align.data.texts import PLAIN_TEMPLATE, prompt_text
+from align.data.tokens_key import is_volatile, tokens_key
 from align.errors import UserError
 from align.progress import Advance, progress, stage
 
@@ -41,13 +39,14 @@ COUNTS = Features(
         "prompt_tokens": Value("int64"),
         "completion_tokens": List(Value("int64")),
         "moved_tokens": Value("int64"),
-        "bos_stripped": Value("bool"),
+        "dropped_tokens": Value("int64"),
         "eos_added": Value("int64"),
         "prompt_cut": Value("bool"),
         "truncated": Value("int64"),
         "dropped": Value("int64"),
         "missing_eos": Value("int64"),
         "identical": Value("bool"),
+        **RENDERED,
     }
 )
 """What is counted per row; gone from the data that the trainer gets."""
@@ -66,11 +65,18 @@ def encode_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, chat_template: s
     Returns:
         Token ids.
 
+    Raises:
+        UserError: the chat template refuses the row.
+
     Source: ours
     """
     if is_token_ids(row.prompt):
         return list(row.prompt)  # type: ignore[arg-type]
-    ids = tokenizer(prompt_text(row, tokenizer, chat_template), add_special_tokens=False)["input_ids"]
+    try:
+        text = prompt_text(row, tokenizer, chat_template)
+    except ValueError as error:
+        raise UserError(f"{row.place}: {error}; mend the row or `policy.chat_template`") from None
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return started(ids, special_tokens(tokenizer), templated=not isinstance(row.prompt, str))[0]
 
 
@@ -129,7 +135,10 @@ def tokenize_rows(
         content = _content(rows)
         if token_weights:
             content["token_weights"] = [_weights_of(row) for row in rows]
-        key = _fingerprint(content, tokenizer, options)
+    if is_volatile(tokenizer, chat_template):
+        with stage(f"rendering {len(rows)} rows, as the chat template has a date in it"):
+            content["rendered"] = [json.dumps(own) for own in _rendered(content, tokenizer, chat_template, append_eos)]
+    key = tokens_key(content, tokenizer, options)
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "align"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"tokens-{key}.arrow"
@@ -142,7 +151,7 @@ def tokenize_rows(
             batched=True,
             batch_size=256,
             num_proc=None if alone else workers,
-            remove_columns=["texts"],
+            remove_columns=["texts", "rendered"] if "rendered" in content else ["texts"],
             features=features,
             fn_kwargs={"tokenizer": tokenizer, **options},
             new_fingerprint=key,
@@ -190,19 +199,29 @@ def tokenize_batch(
     """Columns of a batch of rows, from one call of the tokenizer; arguments as in `tokenize_rows`."""
     special = special_tokens(tokenizer)
     rows = [json.loads(texts) for texts in batch["texts"]]
-    enders = () if append_eos is None else special.specials
-    encoded = iter(_encode_texts(rows, batch, tokenizer, chat_template, enders))
+    known = batch.get("rendered")
+    rendered = [json.loads(own) for own in known] if known else _rendered(batch, tokenizer, chat_template, append_eos)
+    encoded = iter(_encode_texts(rendered, tokenizer))
     names = (*COLUMNS, *COUNTS, *(CONTEXTS if contrast else ()))
     columns: dict[str, list[Any]] = {name: [] for name in names if name not in batch}
     columns |= {name: [] for name in ("grades", *TOKEN_WEIGHTS) if name in batch}
     weights = batch.get("token_weights") or [None] * len(rows)
-    for (shown, prompt, completions), grades, own in zip(rows, batch["grades"], weights, strict=True):
+    for (shown, prompt, completions, given), made, grades, own in zip(
+        rows, rendered, batch["grades"], weights, strict=True
+    ):
         if is_token_ids(prompt):
             split: dict[str, Any] = {"prompt_ids": prompt, "completion_ids": completions}
-            split |= {"moved_tokens": 0, "bos_stripped": False, "eos_added": 0}
+            split |= {"moved_tokens": 0, "dropped_tokens": 0, "eos_added": 0}
         else:
-            texts = [next(encoded) for _ in range(1 + len(completions))]
-            split = split_tokens(texts, special, templated=is_messages(prompt), append_eos=append_eos)
+            split = split_tokens(
+                [next(encoded) for _ in made["texts"]],
+                special,
+                templated=is_messages(prompt),
+                append_eos=append_eos,
+                continued=all(text.startswith(made["texts"][0]) for text in made["texts"]),
+            )
+        counts = {name: made[name] for name in RENDERED}
+        counts["bos_stripped"] |= split.pop("bos_stripped", False)
         fitted = fit(
             split.pop("prompt_ids"),
             split.pop("completion_ids"),
@@ -218,13 +237,14 @@ def tokenize_batch(
                 shown,
                 fitted["prompt_ids"],
                 fitted["completion_ids"],
-                moved_tokens=split["moved_tokens"],
+                moved_tokens=split["moved_tokens"] + split["dropped_tokens"],
                 templates=contrast,
                 tokenizer=tokenizer,
                 chat_template=chat_template,
                 special=special,
+                options=given,
             )
-        for name, value in {**split, **fitted}.items():
+        for name, value in {**split, **counts, **fitted}.items():
             columns[name].append(value)
     return columns
 
@@ -232,7 +252,7 @@ def tokenize_batch(
 def _content(rows: Sequence[Row]) -> dict[str, list[Any]]:
     return {
         "id": [row.id for row in rows],
-        "texts": [json.dumps([row.prompt, *_as_read(row)]) for row in rows],
+        "texts": [json.dumps([row.prompt, *_as_read(row), row.template_options], default=str) for row in rows],
         "grades": [list(row.grades or ()) for row in rows],
         "weight": [row.weight for row in rows],
         "source": [row.source for row in rows],
@@ -255,21 +275,30 @@ def _as_read(row: Row) -> tuple[Any, Any]:
     return (row.prompt, row.completions) if row.completion_ids is None else (row.prompt_ids, row.completion_ids)
 
 
-def _encode_texts(
-    rows: list[Any],
-    batch: dict[str, list[Any]],
+def _rendered(
+    content: dict[str, list[Any]],
     tokenizer: PreTrainedTokenizerBase,
     chat_template: str | None,
-    enders: Sequence[str],
-) -> list[list[int]]:
-    texts = []
-    for (_, prompt, completions), source, number in zip(rows, batch["source"], batch["row"], strict=True):
+    append_eos: bool | None,
+) -> list[dict[str, Any]]:
+    """Of every row the texts to tokenise, with what is counted of them; none for a row of token ids."""
+    special = special_tokens(tokenizer)
+    rendered = []
+    for row, source, number in zip(content["texts"], content["source"], content["row"], strict=True):
+        _, prompt, completions, options = json.loads(row)
         if is_token_ids(prompt):
+            rendered.append({"texts": [], **untouched()})
             continue
+        own = {"options": options, "special": special, "append_eos": append_eos}
         try:
-            texts += render(prompt, completions, tokenizer, chat_template, enders)
+            rendered.append(render(prompt, completions, tokenizer, chat_template, **own))
         except ValueError as error:
             raise UserError(f"{source}, row {number}: {error}; mend the row or `policy.chat_template`") from None
+    return rendered
+
+
+def _encode_texts(rendered: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    texts = [text for own in rendered for text in own["texts"]]
     return [ids for start in range(0, len(texts), CHUNK) for ids in _token_ids(texts[start : start + CHUNK], tokenizer)]
 
 
@@ -304,24 +333,3 @@ def _check(
                     f"{row.place}, field prompt_ids: token id {largest} is beyond the vocabulary of {vocabulary}; "
                     f"use the policy's own tokenizer"
                 )
-
-
-def _fingerprint(content: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> str:
-    """A digest of all that the token ids depend on, this module included."""
-    code = [
-        Path(module).read_text(encoding="utf-8")
-        for module in (__file__, *(f.__code__.co_filename for f in (render, fit, contrast_contexts)))
-    ]
-    versions = [transformers.__version__, tokenizers.__version__]
-    digest = hashlib.sha256()
-    for part in (content, _tokenizer_state(tokenizer), options, code, versions):
-        digest.update(json.dumps(part).encode())
-    return digest.hexdigest()[:32]
-
-
-def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    if not tokenizer.is_fast:
-        return [Hasher.hash(tokenizer)]
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state |= {"truncation": None, "padding": None}  # settings of the last call, not of the tokenizer
-    return [state, tokenizer.special_tokens_map, tokenizer.chat_template]

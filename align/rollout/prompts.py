@@ -116,6 +116,7 @@ def decoding_context(
         tokenizer=tokenizer,
         chat_template=chat_template,
         special=special_tokens(tokenizer),
+        options=row.template_options,
     )
     return contexts["worse_ids"][0]
 

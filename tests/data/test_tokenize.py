@@ -187,7 +187,7 @@ def test_a_template_whose_prompt_is_no_prefix_is_cut_where_they_part(byte_level)
     thinking = "{% for m in messages %}{{ m.content }}|{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
     entry = tokenize(rows_of(chat([("user", "hi")], "yes", "no")), byte_level, chat_template=thinking)[0]
     assert byte_level.decode(entry["prompt_ids"]) == "hi|"
-    assert entry["moved_tokens"] == len("<think>")
+    assert (entry["moved_tokens"], entry["dropped_tokens"]) == (0, len("<think>"))
 
 
 def test_the_tokenizers_own_template_is_used_unless_another_is_given(byte_level):
