@@ -1,5 +1,6 @@
 """The recipe: what a run does, as frozen models; and `load_recipe`, from YAML and dotted overrides."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,8 @@ from align.section import Strict
 from align.settings import RewardSection, TrainSection, check_reward_objectives
 from rewards.config import ScorerConfig
 from rewards.head_config import Attributes, BradleyTerry, RewardObjective
+
+log = logging.getLogger("align")
 
 __all__ = ["Recipe", "SourceSection", "dump_recipe", "load_recipe", "parse_recipe"]
 
@@ -151,6 +154,10 @@ class Recipe(Strict):
         return self.regularizer is not None or isinstance(self.token_weights, Tgdpo)
 
 
+WITH_SOURCES = "with_sources"
+"""Key of a recipe file: the keys that suit its own rows, and are left out where the command line replaces these."""
+
+
 class _OnceLoader(yaml.SafeLoader):
     """Plain YAML, in which no key stands twice: the last would win silently."""
 
@@ -182,9 +189,40 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: a recipe is a mapping of sections such as `policy:` and `data:`")
     if not any(isinstance(tree.get(section), dict) for section in ("policy", "data")):
         _refuse_foreign(tree, path)
+    marked, before = tree.pop(WITH_SOURCES, []), _paths(tree)
     for override in overrides:
         _lay_over(tree, override)
+    if _paths(tree) != before:
+        _leave_out(tree, ["data.eval_sources", *marked], given=[override.partition("=")[0] for override in overrides])
     return parse_recipe(tree, origin=str(path))
+
+
+def _paths(tree: dict[str, Any]) -> list[Any]:
+    """The paths of the sources, in whichever form they are given."""
+    data = tree.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else data
+    entries = sources if isinstance(sources, list) else [sources]
+    return [entry.get("path") if isinstance(entry, dict) else entry for entry in entries]
+
+
+def _leave_out(tree: dict[str, Any], keys: list[str], *, given: list[str]) -> None:
+    """Take out what a recipe sets for its own rows, which an override has replaced; what overrides set too stays."""
+    left_out = []
+    for key in keys:
+        parents, _, last = key.rpartition(".")
+        node: Any = tree
+        for parent in filter(None, parents.split(".")):
+            node = node.get(parent) if isinstance(node, dict) else None
+        set_too = any(f"{one}.".startswith(f"{key}.") or f"{key}.".startswith(f"{one}.") for one in given)
+        if isinstance(node, dict) and last in node and not set_too:
+            del node[last]
+            left_out.append(key)
+    if left_out:
+        log.warning(
+            "data.sources is another than the recipe's, so what suits its own rows is left out: %s; give it too to "
+            "keep it (held out is now data.eval_fraction of your rows, unless you give data.eval_sources)",
+            ", ".join(left_out),
+        )
 
 
 def _refuse_foreign(tree: dict[str, Any], path: str | Path) -> None:

@@ -217,3 +217,35 @@ def test_a_mistake_is_answered_before_anything_heavy_is_imported(arguments, code
 
 def test_the_optimizers_are_those_of_transformers():
     assert set(OPTIMIZERS) == {name.value for name in OptimizerNames}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_other_sources_leave_out_what_a_recipe_sets_for_its_own_rows(path, tmp_path, caplog):
+    shipped = load_recipe(path)
+    assert not caplog.records, "nothing is replaced"
+    sources = ["a.jsonl", "b.jsonl"] if len(shipped.data.sources) > 1 else "mine.jsonl"
+    mine = load_recipe(path, [f"data.sources={sources}"])
+    assert mine.data.eval_sources == () and mine.data.append_eos is None, "defaults, of no one's data"
+    tree = str({name: getattr(mine, name) for name in ("data", "sampling", "token_rewards")})
+    assert "story" not in tree and "happy" not in tree, "the recipe's own rows, scorer or contexts"
+    assert mine.data.eval_fraction > 0 or shipped.data.eval_fraction == 0
+    changed = [
+        shipped.data.eval_sources != (),
+        shipped.data.append_eos is not None,
+        shipped.sampling.reward is not None,
+    ]
+    said = [key in caplog.text for key in ("data.eval_sources,", "data.append_eos", "sampling.reward")]
+    assert len(caplog.records) == any(changed) and said[1:] == changed[1:]
+    same = {"data": {"sources", "eval_sources", "append_eos"}, "sampling": {"reward"}, "token_rewards": True}
+    assert mine.model_dump(exclude=same) == shipped.model_dump(exclude=same), "and all else is as the recipe says"
+
+
+def test_what_the_command_line_gives_with_the_sources_stays(caplog):
+    path = RECIPES[0].parent / "lipo_lambda.yaml"
+    given = ["data.eval_sources=[held.jsonl]", "data.append_eos=false", "sampling.reward={name: length, max: 9}"]
+    mine = load_recipe(path, ["data.sources.0.path=mine.jsonl", *given])
+    assert mine.data.eval_sources[0].path == "held.jsonl" and mine.data.append_eos is False
+    assert mine.sampling.reward.name == "length" and not caplog.records
+    assert load_recipe(path, ["data.sources.0.weight=2", "data.limit=5"]).data.eval_sources, "the rows are the same"
+    assert load_recipe(path, ["data.sources=data/story-lists/train.jsonl.gz"]).data.append_eos is False
+    assert load_recipe(path, ["data.sources=m.jsonl", "sampling={prompts: 3}"]).sampling.prompts == 3
