@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from align.objectives.config import Objective
+from align.optimizers import why_not
 from align.section import Fraction, Strict
 from rewards.head_config import Attributes, BradleyTerry
 
@@ -80,7 +81,8 @@ class TrainSection(Strict):
     warmup_ratio: Fraction = 0.1
     """Share of the steps over which the learning rate rises."""
     optimizer: str = "adamw_torch"
-    """Any optimizer name of transformers.TrainingArguments (adafactor, paged_adamw_8bit, ...)."""
+    """A name of transformers.TrainingArguments: adamw_torch, adamw_torch_fused, adafactor, sgd, adagrad, rmsprop; with
+    packages of their own those of bitsandbytes (paged_adamw_8bit), torchao, grokadamw and torch-optimi."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.999
@@ -127,6 +129,8 @@ class TrainSection(Strict):
         if value not in OPTIMIZERS:
             near = difflib.get_close_matches(value, OPTIMIZERS, n=1) or ["adamw_torch"]
             raise ValueError(f"transformers has no optimizer `{value}`; did you mean `{near[0]}`?")
+        if problem := why_not(value):
+            raise ValueError(problem)
         return value
 
     @field_validator("report_to")
