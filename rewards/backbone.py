@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from align.packing import ATTENTION, Tree
 from align.packing.attention import unread_layers
+from align.packing.rope import fix_frequencies, regimes, sequence_length
 from rewards.texts import common_prefix
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Backbone:
         self.decoder = decoder
         self.tokens_per_batch = tokens_per_batch
         self.exact = exact
+        fix_frequencies(decoder, name=name)
         self.packs = not exact and _takes_packed_rows(decoder, name)
 
     def states(
@@ -69,9 +71,15 @@ class Backbone:
             once; the order follows from the sequences alone.
         """
         for batch in self._batches(sequences, groups):
-            hidden = self.decoder(**_moved(batch.inputs, self.decoder.device), use_cache=False).last_hidden_state
-            wanted = [branch.at(p) for branch in batch.branches for p in places[branch.member]]
-            yield [branch.member for branch in batch.branches], hidden.flatten(0, 1)[wanted]
+            lengths = torch.tensor([len(sequences[branch.member]) for branch in batch.branches])
+            for length, numbers in regimes(self.decoder, lengths) or [(0, torch.arange(len(lengths)))]:
+                with sequence_length(length):
+                    hidden = self.decoder(
+                        **_moved(batch.inputs, self.decoder.device), use_cache=False
+                    ).last_hidden_state
+                branches = [batch.branches[n] for n in numbers.tolist()]
+                wanted = [branch.at(p) for branch in branches for p in places[branch.member]]
+                yield [branch.member for branch in branches], hidden.flatten(0, 1)[wanted]
 
     def _batches(self, sequences: Sequence[list[int]], groups: Sequence[Hashable]) -> Iterator[Batch]:
         if self.packs:

@@ -36,27 +36,24 @@ def lora_linear(x: Float[Tensor, "*batch I"], projection: Projection) -> Float[T
 
     Source: ours
     """
-    return _LoraLinear.apply(x, *projection)
+    # Reshaped outside of the operation, whose results a model may change in place, as Gemma 3n does; views it may not.
+    return _LoraLinear.apply(x.flatten(0, -2), *projection).unflatten(0, x.shape[:-1])
 
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *fields: Any) -> Tensor:
         projection = Projection(*fields)
-        y, narrow = project(x.flatten(0, -2), projection)
+        y, narrow = project(x, projection)
         ctx.save_for_backward(x, narrow, *fields[:4])
         ctx.scale = projection.scale
-        return y.unflatten(0, x.shape[:-1])
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, narrow, *tensors = ctx.saved_tensors
         wanted: Any = Gradients(*ctx.needs_input_grad[:5])
-        found = gradients(
-            grad.flatten(0, -2), x.flatten(0, -2), narrow, Projection._make([*tensors, ctx.scale]), wanted
-        )
-        dx = None if found.x is None else found.x.view_as(x)
-        return dx, *found[1:], None
+        return *gradients(grad, x, narrow, Projection._make([*tensors, ctx.scale]), wanted), None
 
 
 def project(x: Float[Tensor, "N I"], p: Projection) -> tuple[Float[Tensor, "N O"], Float[Tensor, "N r"] | None]:

@@ -38,7 +38,8 @@ def gated_mlp(
 
     Source: ours; Liger Kernel's SwiGLU keeps the same two.
     """
-    return _GatedMlp.apply(x, activation, *gate, *up, *down)
+    rows = _GatedMlp.apply(x.flatten(0, -2), activation, *gate, *up, *down)  # reshaped outside, as in lora_linear
+    return rows.unflatten(0, x.shape[:-1])
 
 
 FIELDS = len(Projection._fields)
@@ -48,15 +49,14 @@ class _GatedMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: Activation, *fields: Any) -> Tensor:
         gate, up, down = _projections(fields)
-        rows = x.flatten(0, -2)
-        inner_gate, narrow_gate = project(rows, gate)
-        inner_up, narrow_up = project(rows, up)
+        inner_gate, narrow_gate = project(x, gate)
+        inner_up, narrow_up = project(x, up)
         y, narrow_down = project(activation.forward(inner_gate).mul_(inner_up), down)
         ctx.save_for_backward(
             x, inner_gate, inner_up, narrow_gate, narrow_up, narrow_down, *gate[:-1], *up[:-1], *down[:-1]
         )
         ctx.activation, ctx.scales = activation, (gate.scale, up.scale, down.scale)
-        return y.unflatten(0, x.shape[:-1])
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -66,17 +66,15 @@ class _GatedMlp(torch.autograd.Function):
         needs = ctx.needs_input_grad
         # Fields in the order of the arguments; a projection's scale has no gradient.
         wanted: list[Any] = [Gradients(needs[0], *needs[2 + i * FIELDS : 2 + i * FIELDS + width]) for i in range(3)]
-        rows = x.flatten(0, -2)
 
         active = ctx.activation.forward(inner_gate)
-        down = gradients(grad.flatten(0, -2), active * inner_up, narrow_down, parts[2], wanted[2]._replace(x=True))
+        down = gradients(grad, active * inner_up, narrow_down, parts[2], wanted[2]._replace(x=True))
         assert down.x is not None
         to_up = active.mul_(down.x)
-        up = gradients(to_up, rows, narrow_up, parts[1], wanted[1])
+        up = gradients(to_up, x, narrow_up, parts[1], wanted[1])
         to_gate = ctx.activation.backward(down.x.mul_(inner_up), inner_gate)
-        gate = gradients(to_gate, rows, narrow_gate, parts[0], wanted[0], into=up.x)
-        dx = None if gate.x is None else gate.x.view_as(x)
-        return dx, None, *gate[1:], None, *up[1:], None, *down[1:], None
+        gate = gradients(to_gate, x, narrow_gate, parts[0], wanted[0], into=up.x)
+        return gate.x, None, *gate[1:], None, *up[1:], None, *down[1:], None
 
 
 def _projections(fields: tuple[Any, ...]) -> list[Projection]:

@@ -16,9 +16,11 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from align.errors import UserError
 from align.model.adapters import MOVED_START, MUTATES_BASE, AdapterConfig, Lora, Olora, PeftAdapter, Pissa
+from align.model.forward import is_multimodal, language_part
 from align.model.load import first_line
 from align.model.peft_configs import peft_config
 from align.types import ListBatch
@@ -29,6 +31,9 @@ REFERENCE = "reference"
 
 CONTINUABLE = ("LORA", "MISS", "IA3")
 """PEFT's types of adapters that can be gone on with: AdaLoRA's schedule belongs to one run."""
+
+MAMBAS = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+"""Models that hand the weight of `out_proj` to a kernel, so that PEFT refuses an adapter there."""
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +64,8 @@ def attach_adapter(
     if adapter.name == "eva" and init_batches is None:
         raise UserError("policy.adapter: eva starts from training rows, and none were given")
     try:
-        config = peft_config(adapter, total_steps=total_steps, head=head)
+        config: Any = peft_config(adapter, total_steps=total_steps, head=head)
+        config.target_modules = language_targets(base, config.target_modules)
         # PEFT writes the model's own name, which is the folder of a download for a hub model.
         base.name_or_path = str(folder) if Path(model).expanduser() == folder else model
         config.revision = revision
@@ -77,6 +83,41 @@ def attach_adapter(
     if adapter.name in MOVED_START:
         freeze_copy(wrapped)
     return wrapped
+
+
+def language_targets(base: PreTrainedModel, targets: Any) -> Any:
+    """The layers that an adapter acts in: of the language part alone, and with `all-linear` those that can take one.
+
+    Args:
+        targets: names, "all-linear" or None for PEFT's choice.
+
+    Returns:
+        The targets as they are where they mean just that; else the layers' full names.
+    """
+    is_language = language_part(base)
+    if targets == "all-linear":
+        named = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+        layers = [(name, module) for name, module in named if module is not base.get_output_embeddings()]
+        names = [name for name, module in layers if is_language(name) and _takes_adapter(base, name, module)]
+        odd = [name for name, _ in layers if name not in names]
+    elif is_multimodal(base) and targets is not None:
+        found = [n for n in dict(base.named_modules()) if any(n == t or n.endswith(f".{t}") for t in targets)]
+        names = [name for name in found if is_language(name)]
+        odd = [name for name in found if not is_language(name)]
+    else:
+        return targets
+    if not odd:
+        return targets
+    if not names:
+        raise ValueError(f"none of its language layers is named {', '.join(targets)}")
+    log.info("policy.adapter: none on %d linear layers of %s, such as %s", len(odd), type(base).__name__, odd[0])
+    return names
+
+
+def _takes_adapter(base: PreTrainedModel, name: str, layer: nn.Module) -> bool:
+    """Whether a linear layer is called as one: routers that return tuples and Mamba's `out_proj` are not."""
+    called = type(layer).forward in (nn.Linear.forward, Conv1D.forward) or "bitsandbytes" in type(layer).__module__
+    return called and not (base.config.model_type in MAMBAS and name.split(".")[-1] == "out_proj")
 
 
 def _check_rank(wrapped: PeftModel, rank: int) -> None:

@@ -1,22 +1,33 @@
 """What is verified on the model itself before the first step."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.data.collate import Example
+from align.data.collate import Example, collate
 from align.errors import UserError
-from align.model.forward import TokenScorer, evaluating, score_tokens
+from align.model.forward import TokenScorer, decoder_of, evaluating, score_tokens
+from align.model.load import first_line
+from align.packing.rope import sequence_length
 from align.types import ListBatch
 
 if TYPE_CHECKING:
     from align.model.policy import Policy
 
+log = logging.getLogger("align")
+
+PROMISE = 1e-5
+"""Nats of a token's log-probability, in float32, by which ours may differ from a model's own."""
+LARGE_LOGIT = 60.0
+HEAD_ROWS = 64
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.25
 """Nats; bfloat16 logits around 20 are 0.125 apart."""
@@ -52,22 +63,85 @@ def check_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase, parts: Seque
 
 @torch.no_grad()
 def check_forward(base: PreTrainedModel, *, name: str) -> None:
-    """Compare our log-probabilities on a padded batch with the model's own logits on one row alone.
+    """Compare our log-probabilities on a padded batch with the model's own logits.
+
+    Once on a row alone, in the model's dtype; and once on the same batch with the LM head in float32 and hidden states
+    so large that a scale or soft-cap of the logits, which small ones hardly show, is seen.
 
     Raises:
-        UserError: they differ, so the model's head is not a plain one or padding is not inert in it.
+        UserError: they differ, so the model's head is not a plain one or what follows a text is not inert in it.
     """
     ids = torch.arange(1, 9, device=base.device) % base.config.get_text_config().vocab_size
-    with evaluating(base):
-        logits = base(input_ids=ids[None], use_cache=False).logits[0, 2:-1].float()
-        ours = score_tokens(base, _padded(ids, first=3)).logprobs
-    expected = logits.log_softmax(-1).gather(1, ids[3:, None]).T
-    difference = (ours - expected).abs().max().item()
-    if not difference <= tolerance(base.dtype):
+    batch = _padded(ids, first=3)
+    try:
+        with evaluating(base):
+            alone = base(input_ids=ids[None], use_cache=False).logits[0, 2:-1].float()
+            body = _difference(score_tokens(base, batch).logprobs, alone, ids[3:])
+            with _large_logits(base), sequence_length(len(ids)):
+                own = base(input_ids=batch.input_ids, use_cache=False).logits[0, 2 : len(ids) - 1].float()
+                head = _difference(score_tokens(base, batch).logprobs, own, ids[3:])
+    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, NotImplementedError) as error:
+        raise UserError(
+            f"{name} ({base.config.model_type}) is not built as a decoder with a linear LM head on it, so it cannot be "
+            f"trained here ({type(error).__name__}: {first_line(error)}); another architecture is needed"
+        ) from error
+    if not head <= PROMISE * max(1.0, own.abs().max().item() / 10):
         raise UserError(
             f"{name} ({base.config.model_type}) computes logits in a way that is not supported: its own "
-            f"log-probabilities and ours differ by {difference:.2g}; another architecture is needed"
+            f"log-probabilities and ours differ by {head:.2g}; another architecture is needed"
         )
+    if not body <= tolerance(base.dtype):
+        raise UserError(
+            f"{name} ({base.config.model_type}) is not supported: its log-probabilities of a text move by {body:.2g} "
+            "with what follows it or is beside it; a causal language model is needed"
+        )
+
+
+@torch.no_grad()
+def check_training_mode(base: PreTrainedModel, *, name: str) -> None:
+    """Warn of a model that computes otherwise while it trains, although its dropout is off."""
+    batch = collate(probe_lists(base), pad_id=0).to(base.device)
+    with evaluating(base), torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
+        expected = score_tokens(base, batch).logprobs
+        base.train()
+        difference = (score_tokens(base, batch).logprobs - expected).abs().max().item()
+    if not difference <= tolerance(base.dtype):
+        log.warning(
+            "%s (%s) computes otherwise in training mode, by %.2g nats a token (PhiMoE, for one, draws its experts): "
+            "what is trained differs by so much from what is measured",
+            name,
+            base.config.model_type,
+            difference,
+        )
+
+
+def _difference(ours: Tensor, logits: Float[Tensor, "T V"], targets: Int[Tensor, " T"]) -> float:
+    expected = logits.log_softmax(-1).gather(1, targets[:, None]).T
+    return (ours - expected).abs().max().item()
+
+
+@contextmanager
+def _large_logits(base: PreTrainedModel) -> Iterator[None]:
+    """The first rows of the LM head in float32, on hidden states scaled so that logits reach LARGE_LOGIT."""
+    head: Any = base.get_output_embeddings()
+    few: Any = nn.Linear(1, 1, device="meta")
+    few.weight = nn.Parameter(head.weight[:HEAD_ROWS].float(), requires_grad=False)
+    few.bias = None if head.bias is None else nn.Parameter(head.bias[:HEAD_ROWS].float(), requires_grad=False)
+    factors: list[float] = []
+
+    def enlarge(module: nn.Module, args: Any, output: Any) -> Any:
+        hidden = output.last_hidden_state.float()
+        factors.append(LARGE_LOGIT / max((hidden @ few.weight.T).abs().max().item(), 1e-9))
+        output.last_hidden_state = hidden * factors[0]
+        return output
+
+    hook = decoder_of(base).register_forward_hook(enlarge)
+    try:
+        base.set_output_embeddings(few)
+        yield
+    finally:
+        base.set_output_embeddings(head)
+        hook.remove()
 
 
 @torch.no_grad()

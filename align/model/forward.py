@@ -1,6 +1,6 @@
 """ListBatch -> hidden states at completion positions -> log-probabilities of their targets."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from align.fused import asked_rows
 from align.kernels import linear_logprobs
 from align.packing import Tree
+from align.packing.rope import regimes, sequence_length
 from align.types import ListBatch, TokenStats
 
 if TYPE_CHECKING:
@@ -88,17 +89,41 @@ def logprobs(model: nn.Module, batch: ListBatch, tree: Tree | None = None) -> Fl
 
 
 def last_hidden(
-    model: nn.Module, batch: ListBatch, tree: Tree | None = None, places: Int[Tensor, " M"] | None = None
+    model: nn.Module, batch: ListBatch, tree: Tree | None = None, places: Int[Tensor, " N"] | None = None
 ) -> Float[Tensor, "M H"]:
     """The decoder's output at flat indices r * T + t of a batch's rows.
 
     Args:
-        places: by default where each target is predicted, in the order of the completion mask's True cells.
+        places: one of every completion; by default where each target is predicted, in the order of the completion
+            mask's True cells.
     """
-    places = batch.predict_at[batch.completion_mask] if places is None else places
+    mask = batch.completion_mask
+    owners = mask.nonzero()[:, 0] if places is None else torch.arange(len(places), device=places.device)
+    places = batch.predict_at[mask] if places is None else places
+    base = base_model(model)
+    passes = regimes(base, sequence_lengths(batch)) if hasattr(base, "frequency_bounds") else []
+    if not passes:
+        return _decoded(base, batch, tree, places)
+    found: list[Tensor] = []
+    chosen = [torch.isin(owners, members).nonzero()[:, 0] for _, members in passes]
+    for (length, _), own in zip(passes, chosen, strict=True):
+        with sequence_length(length):
+            found.append(_decoded(base, batch, tree, places[own]))
+    return torch.cat(found)[torch.cat(chosen).argsort()]
+
+
+def sequence_lengths(batch: ListBatch) -> Int[Tensor, " N"]:
+    """Tokens of every completion with its prompt."""
+    mask = batch.completion_mask
+    last = batch.predict_at.where(mask, -1).amax(dim=1)  # where the last token is predicted, one before its own place
+    if batch.position_ids is None:
+        return last % batch.input_ids.shape[1] + 2
+    return batch.position_ids.flatten()[last] + 2
+
+
+def _decoded(base: PreTrainedModel, batch: ListBatch, tree: Tree | None, places: Tensor) -> Float[Tensor, "M H"]:
     with asked_rows(places.unique()):
-        decoder = base_model(model).get_decoder()
-        output = decoder(input_ids=batch.input_ids, use_cache=False, **_packed(batch, tree))
+        output = decoder_of(base)(input_ids=batch.input_ids, use_cache=False, **_packed(batch, tree))
     return output.last_hidden_state.flatten(0, 1)[places]
 
 
@@ -108,7 +133,9 @@ def _packed(batch: ListBatch, tree: Tree | None) -> dict[str, Any]:
         return {}
     # A mask of four dimensions is passed on as it is, so no mask over the whole row is built; ours reads `tree`.
     unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
-    return {"position_ids": batch.position_ids, "attention_mask": unread, "tree": tree or Tree(batch.segments)}
+    tree = tree or Tree(batch.segments)
+    tree.passes += 1
+    return {"position_ids": batch.position_ids, "attention_mask": unread, "tree": tree}
 
 
 @contextmanager
@@ -127,20 +154,46 @@ def base_model(model: nn.Module) -> PreTrainedModel:
     return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
+SCALES = {"logit_scale": 1, "logits_scaling": -1, "lm_head_multiplier": 1, "output_multiplier": 1}
+"""What models' configs call a factor of the logits, and the power in which it counts."""
+SCALES_OF_TYPE: dict[str, dict[str, int]] = {"hyperclovax": {"logits_scaling": 1}, "mpt": {}}
+"""The same of the models that read these names otherwise, or not at all."""
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
 def head_of(base: PreTrainedModel) -> dict[str, Any]:
     """The LM head as keywords of linear_logprobs: logits = cap tanh(scale (h W' + b) / cap)."""
     head: Any = base.get_output_embeddings()
     lora = None
     if isinstance(head, LoraLinear):
         lora, head = _active_lora(head), head.get_base_layer()
-    config = base.config.get_text_config().to_dict()
-    return {
-        "weight": head.weight,
-        "bias": head.bias,
-        "lora": lora,
-        "logit_scale": config.get("logit_scale", 1.0) / config.get("logits_scaling", 1.0),
-        "softcap": config.get("final_logit_softcapping"),
-    }
+    config = base.config.get_text_config()
+    scale = 1.0
+    for name, power in SCALES_OF_TYPE.get(config.model_type, SCALES).items():
+        if (factor := getattr(config, name, None)) is not None:  # null, as some configs say, is 1
+            scale *= factor**power
+    caps = [cap for cap in (getattr(config, name, None) for name in SOFT_CAPS) if cap is not None]
+    return {"weight": head.weight, "bias": head.bias, "lora": lora, "logit_scale": scale, "softcap": (*caps, None)[0]}
+
+
+def decoder_of(base: PreTrainedModel) -> nn.Module:
+    """The module whose last hidden states the LM head reads."""
+    decoder: nn.Module = base.get_decoder()
+    return base.model if decoder is base else decoder  # Llama 4's text model names another module than it has
+
+
+def is_multimodal(base: PreTrainedModel) -> bool:
+    """Whether a model reads more than text."""
+    return base.config.get_text_config() is not base.config
+
+
+def language_part(base: PreTrainedModel) -> Callable[[str], bool]:
+    """Whether a module or parameter, by its name, belongs to the part that reads and writes text."""
+    if not is_multimodal(base):
+        return lambda name: True
+    parts = [decoder_of(base), base.get_output_embeddings()]
+    own = tuple(f"{prefix}." for prefix, module in base.named_modules() if any(module is part for part in parts))
+    return lambda name: f"{name}.".startswith(own)
 
 
 def _active_lora(head: Any) -> tuple[Tensor, Tensor, float] | None:

@@ -10,9 +10,10 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from align.data.collate import collate
+from align.errors import UserError
 from align.fused import ACTIVATIONS, Activation, Projection, gated_mlp, lora_linear, on_asked_rows, rms_norm
 from align.model.checks import probe_lists, tolerance
-from align.model.forward import base_model, evaluating, logprobs
+from align.model.forward import base_model, decoder_of, evaluating, logprobs
 from align.model.load import first_line
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,13 @@ def enable_fusing(model: nn.Module, *, name: str, read: Callable[..., Tensor] = 
     base = base_model(model)
     batch = collate(probe_lists(base), pad_id=0).to(base.device)
     with evaluating(model), torch.no_grad():
-        expected = read(model, batch)
+        try:
+            expected = read(model, batch)
+        except Exception as error:  # the base model runs, so it is what an adapter makes of some layer
+            raise UserError(
+                f"policy.adapter: it does not run in {name} ({base.config.model_type}): {first_line(error)}; name "
+                "other `targets`, such as [q_proj, v_proj]"
+            ) from error
         for module, method in methods.items():
             module.forward = MethodType(method, module)
         try:
@@ -62,7 +69,7 @@ def _methods(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
             methods[module] = _mlp_forward(activation)
         elif type(module).__name__.endswith("RMSNorm") and (norm := _norm(module)):
             methods[module] = norm
-    layers: Any = getattr(base_model(model).get_decoder(), "layers", None)
+    layers: Any = getattr(decoder_of(base_model(model)), "layers", None)
     for path in ROWWISE if layers else ():
         if (rowwise := _submodule(layers[-1], path)) is not None:
             methods[rowwise] = on_asked_rows(methods.get(rowwise, type(rowwise).forward))

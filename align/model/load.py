@@ -1,6 +1,7 @@
 """Model folders -> transformers' models and tokenizers, with one clear sentence where that cannot work."""
 
 import importlib.util
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,14 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 from align.errors import UserError
 from align.progress import stage
@@ -26,6 +29,8 @@ from align.progress import stage
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError)
+
+log = logging.getLogger("align")
 
 
 def model_folder(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
@@ -75,7 +80,7 @@ def load_model(
         config = read_config(folder, trust_remote_code=trust_remote_code)
         turned_off = {} if dropout else turn_dropout_off(config)
         model, missing = read_weights(
-            AutoModelForCausalLM,
+            _auto_class(config),
             folder,
             config=config,
             dtype=dtype,
@@ -104,9 +109,17 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PretrainedConfig:
     if not list(folder.glob("*.safetensors")):
         _refuse_weights(folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder or config.get_text_config(decoder=True).is_encoder_decoder:
         raise UserError(f"{folder} is an encoder-decoder model ({config.model_type}); a decoder-only model is needed")
     return config
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    """What reads all of a checkpoint: of one that sees or hears too, its whole class and not the language part."""
+    mapped = MODEL_FOR_MULTIMODAL_LM_MAPPING.get(type(config), None)
+    names = [kind.__name__ for kind in (mapped if isinstance(mapped, tuple) else (mapped,)) if kind is not None]
+    whole = names and (not config.architectures or config.architectures[0] in names)
+    return AutoModelForMultimodalLM if whole else AutoModelForCausalLM
 
 
 def read_weights(
@@ -116,13 +129,25 @@ def read_weights(
     model, info = auto_class.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
-        attn_implementation=attention,
+        attn_implementation=_attention(folder, options["config"], attention),
         device_map={"": device},
         use_safetensors=True,
         output_loading_info=True,
         **options,
     )
     return model, sorted(info["missing_keys"])
+
+
+def _attention(folder: Path, config: PretrainedConfig, asked: str | None) -> str | None:
+    """Eager, unless another is asked for, where logits of the attention have a soft-cap, which sdpa leaves out."""
+    cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    if cap is None or asked not in (None, "sdpa"):
+        return asked
+    if asked is None:
+        log.info("%s: its attention has a soft-cap of %g, so it runs as `policy.attention: eager`", folder, cap)
+        return "eager"
+    log.warning("%s: sdpa leaves out its attention's soft-cap of %g; set `policy.attention: eager`", folder, cap)
+    return asked
 
 
 def refuse_incomplete(folder: Path, missing: list[str]) -> None:
@@ -169,13 +194,17 @@ def read_tokenizer(folder: Path, *, trust_remote_code: bool) -> PreTrainedTokeni
 
 
 def turn_dropout_off(config: PretrainedConfig) -> dict[str, float]:
-    """Set a config's dropout probabilities (attention_dropout, resid_pdrop, ...) to 0; modules read them when built.
+    """Set a config's dropout probabilities and the noise of its routers in training (router_jitter_noise) to 0.
+
+    Modules read them when built.
 
     Returns:
         What they were.
     """
     text = config.get_text_config()
-    found = {name: value for name, value in text.to_dict().items() if "drop" in name and isinstance(value, float)}
+    noise = ("drop",) if text.model_type == "phimoe" else ("drop", "jitter")  # PhiMoE's is a bound in evaluation too
+    values = text.to_dict().items()
+    found = {n: value for n, value in values if any(part in n for part in noise) and isinstance(value, float)}
     text.update(dict.fromkeys(found, 0.0))
     return found
 

@@ -27,13 +27,14 @@ from align.model.attach import (
     tuner,
 )
 from align.model.checkpoint import ADAPTER_FILE, export_adapter, export_model, load_state, save_state
-from align.model.checks import check_forward
-from align.model.forward import TokenScorer, evaluating
+from align.model.checks import check_forward, check_training_mode
+from align.model.forward import TokenScorer, evaluating, language_part
 from align.model.fusing import enable_fusing
 from align.model.identity import Identity, base_identity, reference_identity
 from align.model.load import load_model, load_tokenizer, model_folder
 from align.model.packing import enable_packing
 from align.packing import packed_collate
+from align.packing.rope import fix_frequencies
 from align.progress import stage
 from align.types import ListBatch
 from rewards.files import is_of_other_weights
@@ -218,8 +219,12 @@ def load_policy(
         device=device,
         **code,
     )
+    fix_frequencies(base, name=model)
     check_forward(base, name=model)
+    if not dropout:
+        check_training_mode(base, name=model)
     packing = packing and enable_packing(base, name=model)
+    _freeze_other_parts(base, name=model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         needs = {"total_steps": total_steps, "init_batches": init_batches}
@@ -256,6 +261,23 @@ def _check_weights_of(start_adapter: Path, model: str, folder: Path) -> None:
             f"{start_adapter} was trained on other weights than {model} holds now; put the old ones back, or train anew"
         )
     log.warning("%s was trained on %s, whose weights are not those of %s", start_adapter, named, model)
+
+
+def _freeze_other_parts(base: PreTrainedModel, *, name: str) -> None:
+    """Of a model that sees or hears too, the language part alone trains; the rest is kept as it is."""
+    is_language = language_part(base)
+    others = [(n, p) for n, p in base.named_parameters() if not is_language(n)]
+    for _, parameter in others:
+        parameter.requires_grad_(False)
+    if others:
+        kept = ", ".join(sorted({".".join(n.split(".")[:2]) for n, _ in others}))
+        log.warning(
+            "%s (%s) reads more than text: its language part alone is trained, on text; %s stay as they are and are "
+            "part of an export",
+            name,
+            type(base).__name__,
+            kept,
+        )
 
 
 def _check_quantization(adapter: AdapterConfig, quantization: str | None, device: torch.device) -> None:

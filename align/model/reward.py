@@ -27,6 +27,7 @@ from align.model.load import load_tokenizer, model_folder
 from align.model.packing import enable_packing
 from align.model.policy import Policy
 from align.packing import Tree, packed_collate
+from align.packing.rope import fix_frequencies
 from align.progress import stage
 from align.types import ListBatch
 
@@ -171,6 +172,7 @@ def load_reward_model(
         if not is_classifier(AutoConfig.from_pretrained(folder, **code)):
             log.info("%s has no reward head; a new one with the outputs %s is trained", model, ", ".join(outputs))
         base.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        fix_frequencies(base, name=model)
         check_rewards(base, name=model)
         packing = packing and reads_last_token(base) and enable_packing(base, name=model, read=read_rewards)
         trained: Any = base

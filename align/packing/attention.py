@@ -27,6 +27,8 @@ class Tree:
         """
         self.segments = segments
         self.longest = max(sizes[0] + max(sizes[1:]) for sizes in segments)
+        self.passes = 0
+        """Forward passes of the model with this row, where they are counted."""
         self.told: list[int | None] = []
         """The sliding window of every attention call so far: what a model does with its layers."""
         self._masks: dict[tuple, Tensor] = {}
@@ -62,9 +64,10 @@ def unread_layers(tree: Tree, config: PretrainedConfig) -> str:
     Layers that do not attend through us, or whose window we are not told: a short text's results cannot show that.
     """
     text: Any = config.get_text_config()
-    if len(tree.told) != text.num_hidden_layers:
+    passes = max(tree.passes, 1)
+    if len(tree.told) != passes * text.num_hidden_layers:
         return "not all of its layers use transformers' attention interface"
-    if sum(window is not None for window in tree.told) != sum(DynamicCache(config=text).is_sliding):
+    if sum(window is not None for window in tree.told) != passes * sum(DynamicCache(config=text).is_sliding):
         return "its layers do not tell attention their window"
     return ""
 
