@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if "overrides" in parsed:
             parsed.recipe = _recipe(parsed, sys.argv[1:] if arguments is None else arguments)
-        _load_libraries(MODULES[parsed.run])
+        if parsed.run in MODULES:
+            _load_libraries(MODULES[parsed.run])
         parsed.run(parsed)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,10 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         ("rollout", _rollout, "sample completions of the prompts in data.sources, and score them"),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text)
-        command.add_argument("recipe", metavar="RECIPE.yaml")
+        command.add_argument("recipe", metavar="RECIPE.yaml", help="a file, or the name of a recipe that ships")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.learning_rate=1e-4")
         command.set_defaults(run=run)
     commands.choices["inspect"].add_argument("--rows", type=_count, default=2, help="rows to show (default 2)")
+
+    _add_init(commands)
 
     export = commands.add_parser("export", help="an adapter or, with --merge, a full checkpoint of a run")
     export.add_argument("run_directory", metavar="RUN", help="a run directory, or an adapter's folder")
@@ -179,6 +182,18 @@ def _share(text: str) -> float:
     return float(text)
 
 
+def _add_init(commands: Any) -> None:
+    from align import init
+
+    own = commands.add_parser("init", help="write a commented recipe for your own model and rows")
+    tasks = ", ".join(init.TASKS)
+    own.add_argument("task", nargs="?", default="preference", choices=tuple(init.TASKS), metavar="TASK", help=tasks)
+    own.add_argument("--model", default=init.MODEL, metavar="M", help="a local folder or a hub name")
+    own.add_argument("--data", default=init.DATA, metavar="ROWS", help="a file, a folder or a hub data set")
+    own.add_argument("--output", metavar="FILE", help="the recipe's file (default TASK.yaml)")
+    own.set_defaults(run=_init)
+
+
 def _add_score(commands: Any) -> None:
     score = commands.add_parser("score", help="put rewards and grades on rows with one or more scorers")
     score.add_argument("input", metavar="INPUT", help="rows: a file, a folder or a hub data set")
@@ -249,6 +264,13 @@ def _add_evaluate_winrate(what: Any) -> None:
     winrate.add_argument("--gamed", metavar="FILE", help="AlpacaEval's df_gamed.csv, for the leaderboard's figure")
     winrate.add_argument("--json", metavar="OUT", help="write every figure to this file")
     winrate.set_defaults(run=_evaluate_winrate)
+
+
+def _init(parsed: argparse.Namespace) -> None:
+    from align.init import init
+
+    path = init(parsed.task, parsed.output, model=parsed.model, data=parsed.data)
+    print(f"{path}: set policy.model and data.sources there, then `align inspect {path}` and `align train {path}`")
 
 
 def _inspect(parsed: argparse.Namespace) -> None:
@@ -385,7 +407,7 @@ MODULES = {
     _score: "align.scoring",
     _doctor: "align.doctor",
 }
-"""Command -> what it runs."""
+"""Command -> what it runs, where that needs torch."""
 
 if __name__ == "__main__":
     main()

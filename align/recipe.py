@@ -19,6 +19,7 @@ from align.other_tools import foreign_recipe
 from align.rollout.config import OnlineSection, RolloutSection
 from align.section import Strict
 from align.settings import RewardSection, TrainSection, check_reward_objectives
+from align.shipped import names, recipe_file, with_shipped_paths
 from rewards.config import ScorerConfig
 from rewards.head_config import Attributes, BradleyTerry, RewardObjective
 
@@ -172,7 +173,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and lay dotted overrides over it.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or the name of a recipe that ships, such as `lipo_lambda`.
         overrides: `key=value` strings such as `train.learning_rate=1e-4` or `data.sources.0.path=rows.jsonl`; the
             values are YAML.
 
@@ -180,9 +181,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: no such file, broken YAML, or a key or value that a recipe cannot hold, with the nearest known key.
     """
     try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_OnceLoader)
+        tree = yaml.load(recipe_file(path).read_text(encoding="utf-8"), Loader=_OnceLoader)
     except OSError as error:
-        raise UserError(f"{path}: cannot read the recipe ({error.strerror}); give the path of a YAML file") from None
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror}); {_what_to_give(path)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -194,7 +195,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         _lay_over(tree, override)
     if _paths(tree) != before:
         _leave_out(tree, ["data.eval_sources", *marked], given=[override.partition("=")[0] for override in overrides])
-    return parse_recipe(tree, origin=str(path))
+    return parse_recipe(with_shipped_paths(tree), origin=str(path))
+
+
+def _what_to_give(path: str | Path) -> str:
+    if Path(path).suffix:
+        return "give the path of a YAML file"
+    return f"give the path of a YAML file, or the name of a recipe that ships: {', '.join(names('recipes', '.yaml'))}"
 
 
 def _paths(tree: dict[str, Any]) -> list[Any]:

@@ -11,7 +11,7 @@ MAY_IMPORT = {
     "align/objectives": LIBRARIES | {"align.types", "align.section", "align.lazy", "align.errors", "align.objectives"},
     "align/kernels": LIBRARIES | {"align.kernels", "cuda"},
     "align/data": LIBRARIES
-    | {"align.types", "align.section", "align.lazy", "align.errors", "align.data", "rewards.grading"}
+    | {"align.types", "align.section", "align.lazy", "align.shipped", "align.errors", "align.data", "rewards.grading"}
     | {"rewards.templates"}
     | {"datasets", "transformers", "tokenizers"}
     | {"align.progress", "pyarrow", "rich", "jinja2", "accelerate"},

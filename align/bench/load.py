@@ -30,7 +30,7 @@ from trl import DPOConfig, DPOTrainer
 
 from align.bench.measure import Task, alternate, machine, peak_bytes
 from align.data import Prepared, Source, prepare_data
-from align.data.texts import PLAIN_TEMPLATE
+from align.shipped import template_file
 
 ROUNDS = 5
 POLICY = "data/story-policy"
@@ -155,7 +155,7 @@ def _tasks(folder: Path, name: str, beside: bool) -> dict[str, Callable[[], Any]
 
 def _tokenizer() -> PreTrainedTokenizerBase:
     words: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(POLICY)
-    words.chat_template = Path(PLAIN_TEMPLATE).read_text(encoding="utf-8")
+    words.chat_template = template_file("plain").read_text(encoding="utf-8")
     return words
 
 

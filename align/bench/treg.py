@@ -241,7 +241,7 @@ def kills() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             options = [f"data.sources=[{PUBLIC / name}]", "data.eval_sources=[]", f"data.limit={limit}"]
             options += [f"policy.model={PUBLIC}/models/stories260k", "data.max_length=384"]
-            options += ["policy.chat_template=recipes/templates/plain.jinja", "token_rewards={name: contrast}"]
+            options += ["policy.chat_template=plain", "token_rewards={name: contrast}"]
             options += ["train.tokens_per_batch=4096"]
             found[name] = _kill_and_compare(options, Path(folder))
             print(name, found[name])

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
@@ -11,9 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data.schema import Message, Row, is_messages
 from align.errors import UserError
+from align.shipped import template_file
 from rewards.templates import without_second_ends
-
-PLAIN_TEMPLATE = "recipes/templates/plain.jinja"
 
 
 def read_chat_template(path: str | None) -> str | None:
@@ -24,9 +22,9 @@ def read_chat_template(path: str | None) -> str | None:
     """
     if path is None:
         return None
-    file = Path(path).expanduser()
+    file = template_file(path)
     if not file.is_file():
-        raise UserError(f"policy.chat_template: {path}: no such file; {PLAIN_TEMPLATE} suits base models")
+        raise UserError(f"policy.chat_template: {path}: no such file; `plain` suits base models")
     try:
         template = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -34,7 +32,7 @@ def read_chat_template(path: str | None) -> str | None:
             f"policy.chat_template: {path}: not UTF-8 (byte {error.start}); save the file as UTF-8"
         ) from None
     if "{" not in template:
-        raise UserError(f"policy.chat_template: {path}: not a Jinja template; {PLAIN_TEMPLATE} shows one")
+        raise UserError(f"policy.chat_template: {path}: not a Jinja template; `plain` is one")
     return template
 
 

@@ -14,7 +14,7 @@ from align.data.boundary import Overlong, fit, special_tokens, split_tokens, sta
 from align.data.contrast import CONTEXTS, Templates, contrast_contexts
 from align.data.rendering import RENDERED, render, untouched
 from align.data.schema import Row, is_messages, is_token_ids
-from align.data.texts import PLAIN_TEMPLATE, prompt_text
+from align.data.texts import prompt_text
 from align.data.tokens_key import is_volatile, tokens_key
 from align.errors import UserError
 from align.progress import Advance, progress, stage
@@ -324,7 +324,7 @@ def _check(
         if is_messages(prompt) and chat_template is None and tokenizer.chat_template is None:
             raise UserError(
                 f"{row.place}, field prompt: a conversation, and the tokenizer has no chat template; "
-                f"set `policy.chat_template: {PLAIN_TEMPLATE}`"
+                f"set `policy.chat_template: plain`"
             )
         if is_token_ids(prompt):
             largest = max(max(ids) for ids in (prompt, *completions))

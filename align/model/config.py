@@ -28,7 +28,7 @@ class PolicySection(Strict):
     attention: str | None = None
     """transformers' attention implementation; by default its own choice."""
     chat_template: str | None = None
-    """A Jinja file that replaces the tokenizer's chat template; `recipes/templates/plain.jinja` suits base models."""
+    """A Jinja file that replaces the tokenizer's chat template; `plain` names one that ships and suits base models."""
     trust_remote_code: bool = False
     """Run model code from the hub. Off unless you ask."""
 

@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 
 from align.errors import UserError
 from align.progress import stage
+from align.shipped import template_file
 
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
@@ -169,7 +170,7 @@ def load_tokenizer(
 
     Args:
         model: a local folder, or a hub name.
-        chat_template: a Jinja file that replaces the tokenizer's chat template.
+        chat_template: a Jinja file, or `plain`, that replaces the tokenizer's chat template.
 
     Raises:
         UserError: no tokenizer there, no template file there, or neither a padding nor an end-of-text token.
@@ -181,9 +182,9 @@ def load_tokenizer(
             raise UserError(f"the tokenizer of {folder} has neither a padding nor an end-of-text token: give it one")
         tokenizer.pad_token = tokenizer.eos_token
     if chat_template is not None:
-        if not Path(chat_template).is_file():
-            raise UserError(f"policy.chat_template: there is no file {chat_template}")
-        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        if not template_file(chat_template).is_file():
+            raise UserError(f"policy.chat_template: there is no file {chat_template}; `plain` suits base models")
+        tokenizer.chat_template = template_file(chat_template).read_text(encoding="utf-8")
     return tokenizer
 
 

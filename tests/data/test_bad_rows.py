@@ -210,7 +210,7 @@ UNFIT = {
         [CHAT],
         {},
         "{file}, row 1, field prompt: a conversation, and the tokenizer has no chat template; "
-        "set `policy.chat_template: recipes/templates/plain.jinja`",
+        "set `policy.chat_template: plain`",
     ),
     "a template that refuses": (
         [CHAT],

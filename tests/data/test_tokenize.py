@@ -273,10 +273,10 @@ def test_prompt_text(byte_level):
 
 
 def test_files_that_are_no_template(tmp_path):
-    with pytest.raises(UserError, match="policy.chat_template: .*none.jinja: no such file; recipes/templates/plain"):
+    with pytest.raises(UserError, match="policy.chat_template: .*none.jinja: no such file; `plain` suits"):
         read_chat_template(str(tmp_path / "none.jinja"))
     (tmp_path / "a.jinja").write_text("plain text")
-    with pytest.raises(UserError, match="a.jinja: not a Jinja template; recipes/templates/plain.jinja shows one"):
+    with pytest.raises(UserError, match="a.jinja: not a Jinja template; `plain` is one"):
         read_chat_template(str(tmp_path / "a.jinja"))
     assert read_chat_template(None) is None
     (tmp_path / "b.jinja").write_bytes(b"{{ 1 }} caf\xe9")
