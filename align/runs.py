@@ -38,6 +38,7 @@ from align.report import write_report
 from align.reward_loss import check_ratings, set_of, strength_field
 from align.run_directory import RunDirectory, start_log, write_json
 from align.summary import print_summary
+from align.tracking import flat, run_name, set_project
 from align.trainer import AlignTrainer
 from align.training import fit_to_plan, planned_steps, training_arguments
 from rewards import load_scorer
@@ -64,7 +65,14 @@ def train(recipe: Recipe) -> RunResult:
 
         check_online(recipe)
     run = RunDirectory(recipe.output)
-    arguments = training_arguments(recipe.train, checkpoints=run.checkpoints, run_name=run.path.name)
+    if recipe.train.report_to:
+        set_project(recipe.train.project)
+    arguments = training_arguments(
+        recipe.train,
+        checkpoints=run.checkpoints,
+        run_name=run_name(run.path),
+        recipe_values=flat(recipe.model_dump(mode="json"), "recipe"),
+    )
     main = arguments.process_index == 0
     with arguments.main_process_first():
         run.open(recipe)
@@ -130,7 +138,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         return Measured(metrics, completions, list(rewards), view.logprobs(), changes)
 
     before = _measured_once(run.before, partial(measure, "before"), save=trainer.is_world_process_zero())
-    trainer.train_from(run.last_checkpoint(), logging_steps=recipe.train.logging_steps)
+    trainer.train_from(run.last_checkpoint(), logging_steps=recipe.train.logging_steps, before=before.all_metrics())
     if recipe.train.keep_best and run.best.exists():
         policy.load_state(run.best)
     after = measure("after")
@@ -138,8 +146,13 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         _save_adapter(run, policy)
         texts = [prompt_text(row, policy.tokenizer) for row in prepared.heldout_rows]
         view.write(run.token_view, texts, recipe.score.beta, before.token_logprobs, after.token_logprobs)
-        write_json(run.summary, _summarise(recipe, run, trainer, prepared, annotated, before, after, texts))
+        _conclude(run, trainer, _summarise(recipe, run, trainer, prepared, annotated, before, after, texts))
     trainer.accelerator.wait_for_everyone()
+
+
+def _conclude(run: RunDirectory, trainer: AlignTrainer, summary: dict[str, Any]) -> None:
+    write_json(run.summary, summary)
+    trainer.end_tracking(summary)
 
 
 def _scorer(recipe: Recipe) -> Any:

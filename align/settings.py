@@ -1,15 +1,15 @@
 """The recipe's `train` and `reward` sections."""
 
 import difflib
-import importlib.util
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from align.objectives.config import Objective
 from align.optimizers import why_not
 from align.section import Fraction, Strict
+from align.tracking import checked_trackers
 from rewards.head_config import Attributes, BradleyTerry
 
 OPTIMIZERS = (
@@ -116,8 +116,10 @@ class TrainSection(Strict):
     """Checkpoints kept; older ones are removed."""
     keep_best: Literal["loss", "pair_accuracy", "ndcg", "kendall_tau", "top1_agreement"] | None = None
     """Export the checkpoint that was best by this held-out figure, not the last; needs `eval_steps`."""
-    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Where metrics go besides the run directory."""
+    report_to: tuple[str, ...] = ()
+    """Where metrics go besides the run directory: transformers' names of trackers, `all` installed ones, or `none`."""
+    project: Annotated[str, Field(min_length=1)] = "align"
+    """What trackers file the run under; its name there is the folder of `output`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Every random choice of the run follows from it."""
     threads: PositiveInt | None = None
@@ -133,13 +135,15 @@ class TrainSection(Strict):
             raise ValueError(problem)
         return value
 
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return () if value is None else (value,) if isinstance(value, str) else value
+
     @field_validator("report_to")
     @classmethod
-    def _installed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            if importlib.util.find_spec(name) is None:
-                raise ValueError(f"{name} is not installed; run `pip install {name}`, or take it out")
-        return value
+    def _known_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return checked_trackers(value)
 
 
 class RewardSection(Strict):

@@ -4,7 +4,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from operator import itemgetter
 from pathlib import Path
@@ -26,6 +26,7 @@ from align.metrics import LOG_NAMES, Sums
 from align.model.policy import Policy
 from align.progress import progress
 from align.run_directory import COMPLETE, RunDirectory, complete_checkpoints
+from align.tracking import Tracking
 from align.types import ListBatch, TokenStats
 
 log = logging.getLogger("align")
@@ -66,6 +67,8 @@ class AlignTrainer(Trainer):
         super().__init__(model=self.scorer, args=args, train_dataset=lists, eval_dataset=heldout)
         self.remove_callback(PrinterCallback)
         self.add_callback(_AfterStep(policy))
+        self.add_callback(_AtTheStart(self))
+        self.tracking = Tracking(self.callback_handler.callbacks)
         self.policy = policy
         self.loss = loss
         self.lists = lists
@@ -84,8 +87,15 @@ class AlignTrainer(Trainer):
         """Completion tokens of the whole run."""
         return sum(self.completion_tokens[row] for rows in self.plan for row in rows)
 
-    def train_from(self, checkpoint: Path | None, *, logging_steps: int) -> None:
-        """Train to the end of the plan, with a progress bar; from a checkpoint if there is one."""
+    def train_from(
+        self, checkpoint: Path | None, *, logging_steps: int, before: Mapping[str, float] | None = None
+    ) -> None:
+        """Train to the end of the plan, with a progress bar; from a checkpoint if there is one.
+
+        Args:
+            before: held-out figures of the policy at its start, for the trackers.
+        """
+        self.before = before or {}
         start = int(checkpoint.name.split("-")[1]) if checkpoint else 0
         if self.is_world_process_zero():
             self.run.rewind_metrics(start)
@@ -96,6 +106,24 @@ class AlignTrainer(Trainer):
             log.info("goes on from step %d of %d", start, len(self.plan))
         with progress("training", len(self.plan), unit="steps", start=start, show=show) as self.advance:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def track_heldout(self, metrics: Mapping[str, float]) -> None:
+        """Tell the trackers held-out figures of this step, under the names that they have in the middle of training."""
+        named = {f"eval_{name}": value for name, value in metrics.items()}
+        self.callback_handler.on_log(self.args, self.state, self.control, named)
+
+    def end_tracking(self, summary: Mapping[str, Any]) -> None:
+        """Tell the trackers what the run came to, and end them.
+
+        Args:
+            summary: as in summary.json.
+        """
+        self.track_heldout(summary["eval_after"])
+        figures = {name: summary[name] for name in ("train_seconds", "tokens_per_second", "peak_memory_bytes")}
+        for when in ("before", "after"):
+            figures |= {f"{when}/{name}": value for name, value in summary[f"eval_{when}"].items()}
+        event = (self.args, self.state, self.control)
+        self.tracking.end(summary["samples"], figures, self.state.global_step, *event)
 
     def get_train_dataloader(self) -> DataLoader:
         """One item per optimizer step; each process reads its own share, so accelerate must not cut it again."""
@@ -297,6 +325,17 @@ class _AfterStep(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.policy.after_step(state.global_step + 1)
+
+
+class _AtTheStart(TrainerCallback):
+    """Tells trackers, once they are open, the held-out figures from before the first step; a resumed run did so."""
+
+    def __init__(self, trainer: AlignTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 0 and self.trainer.before:
+            self.trainer.track_heldout(self.trainer.before)
 
 
 def _trained_on(stats: Stats) -> Tensor:

@@ -1,7 +1,9 @@
 """What the recipe's `train` section becomes: the lists of every step, and transformers' TrainingArguments."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -25,12 +27,28 @@ def planned_steps(train: TrainSection, lists: Dataset) -> list[list[int]]:
     )
 
 
-def training_arguments(train: TrainSection, *, checkpoints: Path, run_name: str) -> TrainingArguments:
-    """The section as transformers names it; `fit_to_plan` sets what depends on the data."""
+class Arguments(TrainingArguments):
+    """TrainingArguments whose trackers are told the recipe too: they get whatever `to_dict` gives."""
+
+    recipe_values: Mapping[str, Any] = {}
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | dict(self.recipe_values)
+
+
+def training_arguments(
+    train: TrainSection, *, checkpoints: Path, run_name: str, recipe_values: Mapping[str, Any] | None = None
+) -> TrainingArguments:
+    """The section as transformers names it; `fit_to_plan` sets what depends on the data.
+
+    Args:
+        run_name: what trackers call the run.
+        recipe_values: what they are told besides.
+    """
     on_cpu = not torch.accelerator.is_available()
     # transformers makes this too, but on a CPU without a timeout.
     PartialState(cpu=on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
-    return TrainingArguments(
+    arguments = Arguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=1,  # of the data loader, whose items are whole optimizer steps
         learning_rate=train.learning_rate,
@@ -55,7 +73,10 @@ def training_arguments(train: TrainSection, *, checkpoints: Path, run_name: str)
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         label_names=[],
+        project=train.project,
     )
+    arguments.recipe_values = recipe_values or {}
+    return arguments
 
 
 def fit_to_plan(arguments: TrainingArguments, train: TrainSection, *, steps: int) -> None:

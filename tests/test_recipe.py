@@ -113,7 +113,7 @@ def test_a_key_that_stands_twice_is_named(tmp_path):
         ({"score": {"name": "log_rato"}}, "`score.name`: there is no name `log_rato`; did you mean `log_ratio`?"),
         ({"token_rewards": {"name": "x"}}, "`token_rewards.name`: there is no name `x`; take contrast, log_ratio"),
         ({"objective": {"name": "bradley_tery"}}, "there is no objective `bradley_tery`; did you mean `bradley_terry`"),
-        ({"train": {"report_to": "wandb"}}, "`train.report_to`: give a list such as `[wandb]`, not 'wandb'"),
+        ({"rollout": {"stop": "end"}}, "`rollout.stop`: give a list such as `[end]`, not 'end'"),
         (
             {"policy": {"model": "m", "adapter": {"name": "lora", "targets": "q_proj"}}},
             "input should be 'all-linear', got 'q_proj'; `policy.adapter.lora.targets`: give a list such as `[q_proj]`",
@@ -122,7 +122,7 @@ def test_a_key_that_stands_twice_is_named(tmp_path):
             {"rollout": {"engine": {"name": "vllm", "cache": 1}}},
             "unknown key `rollout.engine.vllm.cache`; did you mean `rollout.engine.cache_gib`?",
         ),
-        ({"train": {"report_to": ["tensorboards"]}}, "`train.report_to.0`: input should be 'tensorboard'"),
+        ({"train": {"report_to": ["tensorboards"]}}, "`train.report_to`: transformers has no tracker `tensorboards`"),
     ],
 )
 def test_a_mistake_is_named_with_its_key_and_a_remedy(change, message):
