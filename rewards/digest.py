@@ -4,14 +4,17 @@ import hashlib
 import importlib.util
 import json
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from rewards.config import Judge
 from rewards.files import file_digest
-from rewards.loading import default_device, folder_of
+from rewards.loading import chat_template_of, default_device, folder_of
+from rewards.templates import VOLATILE
 from rewards.types import Running, Strict
 
 BACKEND = 1
@@ -36,11 +39,30 @@ def scorer_digest(config: Strict) -> str:
         for name in MODELS:
             if fields.get(name):
                 fields[name] = _folder_digest(folder_of(fields[name], fields.get("revision")))
+        if any(VOLATILE.search(template or "") for template in templates_of(config)):
+            fields["day"] = str(date.today())  # the template may write it
         fields["device"] = torch.device(config.device or default_device()).type
         fields["versions"] = [torch.__version__, transformers.__version__, BACKEND]
     if "function" in fields:
         fields["source"] = _module_digest(fields["function"].split(":")[0])
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def templates_of(config: Strict) -> list[str | None]:
+    """The chat template of each model that a configuration names; [] for a scorer without models.
+
+    Raises:
+        ScorerError: a model that it names is not there.
+    """
+    if not isinstance(config, Running):
+        return []
+    places = {name: getattr(config, name, None) for name in ("model", "reference", "strong", "weak")}
+    return [chat_template_of(folder_of(own, getattr(config, "revision", None))) for own in places.values() if own]
+
+
+def reads_text_without_template(config: Strict) -> bool:
+    """Whether a scorer's model is one for chats and reads plain text as it stands; a judge writes its own messages."""
+    return not isinstance(config, Judge) and any(template is not None for template in templates_of(config))
 
 
 def _folder_digest(folder: Path) -> str:

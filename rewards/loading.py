@@ -80,6 +80,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ScorerError(f"{folder}: its tokenizer cannot be loaded: {first_line(error)}") from error
 
 
+def chat_template_of(folder: Path) -> str | None:
+    """The chat template that a folder's tokenizer has, without loading it; of several the first."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    file = folder / "tokenizer_config.json"
+    found = json.loads(file.read_text(encoding="utf-8")).get("chat_template") if file.is_file() else None
+    return str(found[0]["template"]) if isinstance(found, list) else found
+
+
 def with_adapters(model: PreTrainedModel, adapters: Mapping[str, str]) -> PeftModel:
     """The model with adapters under the given names; adapter -> folder or hub name.
 

@@ -10,6 +10,8 @@ Conversation = list[dict[str, Any]]
 Render = Callable[[Conversation], str]
 """The chat template, as it is applied to a conversation."""
 
+VOLATILE = re.compile(r"\b(strftime_now|random|lipsum)\b")
+"""What a template can call that gives another text tomorrow."""
 TAG = r"<[^<>\s]+>|\[/?[A-Z_]+\]"
 """How the tokens that end or begin a turn are written."""
 TAGS_AT_END = re.compile(rf"(?:\s*(?:{TAG}))+\s*$")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 import rewards.templates
-
-VOLATILE = re.compile(r"\b(strftime_now|random|lipsum)\b")
-"""What a template can call that gives another text tomorrow."""
+from rewards.templates import VOLATILE
 
 
 def is_volatile(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> bool:

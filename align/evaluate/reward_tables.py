@@ -47,6 +47,10 @@ def _reliability(figures: dict[str, Any]) -> Table:
 
 def sentences(figures: dict[str, Any]) -> Iterable[str]:
     """Calibration, length and the off-topic probe, a line each."""
+    if figures["text_rows"]["without_template"]:
+        yield f"{figures['text_rows']['without_template']} text rows scored without the model's chat template"
+    if figures["text_rows"]["as_messages"]:
+        yield f"{figures['text_rows']['as_messages']} text rows put into the model's chat template, as RewardBench does"
     length, raw, fitted = figures["length"], figures["calibration"], figures["calibration_at_temperature"]
     at = (
         f"; at temperature {figures['temperature']:.3g} {fitted['error']:.4f}, {fitted['log_loss']:.4f}"

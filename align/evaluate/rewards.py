@@ -32,6 +32,7 @@ from rewards.benchmarks import (
     style_matrix,
     ties_score,
 )
+from rewards.digest import reads_text_without_template
 from rewards.transforms import dataset_statistics, transform
 
 Benchmark = Literal["rewardbench", "rewardbench2", "rm-bench"]
@@ -58,6 +59,8 @@ class RewardScorer:
 
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
+        self.of_chats = reads_text_without_template(reward.scorer)
+        """Whether its model has a chat template, which it puts around messages alone."""
         self.scorer = load_scorer(reward.scorer)
 
     def score(self, rows: Sequence[Row], completions: Sequence[Text]) -> list[float]:
@@ -120,6 +123,9 @@ def evaluate_rewards(
         raise UserError(f"{path}: no row grades two completions differently, so there is nothing to judge rewards by")
     _check_groups(path, rows, by, benchmark)
     scorer = RewardScorer(read_reward(reward)) if reward is not None else None
+    texts = [row for row in rows if isinstance(row.prompt, str)] if scorer and scorer.of_chats else []
+    if benchmark is not None and texts:
+        rows = [_as_conversation(row) for row in rows]
     judged = _judge(rows, scorer)
     worth = 0.0 if ties == "wrong" or benchmark == "rewardbench" else 0.5
     figures: dict[str, Any] = {
@@ -127,6 +133,10 @@ def evaluate_rewards(
         "reward": reward,
         "ties": worth,
         "rows": {"read": source.read, "judged": len(judged), "without_an_order": source.read - len(judged)},
+        "text_rows": {
+            "without_template": 0 if benchmark else len(texts),
+            "as_messages": len(texts) if benchmark else 0,
+        },
         **measure(judged, by=by, ties=worth, bins=bins),
     }
     if scorer is not None:
@@ -139,6 +149,14 @@ def evaluate_rewards(
     if json_path:
         write_json(Path(json_path), figures)
     return figures
+
+
+def _as_conversation(row: Row) -> Row:
+    """A row of texts as a user's message and the assistant's, as RewardBench reads every row under a chat template."""
+    if not isinstance(row.prompt, str):
+        return row
+    answers = tuple([{"role": "assistant", "content": text}] for text in row.completions)
+    return replace(row, prompt=[{"role": "user", "content": row.prompt}], completions=answers)
 
 
 def _check_groups(path: str, rows: Sequence[Row], by: str, benchmark: Benchmark | None) -> None:

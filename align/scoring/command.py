@@ -24,7 +24,7 @@ from align.scoring.scoring import Part, score_window
 from align.types import LONGEST_WAIT
 from rewards import Reward, read_reward
 from rewards.combine import Combination, transforms_for
-from rewards.digest import scorer_digest
+from rewards.digest import reads_text_without_template, scorer_digest
 from rewards.grading import GradeMethod
 from rewards.types import Running
 
@@ -165,6 +165,7 @@ def _score_windows(
     """Score this process's share of the windows that have no part yet."""
     cache_state = job.cache_state()
     shown = state.is_main_process
+    of_chats = any(reads_text_without_template(part.config) for part in parts)
     with progress("score", total, unit="completions", show=shown) as advance:
         for number, (window, completions) in enumerate(read):
             if number % state.num_processes == state.process_index and not job.part(number).exists():
@@ -175,6 +176,7 @@ def _score_windows(
                     raise UserError(failed[0] + COLLECT)
                 counts = {name: value - before[name] for name, value in _tallies(parts).items()}
                 counts |= {"rows": len(scored) - len(failed), "errors": len(failed)}
+                counts["text_rows_without_template"] = sum(own.item.is_text for own in scored) * of_chats
                 counts["completions"] = sum(len(own.item.completions) for own in scored if own.rewards)
                 job.write_part(number, scored, {**counts, "seconds": time.monotonic() - began})
             advance(completions)
@@ -236,6 +238,8 @@ def _print(console: Console, job: Job, summary: dict[str, Any], specs: Sequence[
         rate += f", {summary['tokens_per_second']:.0f} tokens/s"
     table.add_row("time", f"{summary['seconds']:.1f} s, {rate}")
     console.print(table)
+    if texts := summary["text_rows_without_template"]:
+        console.print(f"{texts} text rows scored without the model's chat template", highlight=False, soft_wrap=True)
 
 
 def _print_finished(job: Job, specs: Sequence[Reward], console: Console, *, main: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.data import Row, stream_rows
-from align.data.schema import BadRow
+from align.data.schema import TEMPLATE_OPTIONS, BadRow
 from align.data.sources import StreamedRow
 
 GIVEN = {"rewards": "given_rewards", "grades": "given_grades"}
@@ -29,6 +29,11 @@ class Item:
     """The reference answer for each scorer that needs one; None for the others."""
     kept: dict[str, Any] | None = None
     """The output row, but for rewards and grades."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is plain text throughout, which no chat template is put around."""
+        return self.reason is None and isinstance(self.prompt, str)
 
 
 def windows(
@@ -111,6 +116,7 @@ def _kept(raw: dict[str, Any], row: Row) -> dict[str, Any]:
     canonical: dict[str, Any] = {"id": raw["id"]} if raw.get("id") is not None else {}
     canonical |= {"prompt": row.prompt, "completions": list(row.completions)}
     others = {name: value for name, value in raw.items() if name in row.meta or name == "meta"}
+    canonical |= {TEMPLATE_OPTIONS: row.template_options} if row.template_options else {}
     given = {GIVEN[name]: list(getattr(row, name)) for name in GIVEN if getattr(row, name) is not None}
     return {**canonical, **given, **{name: value for name, value in others.items() if name not in canonical}}
 

@@ -28,6 +28,7 @@ class ByLength:
 @pytest.fixture
 def by_length(monkeypatch):
     monkeypatch.setattr("align.evaluate.rewards.load_scorer", lambda spec: ByLength())
+    monkeypatch.setattr("align.evaluate.rewards.reads_text_without_template", lambda spec: False)
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -220,3 +221,36 @@ def test_groups_that_no_row_is_of(tmp_path, options, message):
     row = {"prompt": "p", "chosen": "a", "rejected": "b", "rewards": [1, 0], "subset": "mine"}
     with pytest.raises(UserError, match=message):
         evaluate_rewards(write(tmp_path / "r.jsonl", [row]), console=quiet(), **options)
+
+
+@pytest.fixture
+def chat_model(tmp_path):
+    from tiny_models import TEMPLATE, letters, llama, saved
+    from transformers import LlamaForSequenceClassification
+
+    return saved(tmp_path / "rm", LlamaForSequenceClassification(llama(pad_token_id=0)), letters(template=TEMPLATE))
+
+
+def as_conversation(row: dict) -> dict:
+    sides = {name: [{"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected")}
+    return {**row, **sides, "prompt": [{"role": "user", "content": row["prompt"]}]}
+
+
+@pytest.mark.parametrize("benchmark", [None, "rewardbench"])
+def test_text_rows_of_a_benchmark_get_the_reward_models_template_and_others_are_said_to_have_none(
+    benchmark, tmp_path, chat_model
+):
+    texts = [
+        {"prompt": p, "chosen": c, "rejected": r, "subset": "alpacaeval-easy"}
+        for p, c, r in (("a b", "c d e", "f"), ("g h", "i", "j k"), ("l", "m n", "o p q"))
+    ]
+    spec = f"{{name: sequence_classifier, model: {chat_model}}}"
+    found, console = {}, quiet()
+    for name, rows in (("text", texts), ("chat", [as_conversation(row) for row in texts])):
+        path = write(tmp_path / f"{name}.jsonl", rows)
+        found[name] = evaluate_rewards(path, reward=spec, benchmark=benchmark, console=console)
+    assert (found["text"]["overall"]["margin"] == found["chat"]["overall"]["margin"]) == (benchmark is not None)
+    assert found["chat"]["text_rows"] == {"without_template": 0, "as_messages": 0}
+    said = console.export_text()
+    assert ("3 text rows scored without the model's chat template" in said) == (benchmark is None)
+    assert ("3 text rows put into the model's chat template, as RewardBench does" in said) == (benchmark is not None)

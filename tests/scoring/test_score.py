@@ -377,3 +377,46 @@ def test_a_job_reads_the_cache_as_it_was_when_it_began(write, tmp_path, monkeypa
         for name in ("first", "second", "third")
     )
     assert (first, second, third) == ({1.0}, {2.0}, {2.0})
+
+
+def test_text_rows_beside_a_chat_template_are_said_also_where_the_cache_knows_them(write, tmp_path, capsys):
+    from tiny_models import TEMPLATE
+
+    chats = saved(tmp_path / "chats", LlamaForSequenceClassification(llama(pad_token_id=0)), letters(template=TEMPLATE))
+    plain = saved(tmp_path / "plain", LlamaForSequenceClassification(llama(pad_token_id=0)), letters())
+    text = {"prompt": "a b", "completions": ["c", "d"]}
+    messages = {"prompt": [{"role": "user", "content": "a b"}], "completions": ["c", "d"]}
+    path = write(text, messages, text)
+    for k, (model, rows) in enumerate(((chats, 2), (chats, 2), (plain, 0))):
+        given = path if model == chats else write(text, name="texts.jsonl")
+        spec = {"name": "sequence_classifier", "model": model}
+        summary = score_rows(given, str(tmp_path / f"{k}.jsonl"), rewards=[spec], cache=tmp_path / "cache")
+        assert summary["text_rows_without_template"] == rows
+        assert ("text rows scored without the model's chat template" in capsys.readouterr().out) == bool(rows)
+
+
+def test_a_rows_template_options_stay_with_it(write, score):
+    options = {"enable_thinking": False}
+    row = {"prompt": [{"role": "user", "content": "a"}], "completions": ["c", "d"], "chat_template_kwargs": options}
+    assert score(write(row), WORDS)[0]["chat_template_kwargs"] == options
+
+
+def test_cached_rewards_under_a_template_with_a_date_are_of_one_day(tmp_path, monkeypatch):
+    from datetime import date
+
+    import rewards.digest
+    from rewards.config import SequenceClassifier
+
+    class Clock(date):
+        @classmethod
+        def today(cls):
+            return cls(2026, 11, days.pop())
+
+    monkeypatch.setattr(rewards.digest, "date", Clock)
+    digests, days = [], [28, 29]
+    for name, template in (("dated", "{{ strftime_now('%d') }}{{ messages }}"), ("other", "{{ messages }}")):
+        place = saved(
+            tmp_path / name, LlamaForSequenceClassification(llama(pad_token_id=0)), letters(template=template)
+        )
+        digests += [rewards.digest.scorer_digest(SequenceClassifier(model=place)) for _ in range(2)]
+    assert digests[0] != digests[1] and digests[2] == digests[3]
