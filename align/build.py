@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from align.data import Prepared, Source, prepare_data, read_chat_template
@@ -14,7 +15,7 @@ from align.loss import ListLoss, build_loss, likelihood_loss
 from align.model.adapters import Eva
 from align.model.checks import check_reference_identity, check_token_ids
 from align.model.config import ContrastSection, PolicySection
-from align.model.load import load_tokenizer
+from align.model.load import load_tokenizer, positions
 from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
 from align.objectives import PROPERTIES, ObjectiveConfig, check_grades, check_score
@@ -104,6 +105,44 @@ def check_objectives(recipe: Recipe, prepared: Prepared) -> None:
                     check_grades(objective.name, one_list, torch.ones_like(one_list, dtype=torch.bool))
                 except UserError as error:
                     raise UserError(f"{source}, row {row}: {error}") from None
+
+
+def check_positions(recipe: Recipe, prepared: Prepared) -> None:
+    """Refuse rows longer than a model's table of positions; count in the audit those that a rotary model may not know.
+
+    Raises:
+        UserError: names the row, or the key that makes samples too long.
+    """
+    policy, classifier = recipe.policy, recipe.task == "reward"
+    table, made_for = positions(policy.model, policy.revision, policy.trust_remote_code, classifier=classifier)
+    for part in (prepared.train, prepared.heldout):
+        lengths = _lengths(part)
+        if table is not None and any(length > table for own in lengths for length in own):
+            row = next(i for i, own in enumerate(lengths) if max(own) > table)
+            raise UserError(
+                f"{part[row]['source']}, row {part[row]['row']}: {max(lengths[row])} tokens, and data.max_length "
+                f"{recipe.data.max_length} is beyond the {table} positions of the model; set it to {table} or less"
+            )
+        if table is None and made_for is not None:
+            prepared.audit.positions = made_for
+            prepared.audit.beyond_positions += sum(length > made_for for own in lengths for length in own)
+    sampled = [] if classifier else prepared.heldout.select(range(min(recipe.sampling.prompts, len(prepared.heldout))))
+    longest = max((len(row["prompt_ids"]) for row in sampled), default=0)
+    if table is not None and longest and longest + recipe.sampling.max_tokens > table:
+        raise UserError(
+            f"sampling.max_tokens: {recipe.sampling.max_tokens} behind a prompt of {longest} tokens is beyond the "
+            f"{table} positions of the model; give at most {max(table - longest, 0)}, or `sampling.prompts: 0`"
+        )
+
+
+def _lengths(part: Dataset) -> list[list[int]]:
+    """Tokens of every completion with its prompt, and of the contexts that token rewards are computed under."""
+    names = [n for n in ("better_ids", "worse_ids") if n in part.column_names]
+    columns = zip(*(part[n][:] for n in ("prompt_ids", "completion_ids", *names)), strict=True)
+    return [
+        [max(map(len, [prompt, *(ids for c in contexts for ids in c)])) + len(ids) for ids in completions]
+        for prompt, completions, *contexts in columns
+    ]
 
 
 def build_policy(

@@ -17,7 +17,7 @@ from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
 from align.annotate import Annotated, annotate_lists, filter_by_ches, list_ches
-from align.build import build_policy, check_objectives, load_options, loss_of, prepare
+from align.build import build_policy, check_objectives, check_positions, load_options, loss_of, prepare
 from align.data import Audit, Prepared, Row, in_one_line, prompt_text, render
 from align.data.ratings import with_ratings
 from align.errors import UserError
@@ -102,6 +102,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     scorer = _scorer(recipe)
     prepared, rated = _hold_to_record(recipe, run, arguments)
     check_objectives(recipe, prepared)
+    check_positions(recipe, prepared)
     if arguments.process_index == 0:
         _show(prepared.audit)
     policy, annotated = _load(recipe, prepared, rated, loss, device=arguments.device)

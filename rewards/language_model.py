@@ -54,7 +54,7 @@ class LanguageModel:
         self.adapted = with_adapters(self.model, adapters) if adapters else None
         if not isinstance(self.model.get_output_embeddings(), nn.Linear):
             raise ScorerError(f"{model}: an adapter changes its LM head; merge it into the model first")
-        self.max_length = running["max_length"] or context(self.model.config, self.tokenizer)
+        self.max_length = context(self.model, self.tokenizer, running["max_length"])
         self.tally = tally
 
     @torch.no_grad()

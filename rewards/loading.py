@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rewards.files import is_of_other_weights
+from rewards.positions import table_size
 from rewards.types import ScorerError
 
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
@@ -129,13 +130,15 @@ def named_tensor(folder: Path, name: str) -> Tensor | None:
     return None
 
 
-def context(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that a model can read.
+def context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None = None) -> int:
+    """Tokens that a model is to read: those that are wanted, as far as its table of positions goes.
 
-    The tokenizer's figure is the usable one (RoBERTa's positions are two more than its tokens), but often not set.
+    Without a wish as many as tokenizer and model were made for.
     """
-    positions = getattr(config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
-    return int(min(tokenizer.model_max_length, positions))
+    table = table_size(model)
+    made_for = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
+    longest = wanted or min(tokenizer.model_max_length, made_for if table is None else table)
+    return int(longest if table is None else min(longest, table))
 
 
 def default_device() -> str:

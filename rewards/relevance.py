@@ -33,7 +33,7 @@ class RelevanceScorer:
         folder = folder_of(model, revision)
         self.model, _ = load_model(AutoModel, folder, dtype=running["dtype"], device=running["device"])
         self.tokenizer = load_tokenizer(folder)
-        self.max_length = running["max_length"] or context(self.model.config, self.tokenizer)
+        self.max_length = context(self.model, self.tokenizer, running["max_length"])
         self.tokens_per_batch, self.exact = running["tokens_per_batch"], running["exact"]
         self.max_words, self.words_per_unit = max_words, words_per_unit
         self.tally = Tally()

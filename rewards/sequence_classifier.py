@@ -49,7 +49,7 @@ class SequenceClassifierScorer:
         self.tokenizer = load_tokenizer(folder)
         self.outputs = _outputs(self.model, label, weights, model)
         self.pad_id: int | None = self.model.config.get_text_config().pad_token_id
-        self.max_length = running["max_length"] or context(self.model.config, self.tokenizer)
+        self.max_length = context(self.model, self.tokenizer, running["max_length"])
         self.tokens_per_batch, self.exact = running["tokens_per_batch"], running["exact"]
         self.tally = Tally()
         self.backbone: Backbone | None = None

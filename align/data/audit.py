@@ -77,6 +77,10 @@ class Audit:
     """Rows in which the prompt's last tokens merge with a completion, so that they count as its beginning."""
     boundary_tokens: int = 0
     """Those tokens."""
+    beyond_positions: int = 0
+    """Prompts with a completion that are longer than the model was made for."""
+    positions: int | None = None
+    """Tokens that it was made for."""
     dropped_rows: int = 0
     """Rows whose chat template ends the prompt differently beside an answer, so that its last tokens are gone."""
     dropped_tokens: int = 0
@@ -212,6 +216,7 @@ def render(audit: Audit) -> RenderableType:
 
 def _facts(audit: Audit) -> dict[str, int]:
     return {
+        f"completions that end beyond the model's {audit.positions} positions": audit.beyond_positions,
         "duplicate rows": audit.duplicate_rows,
         "rows with an earlier row's id": audit.duplicate_ids,
         "lists with identical completions": audit.identical_completions,

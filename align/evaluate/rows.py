@@ -15,6 +15,7 @@ from align.errors import UserError
 from align.evaluate.lists import evaluate_lists
 from align.loss import ListLoss, build_loss
 from align.model.adapters import Full
+from align.model.checks import check_fits
 from align.model.forward import TokenScorer
 from align.model.policy import Policy, load_policy
 from align.objectives.config import Logistic
@@ -60,6 +61,7 @@ def evaluate_rows(
         chat_template=read_chat_template(template),
         **(_reading(Path(model)) | {name: value for name, value in given.items() if value is not None}),
     )
+    check_fits(policy.model, [prepared.train])
     ranks_by_reward = (Path(model) / "recipe.yaml").exists()
     metrics = evaluate_lists(
         TokenScorer(policy),

@@ -14,10 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.data.collate import Example, collate
 from align.errors import UserError
-from align.model.forward import TokenScorer, decoder_of, evaluating, score_tokens
+from align.model.forward import TokenScorer, base_model, decoder_of, evaluating, score_tokens
 from align.model.load import first_line
 from align.packing.rope import sequence_length
 from align.types import ListBatch
+from rewards.positions import table_size
 
 if TYPE_CHECKING:
     from align.model.policy import Policy
@@ -58,6 +59,25 @@ def check_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase, parts: Seque
                 raise UserError(
                     f"{source}, row {row}: token {token!r} ({largest}) is not among the model's {size}; save the model "
                     "with resized embeddings (resize_token_embeddings), or take its own tokenizer"
+                )
+
+
+def check_fits(model: nn.Module, parts: Sequence[Dataset]) -> None:
+    """Refuse rows that are longer than a model's table of positions.
+
+    Raises:
+        UserError: names the row.
+    """
+    table = table_size(base_model(model))
+    if table is None:
+        return
+    for part in parts:
+        columns = (part[name][:] for name in ("source", "row", "prompt_ids", "completion_ids"))
+        for source, row, prompt, completions in zip(*columns, strict=True):
+            if (longest := len(prompt) + max(map(len, completions))) > table:
+                raise UserError(
+                    f"{source}, row {row}: {longest} tokens are beyond the {table} positions of the model; set "
+                    f"`max_length` to {table} or less"
                 )
 
 

@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
@@ -26,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from align.errors import UserError
 from align.progress import stage
 from align.shipped import template_file
+from rewards.positions import table_size
 
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
@@ -157,6 +159,27 @@ def refuse_incomplete(folder: Path, missing: list[str]) -> None:
         raise UserError(
             f"{folder} is incomplete: its safetensors files lack {len(missing)} weights, first {missing[0]}"
         )
+
+
+def positions(
+    model: str, revision: str | None = None, trust_remote_code: bool = False, *, classifier: bool = False
+) -> tuple[int | None, int | None]:
+    """How many tokens a model's table of positions holds, None without one; and how many its config was made for.
+
+    Known from its config; no weight is read.
+    """
+    folder = model_folder(model, revision, trust_remote_code=trust_remote_code)
+    with loading(folder, "has a config that cannot be read"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    text = config.get_text_config(decoder=True)
+    auto = AutoModelForSequenceClassification if classifier else _auto_class(config)
+    try:
+        with torch.device("meta"):
+            empty = auto.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception:  # whatever its code makes of a model without weights; loading it says what is wrong
+        return None, getattr(text, "max_position_embeddings", None)
+    alibi = getattr(text, "alibi", False)
+    return table_size(empty), None if alibi else getattr(text, "max_position_embeddings", None)
 
 
 def load_tokenizer(

@@ -14,7 +14,7 @@ from align.data.formats import read_prompt
 from align.data.schema import is_messages
 from align.data.select import prompt_key
 from align.errors import UserError
-from align.model.load import load_tokenizer, model_folder
+from align.model.load import load_tokenizer, model_folder, positions
 from align.progress import stage
 from align.recipe import Recipe
 from align.rollout.config import Contrast, DecodingConfig, TransferQ
@@ -53,6 +53,11 @@ def read_prompts(recipe: Recipe) -> PromptSet:
     code = {"revision": policy.revision, "trust_remote_code": policy.trust_remote_code}
     tokenizer = load_tokenizer(policy.model, chat_template=policy.chat_template, **code)  # type: ignore[arg-type]
     template = read_chat_template(policy.chat_template)
+    table, _ = positions(policy.model, **code)  # type: ignore[arg-type]
+    if table is not None and data.max_length > table:
+        raise UserError(
+            f"data.max_length {data.max_length} is beyond the {table} positions of {policy.model}; lower it"
+        )
     longest = min(data.max_prompt_length or data.max_length, data.max_length - recipe.rollout.max_tokens)
     if longest < 1:
         raise UserError(
