@@ -65,6 +65,7 @@ def prepare(recipe: Recipe) -> Prepared:
         seed=recipe.train.seed,
         contrast=contrast,
         token_weights=isinstance(recipe.token_weights, Column),
+        needs_label=needs_label(recipe),
         **fields,
     )
 
@@ -80,6 +81,11 @@ def min_completions(recipe: Recipe) -> int:
     if recipe.task == "reward":
         return 2 if ranks(recipe.objective) else 1
     return max((PROPERTIES[term.name].min_list_size for term in recipe.objective), default=1)
+
+
+def needs_label(recipe: Recipe) -> bool:
+    """Whether a lone completion has to be called good or bad: an objective looks at it that does not just imitate."""
+    return recipe.task == "preference" and any(term.name != "sft" for term in recipe.objective)
 
 
 def list_objectives(recipe: Recipe) -> list[ObjectiveConfig]:

@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     rows = what.add_parser("rows", help="ranking metrics of a policy against the rows' grades")
     rows.add_argument("input", metavar="INPUT", help="rows: a file, a folder or a hub data set")
     rows.add_argument("--model", required=True, metavar="RUN_OR_PATH", help="a run directory, or a model")
-    rows.add_argument("--split", help="split of a hub data set or file of a folder")
+    _add_choice_of_rows(rows)
     own = "(default: as the run's recipe has it"
     ways = ("win_probability", "rank", "quantile", "raw")
     rows.add_argument("--grades", choices=ways, help=f"how rewards become grades {own}, else win_probability)")
@@ -147,6 +147,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--install", choices=("rollout", "rollout-cpu"), help="install this extra")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_choice_of_rows(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--split", help="split of a hub data set or file of a folder")
+    command.add_argument("--ignore", action="append", default=[], metavar="COLUMN", help="leave it out; repeatable")
 
 
 def _positive(text: str) -> int:
@@ -202,7 +207,7 @@ def _add_score(commands: Any) -> None:
     score.add_argument("--reward", action="append", required=True, metavar="SPEC", help=spec)
     score.add_argument("--combine", default="weighted_sum", choices=("weighted_sum", "and"), help="of several rewards")
     score.add_argument("--grades", default="win_probability", choices=("win_probability", "rank", "quantile", "raw"))
-    score.add_argument("--split", help="split of a hub data set or file of a folder")
+    _add_choice_of_rows(score)
     score.add_argument("--on-error", default="stop", choices=("stop", "collect"), help="what a malformed row does")
     score.add_argument("--exact", action="store_true", help="one text per forward pass: identical in any batch, slower")
     score.add_argument("--tokens-per-batch", type=_positive, metavar="N", help="of one forward pass (default 8192)")
@@ -247,7 +252,7 @@ def _add_evaluate_rewards(what: Any) -> None:
     rewards = what.add_parser("rewards", help="accuracy and calibration of a scorer, or of the rows' own rewards")
     rewards.add_argument("input", metavar="INPUT", help="rows with grades: a file, a folder or a hub data set")
     rewards.add_argument("--reward", metavar="SPEC", help="a scorer; without it the rows' `rewards` are measured")
-    rewards.add_argument("--split", help="split of a hub data set or file of a folder")
+    _add_choice_of_rows(rewards)
     rewards.add_argument("--by", default="subset", metavar="COLUMN", help="column of the groups (default subset)")
     rewards.add_argument("--ties", default="half", choices=("half", "wrong"), help="what a tie counts (default half)")
     rewards.add_argument("--benchmark", choices=("rewardbench", "rewardbench2", "rm-bench"), help="its own arithmetic")
@@ -310,6 +315,7 @@ def _evaluate_rows(parsed: argparse.Namespace) -> None:
         parsed.input,
         model=parsed.model,
         split=parsed.split,
+        ignore=parsed.ignore,
         grades=parsed.grades,
         max_length=parsed.max_length,
         append_eos=parsed.append_eos,
@@ -326,6 +332,7 @@ def _evaluate_rewards(parsed: argparse.Namespace) -> None:
         parsed.input,
         reward=parsed.reward,
         split=parsed.split,
+        ignore=parsed.ignore,
         by=parsed.by,
         ties=parsed.ties,
         benchmark=parsed.benchmark,
@@ -375,6 +382,7 @@ def _score(parsed: argparse.Namespace) -> None:
         combination=parsed.combine,
         grades=parsed.grades,
         split=parsed.split,
+        ignore=parsed.ignore,
         on_error=parsed.on_error,
         window=parsed.window,
         exact=parsed.exact,

@@ -36,6 +36,10 @@ class SourceAudit:
     used: int
     refused: dict[str, int]
     """Rows that nothing is learnt from, by reason."""
+    columns_not_read: dict[str, int] = field(default_factory=dict)
+    """Rows that had a column which nothing uses, by its name; `items[].model` is a key of a list's objects."""
+    columns_ignored: dict[str, int] = field(default_factory=dict)
+    """Rows that had a column which `data.ignore` names."""
 
 
 @dataclass
@@ -49,6 +53,10 @@ class Audit:
     """Lists by number of completions."""
     duplicate_rows: int = 0
     """Rows whose prompt and completions an earlier row has too."""
+    prompts_repeated: int = 0
+    """Rows whose completions all began with the prompt and lost it there."""
+    prompts_in_completions: int = 0
+    """Rows whose completions all begin with the prompt, which is too short to be cut, or a conversation's."""
     duplicate_ids: int = 0
     """Rows with an `id` that an earlier row of the same file has."""
     identical_completions: int = 0
@@ -137,6 +145,8 @@ class Audit:
 def audit_rows(audit: Audit, rows: Sequence[Row]) -> None:
     """Add what the rows themselves show: duplicates, ties, empty completions."""
     seen: set[str] = set()
+    audit.prompts_repeated = sum(row.repeated == "cut" for row in rows)
+    audit.prompts_in_completions = sum(row.repeated == "kept" for row in rows)
     audit.duplicate_ids = len(rows) - len({(row.source, row.id) for row in rows})
     for row in rows:
         texts = [prompt_key(completion) for completion in row.completions]
@@ -190,7 +200,8 @@ def in_one_line(audit: Audit) -> str:
     counts = {**audit.refused, **_facts(audit), "completions truncated": audit.truncated_completions}
     used = f"{audit.used} lists used ({audit.train_lists} to train on, {audit.heldout_lists} held out)"
     found = [f"{count} {name}" for name, count in counts.items() if count]
-    return "; ".join([f"data: {audit.read} rows read, {used}", *found])
+    columns = [f"columns {what}: {names}" for what, names in _columns(audit).items()]
+    return "; ".join([f"data: {audit.read} rows read, {used}", *found, *columns])
 
 
 def render(audit: Audit) -> RenderableType:
@@ -208,10 +219,24 @@ def render(audit: Audit) -> RenderableType:
     for name, count in _facts(audit).items():
         if count:
             facts.add_row(name, str(count))
+    for what, names in _columns(audit).items():
+        facts.add_row(f"columns {what}", names)
     if audit.truncated_completions:
         share = f"{audit.truncated_completions} of {audit.completions} ({audit.truncated_share:.1%})"
         facts.add_row("completions truncated", share)
     return Group(sources, facts)
+
+
+def _columns(audit: Audit) -> dict[str, str]:
+    """The columns that are not used, each with its number of rows, by why they are not."""
+    texts = {}
+    for what, key in (("not read", "columns_not_read"), ("ignored by request", "columns_ignored")):
+        counts: Counter[str] = Counter()
+        for source in audit.sources:
+            counts.update(getattr(source, key))
+        if counts:
+            texts[what] = ", ".join(f"{name} ({count} rows)" for name, count in counts.items())
+    return texts
 
 
 def _facts(audit: Audit) -> dict[str, int]:
@@ -219,6 +244,8 @@ def _facts(audit: Audit) -> dict[str, int]:
         f"completions that end beyond the model's {audit.positions} positions": audit.beyond_positions,
         "duplicate rows": audit.duplicate_rows,
         "rows with an earlier row's id": audit.duplicate_ids,
+        "rows whose answers repeated the prompt; cut there": audit.prompts_repeated,
+        "rows whose answers all begin with the prompt; left so": audit.prompts_in_completions,
         "lists with identical completions": audit.identical_completions,
         "lists with tied grades": audit.ties,
         "empty completions": audit.empty_completions,

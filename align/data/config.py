@@ -61,6 +61,8 @@ class DataSection(Strict):
     append_eos: bool | None = None
     """End every completion with the end-of-text token so that the policy learns to stop; on by default. A reward model
     reads a text as it will be scored, without."""
+    ignore: tuple[str, ...] = ()
+    """Columns to leave out; a column that looks like a part of the preference and that no reader uses is refused."""
     limit: PositiveInt | None = None
     """Read only this many rows of each source."""
     ches: ChesSection | None = None

@@ -1,10 +1,25 @@
 """Readers: one function per row format, and the table that says which one reads a row."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from align.data.columns import Columns, check_unread, texts_in, without
+from align.data.parts import (
+    ITEM_REWARDS,
+    PROMPTS,
+    as_grades,
+    has_prompt,
+    list_grades,
+    parts_of,
+    prompt_name,
+    side_rewards,
+    single_grade,
+    take,
+    take_prompt,
+)
+from align.data.prompt import repeats_prompt, with_system, without_prompt
 from align.data.schema import (
     ATTRIBUTES,
     MEDIA_COLUMNS,
@@ -20,64 +35,93 @@ from align.data.schema import (
     weights_of_tokens,
 )
 
-Columns = dict[str, Any]
 Names = dict[str, str | tuple[str, ...]]
 """What a file calls a row's prompt, completions, grades or rewards; {} stands for the place in the list."""
 
-PROMPTS = ("prompt", "messages", "context", "instruction")
+SYSTEMS = ("system", "system_prompt", "system_message")
 LISTS = ("items", "completions", "responses", "all_generated_responses", "answers")
-REWARDS = ("rewards", "scores", "all_rm_scores", "ratings")
 ITEM_TEXTS = ("text", "completion", "response", "answer", "content")
-ITEM_REWARDS = ("reward", "score", "rating", "overall_score", "fine-grained_score")
 ITEM_ATTRIBUTES = ("attributes", "scores")
 COMPLETIONS = ("completion", "response")
 SIDES = ("chosen", "rejected")
 HH_ASSISTANT = "\n\nAssistant:"
 
 
-def read_row(raw: object, source: str, number: int) -> Row:
-    """A row of any known format, checked.
+def read_row(raw: object, source: str, number: int, *, ignore: Sequence[str] = (), prompt_alone: bool = False) -> Row:
+    """A row of any known format, checked; every column is read, ignored by request, or among the row's `unread`.
 
     Args:
         raw: the object as the file holds it; null entries count as absent.
         source: the file it comes from.
         number: its place there, from 1.
+        ignore: columns to leave out, as `data.ignore` names them.
+        prompt_alone: whether the completions do not count; then what looks like one may stay unread.
 
     Returns:
         The row; columns that the format does not use are its `meta`.
 
     Raises:
-        BadRow: malformed, or of no known format.
+        BadRow: malformed, of no known format, or with a column that looks like a part of the preference and that the
+            format does not use.
         UnusableRow: well-formed, but nothing can be learnt from it.
     """
     if not isinstance(raw, dict):
         raise BadRow(None, f"{type(raw).__name__}, not an object", "give one JSON object with named fields per row")
     check_characters(raw)
-    columns = {name: value for name, value in raw.items() if value is not None}
+    columns = without({name: value for name, value in raw.items() if value is not None}, ignore)
     for name in (*MEDIA_COLUMNS, "tools"):
         if columns.get(name):
             raise BadRow(name, "images, audio, video and tools are not supported", "remove the column")
-    reader = find_reader(columns)
-    prompt_name = next((name for name in (*PROMPTS, "prompt_ids") if name in columns), "prompt")
     identity = columns.pop("id", None)
     meta = columns.pop("meta", {})
     if not isinstance(meta, dict):
         raise BadRow("meta", "not an object", "give an object of named values")
     weights = columns.pop("token_weights", None)
     options = template_options(columns.pop(TEMPLATE_OPTIONS, {}))
-    parts = reader(columns)
-    names = {"prompt": f"{prompt_name}[{{}}]", **parts.pop("names")}
+    parts, names = _read_parts(columns)
+    unread = {**columns, **parts.pop("unread", {})}
+    guessed = parts.pop("guessed", False)
     try:
-        row = make_row(id=identity, meta={**columns, **meta}, source=source, number=number, **parts)
+        row = make_row(id=identity, meta={**unread, **meta}, source=source, number=number, **parts)
         row = replace(row, template_options=options) if options else row
-        if weights is None:
-            return row
-        return replace(row, token_weights=weights_of_tokens(weights, row.completion_ids or row.completions))
+        if weights is not None:
+            row = replace(row, token_weights=weights_of_tokens(weights, row.completion_ids or row.completions))
     except BadRow as error:
         raise BadRow(_own_name(error.field or "", names), error.problem, error.remedy) from None
+    if row.completion_ids is None and repeats_prompt(row.prompt, row.completions):
+        row = without_prompt(row)
+    if not unread:
+        return row
+    texts = texts_in([row.prompt, row.completions])
+    check_unread(
+        _but_texts_of_ids(unread, raw),
+        texts,
+        ordered=row.grades is not None or row.rewards is not None,
+        prompt_is_guessed=guessed,
+        prompt_alone=prompt_alone,
+    )
+    return replace(row, unread=tuple(unread))
 
 
-def read_prompt(raw: object, source: str, number: int) -> Row:
+def _read_parts(columns: Columns) -> tuple[Columns, Names]:
+    """What the format's reader makes of the columns, with a system text, and how the file names these parts."""
+    system = next((name for name in SYSTEMS if isinstance(columns.get(name), str)), None)
+    instructions = columns.pop(system) if system else ""
+    reader = find_reader(columns)
+    prompt = prompt_name(columns) or ("prompt_ids" if "prompt_ids" in columns else "prompt")
+    parts = reader(columns)
+    names = {"prompt": f"{prompt}[{{}}]", **parts.pop("names")}
+    if instructions.strip():
+        parts["prompt"] = with_system(parts["prompt"], parts["completions"], instructions)
+    return parts, names
+
+
+def _but_texts_of_ids(unread: Columns, raw: Columns) -> Columns:
+    """The columns without the texts of token ids that were read: `chosen` beside `chosen_ids`."""
+    return {name: value for name, value in unread.items() if f"{name}_ids" not in raw and f"{name[:-1]}_ids" not in raw}
+
+
+def read_prompt(raw: object, source: str, number: int, *, ignore: Sequence[str] = ()) -> Row:
     """A row of which the prompt alone counts, for sampling; it may be of any known format, or hold nothing else.
 
     Returns:
@@ -93,7 +137,7 @@ def read_prompt(raw: object, source: str, number: int) -> Row:
             raw = {**raw, "completion_ids": [0]}
         elif not named & {*LISTS, *SIDES, "completion", "prompt_ids"} and not _ends_with_answer(raw):
             raw = {**raw, "completions": [""]}
-    row = read_row(raw, source, number)
+    row = read_row(raw, source, number, ignore=ignore, prompt_alone=True)
     return replace(row, completions=(), grades=None, rewards=None, prompt_ids=None, completion_ids=None)
 
 
@@ -116,20 +160,20 @@ def read_token_ids(columns: Columns) -> Columns:
     """{prompt_ids, completions_ids | completion_ids | chosen_ids + rejected_ids} with any grades."""
     prompt = columns.pop("prompt_ids")
     if "chosen_ids" in columns:
-        completions = [columns.pop("chosen_ids"), _take(columns, "rejected_ids")]
-        return _parts(prompt, completions, ("chosen_ids", "rejected_ids"), grades=[1.0, 0.0])
+        completions = [columns.pop("chosen_ids"), take(columns, "rejected_ids")]
+        return parts_of(prompt, completions, ("chosen_ids", "rejected_ids"), grades=[1.0, 0.0])
     name = "completions_ids" if "completions_ids" in columns else "completion_ids"
-    completions = _take(columns, name)
+    completions = take(columns, name)
     if is_token_ids(completions):
-        return _parts(prompt, [completions], (name,), **_single_grade(columns))
-    return _parts(prompt, completions, f"{name}[{{}}]", **_list_grades(columns))
+        return parts_of(prompt, [completions], (name,), **single_grade(columns))
+    return parts_of(prompt, completions, f"{name}[{{}}]", **list_grades(columns))
 
 
 def read_list(columns: Columns) -> Columns:
     """{prompt, completions | responses | ...} with grades, rewards or ranks beside them; the canonical row is one."""
     name = next(name for name in LISTS if name in columns)
     completions = columns.pop(name)
-    return _parts(_pop_prompt(columns), completions, f"{name}[{{}}]", **_list_grades(columns))
+    return parts_of(take_prompt(columns), completions, f"{name}[{{}}]", **list_grades(columns))
 
 
 def read_sampled(columns: Columns) -> Columns:
@@ -146,62 +190,71 @@ def read_items(columns: Columns) -> Columns:
     if text is None:
         raise BadRow(f"{name}[0]", f"no text (keys: {', '.join(items[0])})", f"name it one of {', '.join(ITEM_TEXTS)}")
     grades: Columns = {}
-    for key in ("grade", *ITEM_REWARDS, "rank"):
-        if key in items[0]:
-            values = [_take(item, key, f"{name}[{k}]") for k, item in enumerate(items)]
-            grades = _as_grades(key, values, f"{name}[{{}}].{key}")
-            break
-    texts = [_take(item, text, f"{name}[{k}]") for k, item in enumerate(items)]
+    key = next((key for key in ("grade", *ITEM_REWARDS, "rank") if any(key in item for item in items)), None)
+    if key is not None:
+        values = [take(item, key, f"{name}[{k}]") for k, item in enumerate(items)]
+        grades = as_grades(key, values, f"{name}[{{}}].{key}")
+    texts = [take(item, text, f"{name}[{k}]") for k, item in enumerate(items)]
     rated = next((key for key in ITEM_ATTRIBUTES if isinstance(items[0].get(key), dict)), None)
     if rated is not None:
         columns[ATTRIBUTES] = [item.get(rated) for item in items]
-    return _parts(_pop_prompt(columns), texts, f"{name}[{{}}].{text}", **grades)
+    others = {other: 1 for item in items for other, value in item.items() if value is not None}
+    unread = {
+        f"{name}[].{other}": [item.get(other) for item in items] for other in others if other not in (text, key, rated)
+    }
+    return {**parts_of(take_prompt(columns), texts, f"{name}[{{}}].{text}", **grades), "unread": unread}
 
 
 def read_preference(columns: Columns) -> Columns:
     """{prompt, chosen, rejected}: text, one message or whole conversations; `margin` and the like become meta."""
-    prompt = _pop_prompt(columns)
-    chosen, rejected = _take(columns, "chosen"), _take(columns, "rejected")
+    name = prompt_name(columns)
+    prompt = take_prompt(columns)
+    chosen, rejected = take(columns, "chosen"), take(columns, "rejected")
     if _is_conversation(chosen) and _is_conversation(rejected):
         parts = _split_conversations(chosen, rejected)
         if parts["prompt"] != prompt and prompt not in [message.get("content") for message in parts["prompt"]]:
-            raise BadRow("chosen", "a conversation without the prompt", "give the assistant's message alone")
-        return parts
-    return _parts(prompt, [chosen, rejected], SIDES, grades=[1.0, 0.0], rewards=columns.pop("rewards", None))
+            remedy = f"give the assistant's message alone, or leave the column out with data.ignore=[{name}]"
+            raise BadRow("chosen", f"a conversation without the text of `{name}`", remedy)
+        return {**parts, **side_rewards(columns)}
+    return parts_of(prompt, [chosen, rejected], SIDES, grades=[1.0, 0.0], **side_rewards(columns))
 
 
 def read_preference_sets(columns: Columns) -> Columns:
     """{prompt, chosen: [...], rejected: [...]}: several right and several wrong completions (benchmarks)."""
-    sides = {name: _take(columns, name) for name in SIDES}
+    sides = {name: take(columns, name) for name in SIDES}
     for name, side in sides.items():
         if not isinstance(side, list):
             raise BadRow(name, "one completion beside a list of them", "give lists in both columns")
     right, wrong = sides.values()
     names = tuple(f"{name}[{k}]" for name, side in sides.items() for k in range(len(side)))
     given = {"grades": [1.0] * len(right) + [0.0] * len(wrong), "rewards": columns.pop("rewards", None)}
-    return _parts(_pop_prompt(columns), [*right, *wrong], names, **given)
+    return parts_of(take_prompt(columns), [*right, *wrong], names, **given)
 
 
 def read_implicit_preference(columns: Columns) -> Columns:
     """{chosen, rejected} that both start with the prompt: conversations, or texts."""
-    chosen, rejected = _take(columns, "chosen"), _take(columns, "rejected")
+    chosen, rejected = take(columns, "chosen"), take(columns, "rejected")
     if is_messages(chosen) and is_messages(rejected):
-        return _split_conversations(chosen, rejected)
+        return {**_split_conversations(chosen, rejected), **side_rewards(columns)}
     if not isinstance(chosen, str) or not isinstance(rejected, str):
         raise BadRow("chosen", "chosen and rejected are not both text or both messages", "give them in one form")
-    return _split_texts(chosen, rejected)
+    try:
+        return {**_split_texts(chosen, rejected), **side_rewards(columns), "guessed": True}
+    except UnusableRow:  # perhaps their prompt stands in a column that no reader knows
+        check_unread(columns, (chosen, rejected), ordered=True, prompt_is_guessed=True)
+        raise
 
 
 def read_dialogue_text(columns: Columns) -> Columns:
     """{chosen, rejected}: HH-style dialogue text; the prompt ends with the last assistant mark."""
-    sides = [_take(columns, "chosen"), _take(columns, "rejected")]
+    sides = [take(columns, "chosen"), take(columns, "rejected")]
     if not isinstance(sides[1], str):
         raise BadRow("rejected", "not text", "give dialogue text as in `chosen`")
     cuts = [side.rfind(HH_ASSISTANT) + len(HH_ASSISTANT) for side in sides]
     prompts = [side[:cut] for side, cut in zip(sides, cuts, strict=True)]
     if prompts[0] != prompts[1]:
         raise UnusableRow("prompt mismatch between chosen and rejected")
-    return _parts(prompts[0], [side[cut:] for side, cut in zip(sides, cuts, strict=True)], SIDES, grades=[1.0, 0.0])
+    return parts_of(prompts[0], [side[cut:] for side, cut in zip(sides, cuts, strict=True)], SIDES, grades=[1.0, 0.0])
 
 
 def read_completion(columns: Columns) -> Columns:
@@ -211,7 +264,7 @@ def read_completion(columns: Columns) -> Columns:
     rated = next((key for key in ITEM_ATTRIBUTES if isinstance(columns.get(key), dict)), None)
     if rated is not None:
         columns[ATTRIBUTES] = [columns.pop(rated)]
-    return _parts(_pop_prompt(columns), [completion], (name,), **_single_grade(columns))
+    return parts_of(take_prompt(columns), [completion], (name,), **single_grade(columns))
 
 
 def read_conversation(columns: Columns) -> Columns:
@@ -221,7 +274,7 @@ def read_conversation(columns: Columns) -> Columns:
         raise BadRow("messages", "not a list of messages", "give a list of objects with `role` and `content`")
     if messages[-1].get("role") != "assistant":
         raise BadRow("messages", "the last message is not the assistant's", "end with the completion to learn from")
-    return _parts(messages[:-1], [messages[-1:]], ("messages",), **_single_grade(columns))
+    return parts_of(messages[:-1], [messages[-1:]], ("messages",), **single_grade(columns))
 
 
 Reader = Callable[[Columns], Columns]
@@ -233,25 +286,11 @@ FORMATS: dict[str, tuple[Callable[[Columns], bool], Reader]] = {
     "{prompt, completions, grades | rewards | ranks}": (lambda c: any(name in c for name in LISTS), read_list),
     "{prompt, chosen: [...], rejected: [...]}": (lambda c: _is_sets(c), read_preference_sets),
     "{chosen, rejected} of dialogue text": (lambda c: _is_dialogue(c), read_dialogue_text),
-    "{chosen, rejected}": (lambda c: _is_pair(c) and not any(p in c for p in PROMPTS), read_implicit_preference),
+    "{chosen, rejected}": (lambda c: _is_pair(c) and not has_prompt(c), read_implicit_preference),
     "{prompt, chosen, rejected}": (lambda c: _is_pair(c), read_preference),
     "{prompt, completion, label}": (lambda c: any(name in c for name in COMPLETIONS), read_completion),
     "{messages, label}": (lambda c: "messages" in c, read_conversation),
 }
-
-
-def _parts(
-    prompt: object,
-    completions: object,
-    called: str | tuple[str, ...],
-    *,
-    grades: object = None,
-    rewards: object = None,
-    rewards_called: str | tuple[str, ...] = "rewards[{}]",
-    grades_called: str | tuple[str, ...] = "grades[{}]",
-) -> Columns:
-    names = {"completions": called, "rewards": rewards_called, "grades": grades_called}
-    return {"prompt": prompt, "completions": completions, "grades": grades, "rewards": rewards, "names": names}
 
 
 def _own_name(field: str, names: Names) -> str:
@@ -261,55 +300,6 @@ def _own_name(field: str, names: Names) -> str:
     if index is None:
         return (own if isinstance(own, str) else "/".join(own)).split("[{}]")[0] + rest
     return (own.format(index) if isinstance(own, str) else own[int(index)]) + rest
-
-
-def _take(columns: Columns, name: str, where: str = "") -> Any:
-    field = f"{where}.{name}" if where else name
-    if columns.get(name) is None:
-        raise BadRow(field, f"missing (found: {', '.join(columns) or 'nothing'})", f"give `{name}`, or remove the row")
-    return columns[name] if where else columns.pop(name)
-
-
-def _pop_prompt(columns: Columns) -> Any:
-    name = next((name for name in PROMPTS if name in columns), None)
-    if name is None:
-        found = ", ".join(columns) or "none"
-        raise BadRow("prompt", f"missing (other columns: {found})", "give a `prompt` or `messages` column")
-    if name == "instruction" and columns.get("input"):
-        raise BadRow("input", "an instruction with a separate input", "join the two in a `prompt` column")
-    return columns.pop(name)
-
-
-def _list_grades(columns: Columns) -> Columns:
-    grades: Columns = {"grades": columns.pop("grades")} if "grades" in columns else {}
-    name = next((name for name in REWARDS if name in columns), None)
-    if name is not None:
-        return {**grades, "rewards": columns.pop(name), "rewards_called": f"{name}[{{}}]"}
-    if "ranks" in columns:
-        return {**grades, **_as_grades("rank", columns.pop("ranks"), "ranks[{}]")}
-    return grades
-
-
-def _as_grades(key: str, values: Any, called: str) -> Columns:
-    if key == "grade":
-        return {"grades": values, "grades_called": called}
-    if key == "rank" and isinstance(values, list):
-        values = [
-            -value if isinstance(value, int | float) and not isinstance(value, bool) else value for value in values
-        ]
-    return {"rewards": values, "rewards_called": called}
-
-
-def _single_grade(columns: Columns) -> Columns:
-    if "label" in columns:
-        label = columns.pop("label")
-        if label not in (0, 1):
-            raise BadRow("label", f"{label!r} is neither true nor false", "give true for a good completion, else false")
-        return {"grades": [float(label)]}
-    if "grade" in columns:
-        return {"grades": [columns.pop("grade")], "grades_called": ("grade",)}
-    name = next((name for name in ITEM_REWARDS if name in columns), None)
-    return {} if name is None else {"rewards": [columns.pop(name)], "rewards_called": (name,)}
 
 
 def _has_items(columns: Columns) -> bool:
@@ -337,7 +327,7 @@ def _is_sets(columns: Columns) -> bool:
 
 def _is_dialogue(columns: Columns) -> bool:
     chosen = columns.get("chosen")
-    return isinstance(chosen, str) and HH_ASSISTANT in chosen and not any(name in columns for name in PROMPTS)
+    return isinstance(chosen, str) and HH_ASSISTANT in chosen and not has_prompt(columns)
 
 
 def _is_conversation(value: object) -> bool:
@@ -347,7 +337,7 @@ def _is_conversation(value: object) -> bool:
 def _split_conversations(chosen: list[Any], rejected: list[Any]) -> Columns:
     if chosen[:-1] != rejected[:-1]:
         raise UnusableRow("prompt mismatch between chosen and rejected")
-    return _parts(chosen[:-1], [chosen[-1:], rejected[-1:]], SIDES, grades=[1.0, 0.0])
+    return parts_of(chosen[:-1], [chosen[-1:], rejected[-1:]], SIDES, grades=[1.0, 0.0])
 
 
 def _split_texts(chosen: str, rejected: str) -> Columns:
@@ -361,4 +351,4 @@ def _split_texts(chosen: str, rejected: str) -> Columns:
     spaces = [match.start() for match in re.finditer(r"\s+", chosen[: common + 1]) if match.start() > 0]
     if not spaces:
         raise UnusableRow("prompt mismatch between chosen and rejected")
-    return _parts(chosen[: spaces[-1]], [chosen[spaces[-1] :], rejected[spaces[-1] :]], SIDES, grades=[1.0, 0.0])
+    return parts_of(chosen[: spaces[-1]], [chosen[spaces[-1] :], rejected[spaces[-1] :]], SIDES, grades=[1.0, 0.0])

@@ -1,6 +1,7 @@
 """All the steps from sources to token ids, with their audit."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -50,6 +51,7 @@ def prepare_data(
     overlong: Overlong = "truncate",
     append_eos: bool | None = True,
     limit: int | None = None,
+    ignore: Sequence[str] = (),
     workers: int = 1,
     tokenizer: PreTrainedTokenizerBase,
     chat_template: str | None = None,
@@ -57,6 +59,7 @@ def prepare_data(
     seed: int = 0,
     contrast: Templates | None = None,
     token_weights: bool = False,
+    needs_label: bool = False,
 ) -> Prepared:
     """Read, grade, split, reduce and tokenise; count everything.
 
@@ -69,6 +72,7 @@ def prepare_data(
         seed: decides what is held out and which completions a reduced list keeps.
         contrast: templates of the two contexts for token rewards, where those are wanted.
         token_weights: whether the rows' own weights of tokens are wanted.
+        needs_label: whether a lone completion without label, grade or reward is refused; else it counts as good.
 
     Returns:
         Both parts as token ids, the audit and the held-out rows; nothing may be held out.
@@ -79,7 +83,9 @@ def prepare_data(
     Source: ours
     """
     audit = Audit()
-    read = partial(_read_sources, audit, grades=grades, limit=limit, min_completions=min_completions)
+    grade = partial(grade_row, grades=grades, min_completions=min_completions, needs_label=needs_label)
+    useless = partial(_nothing_to_learn, ordered=min_completions > 1, imitate=select == "best")
+    read = partial(_read_sources, audit, grade=grade, useless=useless, limit=limit, ignore=ignore)
     tokenize = partial(
         tokenize_rows,
         tokenizer=tokenizer,
@@ -94,6 +100,7 @@ def prepare_data(
     )
     train_rows, owners = read("train", sources)
     heldout_rows, eval_owners = read("eval", eval_sources)
+    _check_ignored(audit, ignore)
     if eval_sources:
         train_rows = _without_shared_prompts(train_rows, heldout_rows, owners)
     else:
@@ -105,11 +112,12 @@ def prepare_data(
     return _finish(audit, train, heldout, train_rows, heldout_rows)
 
 
-def grade_row(row: Row, *, grades: GradeMethod, min_completions: int) -> Row:
+def grade_row(row: Row, *, grades: GradeMethod, min_completions: int, needs_label: bool = False) -> Row:
     """The row with grades: its own, or those of its rewards; a lone completion without either gets 1.
 
     Raises:
-        BadRow: fewer completions than training needs, or several and nothing that orders them.
+        BadRow: fewer completions than training needs, several and nothing that orders them, or one without a label
+            where it `needs_label`.
     """
     if len(row.completions) < min_completions:
         problem = f"{len(row.completions)} completion, and learning from preferences needs {min_completions} or more"
@@ -119,6 +127,9 @@ def grade_row(row: Row, *, grades: GradeMethod, min_completions: int) -> Row:
         return row
     if row.rewards is not None:
         return replace(row, grades=tuple(grades_from_rewards(row.rewards, grades)))
+    if needs_label and len(row.completions) == 1:
+        found = f" (columns not read: {', '.join(row.unread)})" if row.unread else ""
+        raise BadRow("label", f"missing{found}", "give `label`: true for a good completion, false for a bad one")
     if len(row.completions) == 1 or (min_completions == 1 and ATTRIBUTES in row.meta):
         return replace(row, grades=(1.0,) * len(row.completions))
     raise BadRow("grades", "missing", "give `grades`, `rewards`, `scores` or `ranks`, one per completion")
@@ -129,26 +140,37 @@ def _read_sources(
     part: str,
     sources: Sequence[Source],
     *,
-    grades: GradeMethod,
+    grade: Callable[[Row], Row],
+    useless: Callable[[Row], str],
     limit: int | None,
-    min_completions: int,
+    ignore: Sequence[str],
 ) -> tuple[list[Row], Owners]:
     rows: list[Row] = []
     owners: Owners = {}
     for source in sources:
         with stage(f"reading {source.path}"):
-            got = read_source(source.path, split=source.split, revision=source.revision, limit=limit)
-        tally = SourceAudit(source.path, source.split, part, source.weight, got.read, 0, got.refused)
+            got = read_source(source.path, split=source.split, revision=source.revision, limit=limit, ignore=ignore)
+        tally = SourceAudit(
+            source.path,
+            source.split,
+            part,
+            source.weight,
+            got.read,
+            0,
+            got.refused,
+            columns_not_read=dict(Counter(name for row in got.rows for name in row.unread)),
+            columns_ignored=got.ignored,
+        )
         audit.sources.append(tally)
         bad: list[str] = []
         for row in got.rows:
             owners.setdefault(row.source, tally)
             try:
-                graded = grade_row(row, grades=grades, min_completions=min_completions)
+                graded = grade(row)
             except BadRow as error:
                 bad.append(error.message(row.source, row.number))
                 continue
-            reason = _no_order(graded) if min_completions > 1 else ""
+            reason = useless(graded)
             if reason:
                 _refuse(tally, reason)
             else:
@@ -158,8 +180,19 @@ def _read_sources(
     return rows, owners
 
 
-def _no_order(row: Row) -> str:
-    """Why nothing can be learnt from a row's order; empty where something can."""
+def _check_ignored(audit: Audit, ignore: Sequence[str]) -> None:
+    """Refuse a name to ignore that no row has: a slip there would look like a column that is ignored."""
+    for name in ignore:
+        if not any(source.columns_ignored.get(name) for source in audit.sources):
+            raise UserError(f"data.ignore: no row has a column `{name}`; name one that the rows have")
+
+
+def _nothing_to_learn(row: Row, *, ordered: bool, imitate: bool) -> str:
+    """Why nothing can be learnt from a row, by its order or by imitating its best completion; empty where it can."""
+    if imitate and row.grades == (0.0,):
+        return "its only completion is graded 0, as a label that is false"
+    if not ordered:
+        return ""
     if all(completion == row.completions[0] for completion in row.completions):
         return "all completions identical"
     return "all grades tied" if len(set(row.grades or ())) == 1 else ""

@@ -1,14 +1,16 @@
 """The row that every format becomes, and the checks that a row passes on its way in."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from align.errors import UserError
 
 Message = dict[str, Any]
 Text = str | list[Message] | list[int]
+Repeated = Literal["cut", "kept"]
 
 ATTRIBUTES = "attributes"
 """Column of a row's ratings under several names: an object per completion."""
@@ -30,6 +32,8 @@ OWN_ARGUMENTS = frozenset(
     + ("tokenizer_kwargs",)
 )
 """What such a column cannot set: arguments of `apply_chat_template` that say how a row is read at all."""
+WEIGHT_KEYS = ("weight", "loss", "loss_scale", "loss_weight", "train")
+JSON_MESSAGES = re.compile(r"""\s*\[\s*\{\s*(['"])(role|content|from|value)\1\s*:""")
 MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
 
 
@@ -61,6 +65,10 @@ class Row:
     """The token ids that it wrote, end token included; there where `prompt_ids` are."""
     template_options: dict[str, Any] = field(default_factory=dict)
     """What the row gives the chat template besides its messages, such as `enable_thinking`."""
+    unread: tuple[str, ...] = ()
+    """The columns that no reader uses, and `items[].model` for a key of a list's objects."""
+    repeated: Repeated | None = None
+    """Whether all completions began with the prompt, and whether they lost it."""
 
     @property
     def place(self) -> str:
@@ -283,6 +291,8 @@ def _completion(value: object, field: str) -> Text:
 
 def _text(value: object, field: str) -> Text:
     if isinstance(value, str):
+        if JSON_MESSAGES.match(value):
+            raise BadRow(field, "a conversation written as text", "give it as a list of messages, not as its JSON")
         return value
     if is_token_ids(value):
         return _token_ids(value, field)  # type: ignore[arg-type]
@@ -303,6 +313,10 @@ def _message(entry: dict[str, Any], field: str) -> Message:
     tools = [key for key in TOOL_KEYS if message.get(key)]
     if tools or message.get("role") in ("tool", "function"):
         raise BadRow(field, "a tool call or its result", "tools are not supported; remove the row")
+    weights = [key for key in WEIGHT_KEYS if message.get(key, 1) != 1]
+    if weights:
+        remedy = "the whole completion is learnt, and nothing else; remove it"
+        raise BadRow(f"{field}.{weights[0]}", "a weight of one message", remedy)
     if "role" not in message or "content" not in message:
         keys = ", ".join(message) or "none"
         raise BadRow(field, f"a message with the keys {keys}", "name them `role` and `content`")

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -55,6 +55,8 @@ class SourceRows:
     read: int
     refused: dict[str, int]
     """How many rows nothing can be learnt from, by reason."""
+    ignored: dict[str, int]
+    """How many rows had a column that is ignored by request, by its name."""
 
 
 def read_source(
@@ -63,7 +65,8 @@ def read_source(
     split: str | None = None,
     revision: str | None = None,
     limit: int | None = None,
-    read_one: Callable[[object, str, int], Row] = read_row,
+    ignore: Sequence[str] = (),
+    read_one: Callable[..., Row] = read_row,
 ) -> SourceRows:
     """All rows of a file, a folder of files, or a hub data set.
 
@@ -72,6 +75,7 @@ def read_source(
         split: split of a hub data set (by default train), or of a folder or JSON file that holds several.
         revision: of a hub data set.
         limit: at most this many rows are read.
+        ignore: columns that count as absent; `items[].model` names a key of a list's objects.
         read_one: `read_row`, or `read_prompt` where the prompts alone count.
 
     Returns:
@@ -83,10 +87,12 @@ def read_source(
     """
     rows: list[Row] = []
     refused: Counter[str] = Counter()
+    ignored: Counter[str] = Counter()
     bad: list[str] = []
     read = 0
-    for record in islice(stream_rows(path, split=split, revision=revision, read_one=read_one), limit):
+    for record in islice(stream_rows(path, split=split, revision=revision, ignore=ignore, read_one=read_one), limit):
         read += 1
+        ignored.update(name for name in ignore if isinstance(record.raw, dict) and name.split("[].")[0] in record.raw)
         match record.row:
             case BadRow() as error:
                 bad.append(error.message(record.source, record.number))
@@ -98,7 +104,7 @@ def read_source(
         raise malformed(bad)
     if not read:
         raise UserError(f"{path}: no rows; give a source that holds some")
-    return SourceRows(rows=rows, read=read, refused=dict(refused))
+    return SourceRows(rows=rows, read=read, refused=dict(refused), ignored=dict(ignored))
 
 
 def stream_rows(
@@ -106,7 +112,8 @@ def stream_rows(
     *,
     split: str | None = None,
     revision: str | None = None,
-    read_one: Callable[[object, str, int], Row] = read_row,
+    ignore: Sequence[str] = (),
+    read_one: Callable[..., Row] = read_row,
 ) -> Iterator[StreamedRow]:
     """What `read_source` reads, one row at a time, the malformed ones among them.
 
@@ -116,7 +123,7 @@ def stream_rows(
     for file, number, raw in records(path, split=split, revision=revision):
         row: Row | BadRow | UnusableRow
         try:
-            row = raw if isinstance(raw, BadRow) else read_one(raw, file, number)
+            row = raw if isinstance(raw, BadRow) else read_one(raw, file, number, ignore=ignore)
         except (BadRow, UnusableRow) as error:
             row = error
         yield StreamedRow(file, number, row.raw if row is raw and isinstance(row, BadRow) else raw, row)

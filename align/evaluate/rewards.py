@@ -97,6 +97,7 @@ def evaluate_rewards(
     benchmark: Benchmark | None = None,
     bins: int = 10,
     limit: int | None = None,
+    ignore: Sequence[str] = (),
     json_path: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -110,6 +111,7 @@ def evaluate_rewards(
         benchmark: print that benchmark's own score too, by its own arithmetic.
         bins: of the reliability table.
         limit: read only this many rows.
+        ignore: columns that count as absent.
         json_path: where every figure is written as well.
 
     Raises:
@@ -117,7 +119,7 @@ def evaluate_rewards(
     """
     console = console or Console()
     with stage(f"reading {path}"):
-        source = read_source(path, split=split, limit=limit)
+        source = read_source(path, split=split, limit=limit, ignore=ignore)
     rows = [row for row in map(_by_given_grades, source.rows) if _orders(row, scored=reward is not None)]
     if not rows:
         raise UserError(f"{path}: no row grades two completions differently, so there is nothing to judge rewards by")

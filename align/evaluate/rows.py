@@ -1,6 +1,7 @@
 """`align evaluate rows`: how a policy ranks graded rows."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def evaluate_rows(
     *,
     model: str,
     split: str | None = None,
+    ignore: Sequence[str] = (),
     grades: str | None = None,
     max_length: int | None = None,
     append_eos: bool | None = None,
@@ -45,6 +47,7 @@ def evaluate_rows(
     Args:
         path: rows: a file, a folder or a hub data set.
         model: a run directory, an adapter's folder, a model's folder or a hub name.
+        ignore: columns that count as absent.
         grades, max_length, append_eos: as in a recipe's `data`; by default a run's own, else a recipe's defaults.
         json_path: where every figure is written as well.
 
@@ -56,6 +59,7 @@ def evaluate_rows(
     given = {"grades": grades, "max_length": max_length, "append_eos": append_eos}
     prepared = prepare_data(
         sources=[Source(path, split=split)],
+        ignore=ignore,
         eval_fraction=0.0,
         tokenizer=policy.tokenizer,
         chat_template=read_chat_template(template),

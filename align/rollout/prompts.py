@@ -67,7 +67,12 @@ def read_prompts(recipe: Recipe) -> PromptSet:
     chosen: dict[str, tuple[Row, list[int], Any]] = {}
     for source in data.sources:
         found = read_source(
-            source.path, split=source.split, revision=source.revision, limit=data.limit, read_one=read_prompt
+            source.path,
+            split=source.split,
+            revision=source.revision,
+            limit=data.limit,
+            ignore=data.ignore,
+            read_one=read_prompt,
         )
         left_out.update(found.refused)
         for row in found.rows:

@@ -40,6 +40,7 @@ def score_rows(
     combination: Combination = "weighted_sum",
     grades: GradeMethod = "win_probability",
     split: str | None = None,
+    ignore: Sequence[str] = (),
     on_error: OnError = "stop",
     window: int = 1024,
     exact: bool = False,
@@ -54,6 +55,7 @@ def score_rows(
         path: rows of K >= 1 completions: a file, a folder or a hub data set.
         output: a .jsonl, .jsonl.gz or .parquet file.
         rewards: what `rewards.read_reward` reads, one or more.
+        ignore: columns that count as absent.
         combination: how several rewards become one.
         grades: how rewards become grades.
         on_error: stop before the first reward if a row is malformed, or collect such rows in OUTPUT.errors.jsonl.
@@ -79,7 +81,7 @@ def score_rows(
     with stage("reading the scorers' files"):
         parts = [Part(spec.scorer, scorer_digest(spec.scorer), k) for k, spec in enumerate(specs)]
     description = {
-        "input": _input_identity(path, split, output),
+        "input": _input_identity(path, split, output) | ({"ignore": list(ignore)} if ignore else {}),
         "rewards": [spec.model_dump(mode="json") for spec in specs],
         "digests": [part.digest for part in parts],
         **{"combination": combination, "grades": grades, "on_error": on_error, "window": window},
@@ -93,7 +95,7 @@ def score_rows(
     columns = [getattr(spec.scorer, "answer_column", None) for spec in specs]
 
     def read() -> Iterator:
-        return windows(path, split=split, answer_columns=columns, size=window, check=references.of)
+        return windows(path, split=split, answer_columns=columns, size=window, ignore=ignore, check=references.of)
 
     count, total = _check_rows(read(), on_error)
     store = RewardCache(Path(cache).expanduser() if cache else default_cache_dir()) if use_cache else None

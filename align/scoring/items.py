@@ -42,6 +42,7 @@ def windows(
     split: str | None,
     answer_columns: Sequence[str | None],
     size: int,
+    ignore: Sequence[str] = (),
     check: Callable[[dict[str, Any]], object] = lambda row: None,
 ) -> Iterator[tuple[list[Item], int]]:
     """The rows in windows of at least `size` completions, the last one excepted, and how many completions each has.
@@ -49,6 +50,7 @@ def windows(
     Args:
         path: a file, a folder or a hub data set.
         answer_columns: for each scorer, the column of its reference answers, or None.
+        ignore: columns that count as absent.
         check: raises BadRow for a row, in the output's form, that could not be finished once it is scored.
 
     Raises:
@@ -56,8 +58,8 @@ def windows(
     """
     window: list[Item] = []
     held = 0
-    for record in stream_rows(path, split=split):
-        item = _item(record, answer_columns, check)
+    for record in stream_rows(path, split=split, ignore=ignore):
+        item = _item(record, answer_columns, ignore, check)
         window.append(item)
         held += max(len(item.completions), 1)
         if held >= size:
@@ -83,7 +85,12 @@ def as_json(value: Any) -> str:
     return line
 
 
-def _item(record: StreamedRow, answer_columns: Sequence[str | None], check: Callable[[dict[str, Any]], object]) -> Item:
+def _item(
+    record: StreamedRow,
+    answer_columns: Sequence[str | None],
+    ignore: Sequence[str],
+    check: Callable[[dict[str, Any]], object],
+) -> Item:
     row, source, number = record.row, record.source, record.number
     if isinstance(row, BadRow):
         return Item(source, number, record.raw, row.message(source, number))
@@ -94,7 +101,7 @@ def _item(record: StreamedRow, answer_columns: Sequence[str | None], check: Call
         if isinstance(row.prompt, list) and isinstance(row.prompt[0], int):
             raise BadRow("prompt_ids", "token ids", "give text; a scorer has a tokenizer of its own")
         answers = tuple(_answer(column, raw, row) for column in answer_columns)
-        kept = _kept(raw, row)
+        kept = _kept(raw, row, ignore)
         as_json(kept)
         check(kept)
     except BadRow as error:
@@ -111,12 +118,14 @@ def _answer(column: str | None, raw: dict[str, Any], row: Row) -> Any:
     return answer
 
 
-def _kept(raw: dict[str, Any], row: Row) -> dict[str, Any]:
-    """The row in the canonical form, with the columns that its format does not use as they are."""
+def _kept(raw: dict[str, Any], row: Row, ignore: Sequence[str]) -> dict[str, Any]:
+    """The row in the canonical form, with the columns that its format does not use, or was told not to, as they are."""
     canonical: dict[str, Any] = {"id": raw["id"]} if raw.get("id") is not None else {}
     canonical |= {"prompt": row.prompt, "completions": list(row.completions)}
-    others = {name: value for name, value in raw.items() if name in row.meta or name == "meta"}
     canonical |= {TEMPLATE_OPTIONS: row.template_options} if row.template_options else {}
+    unread = (*row.unread, *ignore, "meta")
+    others = {name: value for name, value in raw.items() if name in unread and value is not None}
+    others |= {name: row.meta[name] for name in row.unread}
     given = {GIVEN[name]: list(getattr(row, name)) for name in GIVEN if getattr(row, name) is not None}
     return {**canonical, **given, **{name: value for name, value in others.items() if name not in canonical}}
 

@@ -28,7 +28,9 @@ BAD = {
     "mend or remove the row",
     b'{"prompt": "caf\xe9"}': ": not UTF-8 (byte 16 of the row); save the file as UTF-8",
     b'["p", "a", "b"]': ": list, not an object; give one JSON object with named fields per row",
-    b'{"question": "p", "a": 1}': f": unknown format (columns: question, a); known formats: {KNOWN}",
+    b'{"quest": "p", "a": 1}': f": unknown format (columns: quest, a); known formats: {KNOWN}",
+    b'{"question": "p", "a": 1}': ", field completions: missing (columns: question, a); "
+    "give `completions`, or `chosen` and `rejected`",
     b'{"chosen": 1, "rejected": "b"}': ", field chosen: chosen and rejected are not both text or both messages; "
     "give them in one form",
     b'{"completions": ["a", "b"], "grades": [1, 0]}': ", field prompt: missing (other columns: grades); "
@@ -85,9 +87,21 @@ BAD = {
     "give a list of objects with `role` and `content`",
     b'{"prompt": "p", "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], '
     b'"rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]}': ", field chosen: "
-    "a conversation without the prompt; give the assistant's message alone",
+    "a conversation without the text of `prompt`; give the assistant's message alone, or leave the column out with "
+    "data.ignore=[prompt]",
     b'{"instruction": "Add.", "input": "1 2", "chosen": "3", "rejected": "4"}': ", field input: "
-    "an instruction with a separate input; join the two in a `prompt` column",
+    "it looks like the prompt and would stay unread; put all of the prompt in one column, `prompt`, or leave it out "
+    "with data.ignore=[input]",
+    b'{"prompt": "p", "completions": ["a", "b"], "scores": [1, 0], "ranks": [2, 1]}': ", field ranks: it orders the "
+    "completions unlike `scores`, which is read; keep one of the two, or leave it out with data.ignore=[ranks]",
+    b'{"prompt": "[{\\"role\\": \\"user\\", \\"content\\": \\"p\\"}]", "chosen": "a", "rejected": "b"}': ", "
+    "field prompt: a conversation written as text; give it as a list of messages, not as its JSON",
+    b'{"prompt": [{"role": "user", "content": "p", "weight": 0}], "chosen": "a", "rejected": "b"}': ", field "
+    "prompt[0].weight: a weight of one message; the whole completion is learnt, and nothing else; remove it",
+    b'{"system": "s", "prompt": [{"role": "system", "content": "t"}, {"role": "user", "content": "p"}], "chosen": "a", '
+    b'"rejected": "b"}': ", field system: another text than the conversation's own system message; keep one of the two",
+    b'{"system": "s", "prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}': ", field system: "
+    "a system text beside token ids; give the prompt's ids with it, and no `system`",
     b'{"prompt_ids": [1, -2], "completion_ids": [3]}': ", field prompt_ids: -2 is no token id; "
     "give ids of the model's own tokenizer",
     b'{"prompt_ids": [1, 2], "completions_ids": [[3], "b"]}': ", field completions_ids: token ids beside text; "

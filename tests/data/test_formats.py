@@ -11,6 +11,7 @@ from align.data.sources import read_source
 
 FOLDER = Path(__file__).parents[2] / "data" / "formats"
 PROMPT = "Name a fruit that is yellow."
+DIALOGUE = f"\n\nHuman: {PROMPT}\n\nAssistant:"
 USER = [{"role": "user", "content": "Name a fruit that is yellow."}]
 THREE = ("A banana.", "Lemons, which are sour.", "A cherry.")
 THREE_CHAT = tuple([{"role": "assistant", "content": text}] for text in THREE)
@@ -34,8 +35,8 @@ EXPECTED = {
     "items_scores": (PROMPT, THREE, None, (3.0, 2.0, 0.0), {}),
     "items_ranks_chat": (USER, THREE_CHAT, None, (0.0, -1.0, -2.0), {}),
     "items_grades": (PROMPT, THREE, (3.0, 2.0, 0.0), None, {}),
-    "completion_objects": (PROMPT, THREE, None, (3.0, 2.0, 0.0), {}),
-    "answer_objects": (f"\n\nHuman: {PROMPT}\n\nAssistant: ", THREE, None, (-1.0, -2.0, -3.0), {}),
+    "completion_objects": (PROMPT, THREE, None, (3.0, 2.0, 0.0), {"completions[].model": ["m", "m", "m"]}),
+    "answer_objects": (DIALOGUE + " ", THREE, None, (-1.0, -2.0, -3.0), {"answers[].model": ["m", "m", "m"]}),
     "context_completions": (USER, THREE_CHAT, None, (0.0, -1.0, -2.0), {"task_name": "talk"}),
     "preference": (PROMPT, PAIR, (1.0, 0.0), None, {"margin": 3}),
     "preference_sets": (PROMPT, THREE, (1.0, 1.0, 0.0), None, {}),
@@ -44,7 +45,7 @@ EXPECTED = {
     "preference_implicit": (f"Q: {PROMPT}\nA: A", (" banana.", " cherry."), (1.0, 0.0), None, {}),
     "preference_implicit_chat": (USER, PAIR_CHAT, (1.0, 0.0), None, {}),
     "preference_messages": (USER, PAIR_CHAT, (1.0, 0.0), None, {}),
-    "dialogue_text": (f"\n\nHuman: {PROMPT}\n\nAssistant:", (" A banana.", " A cherry."), (1.0, 0.0), None, {}),
+    "dialogue_text": (DIALOGUE, (" A banana.", " A cherry."), (1.0, 0.0), None, {}),
     "unpaired": (PROMPT, PAIR[:1], (1.0,), None, {}),
     "unpaired_chat": (USER, PAIR_CHAT[:1], (1.0,), None, {}),
     "labelled_messages": (USER, PAIR_CHAT[:1], (1.0,), None, {}),
@@ -191,4 +192,4 @@ def test_a_prompt_needs_nothing_beside_it():
     assert read_prompt({"messages": USER}, "rows.jsonl", 1).prompt == USER
     assert read_prompt({"prompt_ids": [3, 4]}, "rows.jsonl", 1).prompt == [3, 4]
     with pytest.raises(BadRow, match="prompt"):
-        read_prompt({"question": "p"}, "rows.jsonl", 1)
+        read_prompt({"quest": "p"}, "rows.jsonl", 1)

@@ -1,0 +1,192 @@
+"""Which columns a row may bring that no reader uses: nothing that looks like a part of the preference."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from align.data.schema import BadRow, is_messages
+
+Columns = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a preference, the words by which a column's name tells it, and what to do about such a column."""
+
+    what: str
+    words: frozenset[str]
+    remedy: str
+    plain: bool = False
+    """Whether a number or a truth value may be one too; else it has to hold text."""
+
+
+def _part(what: str, words: str, remedy: str, *, plain: bool = False) -> Part:
+    return Part(what, _words(words), remedy, plain)
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+PROMPT = _part(
+    "the prompt",
+    "prompt prompts question query instruction instructions input inputs context contexts problem history conversation "
+    "conversations dialogue dialog message messages turns passage document prefix",
+    "put all of the prompt in one column, `prompt`",
+)
+WEIGHT = _part("a weight", "weight weights", "weights of rows are not supported", plain=True)
+LABEL = _part(
+    "a label",
+    "label labels kto desirable undesirable preference preferences winner winners better safer vote thumbs accepted",
+    "a pair is `chosen` and `rejected`; a lone completion has a `label`, true or false",
+    plain=True,
+)
+COMPLETION = _part(
+    "a completion",
+    "chosen rejected response responses completion completions output outputs candidate candidates generation "
+    "generations preferred dispreferred reply replies assistant items loser",
+    "give `completions` with `grades`, or `chosen` and `rejected`",
+)
+PARTS = (
+    _part("tools", "tool tools function functions", "tools are not supported"),
+    _part("images, audio or video", "image images video videos audio audios pixel", "they are not supported"),
+    _part("the chat template", "template", "set `policy.chat_template`"),
+    WEIGHT,
+    LABEL,
+    COMPLETION,
+    _part("a system text", "system persona developer", "put it in `system`, or at the start of the prompt"),
+    PROMPT,
+)
+OF_COMPLETIONS = (WEIGHT, LABEL, COMPLETION)
+FACTS_LAST = _words(
+    "id ids uid uuid idx index hash length lengths len tokens count model models source sources type types kind lang "
+    "language url urls date time timestamp split version dataset name names category categories subset topic task "
+    "domain difficulty score scores rating ratings reward rewards rank ranks logprob logprobs quality status"
+)
+"""A name that ends so tells something about the part that it names."""
+FACTS = _words(
+    "id ids labelling labeling labeller annotator annotation annotations judge critique critiques rationale "
+    "explanation reference references ground gold correct incorrect expected given num metadata"
+)
+"""A name with such a word is of what others said or know about the row."""
+MARKS = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]|\n\nHuman:|### Instruction")
+"""What only a rendered conversation holds."""
+
+
+def check_unread(
+    unread: Columns,
+    used: Iterable[str],
+    *,
+    ordered: bool,
+    prompt_is_guessed: bool = False,
+    prompt_alone: bool = False,
+) -> None:
+    """Refuse a row that leaves unread what belongs to a preference by its name or its content.
+
+    A column whose texts are all among those that were read is a copy, and may stay unread; so may what is called a
+    label beside completions that have an order of their own, if it is not true or false.
+
+    Args:
+        unread: the columns that no reader has used, by the name that a user knows them by.
+        used: the texts that were read.
+        ordered: whether grades, rewards or sides were read.
+        prompt_is_guessed: whether the prompt is only what two texts have in common; then no sentence may stay unread.
+        prompt_alone: whether the completions do not count.
+
+    Raises:
+        BadRow: names all such columns and the remedy.
+    """
+    suspects = {name: part for name, value in unread.items() if (part := _part_of(name, value, prompt_is_guessed))}
+    if prompt_alone:
+        suspects = {name: part for name, part in suspects.items() if part not in OF_COMPLETIONS}
+    if not suspects:
+        return
+    everything = "\n".join(used)
+    lost = [name for name, part in suspects.items() if _is_lost(part, unread[name], everything, ordered)]
+    if not lost:
+        return
+    part = suspects[lost[0]]
+    others = f" (and so are {', '.join(lost[1:])})" if len(lost) > 1 else ""
+    problem = f"it looks like {part.what} and would stay unread{others}"
+    raise BadRow(lost[0], problem, f"{part.remedy}, or leave it out with data.ignore=[{','.join(lost)}]")
+
+
+def without(columns: Columns, ignored: Iterable[str]) -> Columns:
+    """The columns but for those to ignore; `completions[].model` names a key of a list's objects."""
+    kept = dict(columns)
+    for name in ignored:
+        column, _, key = name.partition("[].")
+        if not key:
+            kept.pop(column, None)
+        elif is_messages(kept.get(column)):
+            kept[column] = [{k: value for k, value in entry.items() if k != key} for entry in kept[column]]
+    return kept
+
+
+def texts_in(value: object) -> Iterator[str]:
+    """Every text in a column, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for entry in value.values():
+            yield from texts_in(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from texts_in(entry)
+
+
+def _part_of(name: str, value: object, prompt_is_guessed: bool) -> Part | None:
+    """The part of a preference that a column looks like, if any."""
+    part = _named(name)
+    if part is COMPLETION and isinstance(value, bool):
+        return LABEL
+    texts = [text for text in texts_in(value) if text.strip()]
+    if part is PROMPT and isinstance(value, str) and len(value.split()) < 2:
+        return None  # a slug or a key, not a sentence
+    if part is not None and (texts or (part.plain and value is not None and value != [])):
+        return part
+    if _is_conversation(value) or any(MARKS.search(text) for text in texts):
+        return PROMPT
+    if prompt_is_guessed and not _is_fact(name) and any(len(text.split()) > 1 for text in texts):
+        return PROMPT
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _named(name: str) -> Part | None:
+    if _is_fact(name):
+        return None
+    words = _words_of_name(name)
+    return next((part for part in PARTS if part.words & words.keys()), None)
+
+
+@lru_cache(maxsize=4096)
+def _is_fact(name: str) -> bool:
+    words = _words_of_name(name)
+    return not words or bool(FACTS & words.keys()) or [*words][-1] in FACTS_LAST
+
+
+def _words_of_name(name: str) -> dict[str, None]:
+    """The words of a column's name in their order: custom_system_prompt, customSystemPrompt, `items[].system`."""
+    return dict.fromkeys(word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name.split("[].")[-1]))
+
+
+def _is_conversation(value: object) -> bool:
+    return is_messages(value) and any(  # type: ignore[union-attr]
+        {"role", "content"} <= entry.keys() or {"from", "value"} <= entry.keys()
+        for entry in value  # type: ignore[attr-defined]
+    )
+
+
+def _is_lost(part: Part, value: object, everything: str, ordered: bool) -> bool:
+    if part is LABEL:
+        return not ordered or isinstance(value, bool)
+    return part.plain or not _is_copy(value, everything)
+
+
+def _is_copy(value: object, everything: str) -> bool:
+    if is_messages(value):
+        value = [entry.get("content", entry.get("value")) or list(entry.values()) for entry in value]  # type: ignore[attr-defined]
+    return all(text.strip() in everything for text in texts_in(value))
