@@ -110,7 +110,12 @@ def check_unread(
     part = suspects[lost[0]]
     others = f" (and so are {', '.join(lost[1:])})" if len(lost) > 1 else ""
     problem = f"it looks like {part.what} and would stay unread{others}"
-    raise BadRow(lost[0], problem, f"{part.remedy}, or leave it out with data.ignore=[{','.join(lost)}]")
+    raise BadRow(lost[0], problem, f"{part.remedy}, or {how_to_ignore(*lost)}")
+
+
+def how_to_ignore(*names: str) -> str:
+    """What a user writes to leave columns out, in a recipe and on the command lines that have none."""
+    return f"leave it out with data.ignore=[{','.join(names)}] (without a recipe --ignore {' --ignore '.join(names)})"
 
 
 def without(columns: Columns, ignored: Iterable[str]) -> Columns:

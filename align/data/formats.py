@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from align.data.columns import Columns, check_unread, texts_in, without
+from align.data.columns import Columns, check_unread, how_to_ignore, texts_in, without
 from align.data.parts import (
     ITEM_REWARDS,
     PROMPTS,
@@ -213,7 +213,7 @@ def read_preference(columns: Columns) -> Columns:
     if _is_conversation(chosen) and _is_conversation(rejected):
         parts = _split_conversations(chosen, rejected)
         if parts["prompt"] != prompt and prompt not in [message.get("content") for message in parts["prompt"]]:
-            remedy = f"give the assistant's message alone, or leave the column out with data.ignore=[{name}]"
+            remedy = f"give the assistant's message alone, or {how_to_ignore(name)}"
             raise BadRow("chosen", f"a conversation without the text of `{name}`", remedy)
         return {**parts, **side_rewards(columns)}
     return parts_of(prompt, [chosen, rejected], SIDES, grades=[1.0, 0.0], **side_rewards(columns))

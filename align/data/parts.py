@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from align.data.columns import Columns
+from align.data.columns import Columns, how_to_ignore
 from align.data.schema import BadRow
 
 PROMPTS = ("prompt", "messages", "context", "instruction", "question", "query", "input")
@@ -97,7 +97,7 @@ def list_grades(columns: Columns) -> Columns:
     for other in others:
         second = as_grades("rank" if other == "ranks" else "reward", columns[other], other)
         if _disagree(first["rewards"], second["rewards"]):
-            remedy = f"keep one of the two, or leave it out with data.ignore=[{other}]"
+            remedy = f"keep one of the two, or {how_to_ignore(other)}"
             raise BadRow(other, f"it orders the completions unlike `{name}`, which is read", remedy)
     return {**grades, **first}
 

@@ -87,13 +87,14 @@ BAD = {
     "give a list of objects with `role` and `content`",
     b'{"prompt": "p", "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], '
     b'"rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]}': ", field chosen: "
-    "a conversation without the text of `prompt`; give the assistant's message alone, or leave the column out with "
-    "data.ignore=[prompt]",
+    "a conversation without the text of `prompt`; give the assistant's message alone, or leave it out with "
+    "data.ignore=[prompt] (without a recipe --ignore prompt)",
     b'{"instruction": "Add.", "input": "1 2", "chosen": "3", "rejected": "4"}': ", field input: "
     "it looks like the prompt and would stay unread; put all of the prompt in one column, `prompt`, or leave it out "
-    "with data.ignore=[input]",
+    "with data.ignore=[input] (without a recipe --ignore input)",
     b'{"prompt": "p", "completions": ["a", "b"], "scores": [1, 0], "ranks": [2, 1]}': ", field ranks: it orders the "
-    "completions unlike `scores`, which is read; keep one of the two, or leave it out with data.ignore=[ranks]",
+    "completions unlike `scores`, which is read; keep one of the two, or leave it out with data.ignore=[ranks] "
+    "(without a recipe --ignore ranks)",
     b'{"prompt": "[{\\"role\\": \\"user\\", \\"content\\": \\"p\\"}]", "chosen": "a", "rejected": "b"}': ", "
     "field prompt: a conversation written as text; give it as a list of messages, not as its JSON",
     b'{"prompt": [{"role": "user", "content": "p", "weight": 0}], "chosen": "a", "rejected": "b"}': ", field "

@@ -103,6 +103,21 @@ def test_every_format_becomes_a_canonical_row_that_keeps_what_it_brought(write, 
     ]
 
 
+def test_what_is_ignored_or_read_from_another_column_stays_in_the_row(write, score):
+    row = {
+        "system": "Be kind.",
+        "question": "q r",
+        "items": [{"text": "a", "score": 1, "model": "m"}],
+        "context": "x y",
+    }
+    with pytest.raises(UserError, match=r"field question: it looks like the prompt .* --ignore question"):
+        score(write(row), WORDS)
+    (out,) = score(write(row), WORDS, ignore=["context"])
+    assert (out["prompt"], out["context"], out["items[].model"]) == ("Be kind.\n\nq r", "x y", ["m"])
+    (out,) = score(write({"prompt": "p", "completion": "a", "chat_template_kwargs": {"deep": True}}), WORDS)
+    assert out["chat_template_kwargs"] == {"deep": True}
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "parquet"])
 def test_all_forms_of_input_and_output_hold_the_same(write, score, ending, tmp_path):
     rows = many(12)
