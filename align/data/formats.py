@@ -207,7 +207,7 @@ def read_items(columns: Columns) -> Columns:
 
 def read_preference(columns: Columns) -> Columns:
     """{prompt, chosen, rejected}: text, one message or whole conversations; `margin` and the like become meta."""
-    name = prompt_name(columns)
+    name = prompt_name(columns) or "prompt"
     prompt = take_prompt(columns)
     chosen, rejected = take(columns, "chosen"), take(columns, "rejected")
     if _is_conversation(chosen) and _is_conversation(rejected):
