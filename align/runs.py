@@ -16,6 +16,7 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
+from align.advice import advise
 from align.annotate import Annotated, annotate_lists, filter_by_ches, list_ches
 from align.build import build_policy, check_objectives, check_positions, load_options, loss_of, prepare
 from align.data import Audit, Prepared, Row, in_one_line, prompt_text, render
@@ -109,6 +110,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     lists, heldout = filter_by_ches(recipe, prepared, annotated.train), annotated.heldout
     plan = planned_steps(recipe.train, lists)
     fit_to_plan(arguments, recipe.train, steps=len(plan))
+    _advise(recipe, run, prepared.audit, steps=len(plan), lists=len(lists))
     start_from(recipe.policy.start_run, policy)
     trainer = AlignTrainer(
         policy=policy,
@@ -184,6 +186,13 @@ def _hold_to_record(
 def _show(audit: Audit) -> None:
     Console(stderr=True).print(render(audit))
     log.debug("%s", in_one_line(audit))
+
+
+def _advise(recipe: Recipe, run: RunDirectory, audit: Audit, *, steps: int, lists: int) -> None:
+    """Advice, where a run begins."""
+    if run.last_checkpoint() is None:
+        for sentence in advise(audit, steps=steps, lists=lists, train=recipe.train, data=recipe.data):
+            log.info("advice: %s", sentence)
 
 
 def _set_checkpointing(recipe: Recipe, trainer: AlignTrainer) -> None:

@@ -68,6 +68,8 @@ class Audit:
     prompt_tokens: dict[str, int] = field(default_factory=dict)
     """Percentiles, before anything is cut."""
     completion_tokens: dict[str, int] = field(default_factory=dict)
+    sequence_tokens: dict[str, int] = field(default_factory=dict)
+    """Of a prompt and one completion together."""
     completions: int = 0
     truncated_completions: int = 0
     """Completions cut at max_length; they end without an end token."""
@@ -162,10 +164,13 @@ def audit_tokens(audit: Audit, parts: Sequence[Dataset]) -> None:
     """Add what tokenisation counted for the lists that are used."""
     prompts: list[int] = []
     completions: list[int] = []
+    sequences: list[int] = []
     sizes: Counter[int] = Counter()
     for part in parts:
         prompts += part["prompt_tokens"][:]
         completions += [length for lengths in part["completion_tokens"][:] for length in lengths]
+        lists = zip(part["prompt_tokens"][:], part["completion_tokens"][:], strict=True)
+        sequences += [prompt + length for prompt, lengths in lists for length in lengths]
         sizes.update(len(grades) for grades in part["grades"][:])
         audit.truncated_completions += sum(part["truncated"][:])
         audit.dropped_completions += sum(part["dropped"][:])
@@ -185,6 +190,7 @@ def audit_tokens(audit: Audit, parts: Sequence[Dataset]) -> None:
     audit.list_sizes = dict(sorted(sizes.items()))
     audit.completions = sum(size * count for size, count in sizes.items())
     audit.prompt_tokens, audit.completion_tokens = percentiles(prompts), percentiles(completions)
+    audit.sequence_tokens = percentiles(sequences)
 
 
 def percentiles(lengths: Sequence[int]) -> dict[str, int]:
