@@ -109,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run_directory", metavar="RUN", help="a run directory, or an adapter's folder")
     export.add_argument("output", metavar="OUTPUT")
     export.add_argument("--merge", action="store_true", help="base and adapter in one checkpoint")
-    export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="what merged weights are stored in")
+    export.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="what weights are stored in (default: as trained)"
+    )
     export.add_argument("--push", metavar="HUB_NAME", help="upload the result to the hub as well")
     export.set_defaults(run=_export)
 

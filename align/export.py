@@ -17,11 +17,21 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import UserError
+from align.exported import describe
 from align.model.attach import TRAINED, adapter_tensors
 from align.model.classifier import is_classifier, load_classifier, output_names
-from align.model.load import HUB_ERRORS, first_line, load_model, load_tokenizer, model_folder, read_tokenizer
+from align.model.load import (
+    HUB_ERRORS,
+    first_line,
+    load_model,
+    load_tokenizer,
+    model_folder,
+    model_name,
+    read_tokenizer,
+)
 from align.model_card import model_card
 from align.progress import stage
+from align.run_directory import write_json
 from rewards.files import base_of, is_of_other_weights
 
 log = logging.getLogger("align")
@@ -68,7 +78,8 @@ def export(
         run_or_adapter: A run directory, or a folder with a PEFT adapter or a whole model.
         output: A new or empty folder; it appears whole or not at all.
         merge: Write base and adapter as one checkpoint; a whole model is written as it is.
-        dtype: "float32", "bfloat16" or "float16"; by default the base's own for models, unchanged for adapters.
+        dtype: "float32", "bfloat16" or "float16"; by default that of the run's policy, else the base's own, for models,
+            and unchanged for adapters.
         push: Hub name to upload the folder to, too.
 
     Returns:
@@ -98,7 +109,7 @@ def export(
     if output.exists():
         output.rmdir()
     partial.rename(output)
-    log.info("written to %s", output)
+    print(describe(output, base=None if merge else trained.base, outputs=trained.outputs, differences=differences))
     if push:
         _push(output, push)
     return output
@@ -108,7 +119,8 @@ def write_files(trained: Trained, output: Path, *, merge: bool, dtype: str | Non
     """`export` without the card, into a folder that is there.
 
     Returns:
-        By how many nats a probe token's log-probabilities moved at most, per stage of a merge; {} for an adapter.
+        By how many nats a probe's log-probabilities moved: `merge` in float32, and what is stored from the unmerged
+        policy at most (`stored`) and on average (`stored_mean`); {} for an adapter.
 
     Source: ours
     """
@@ -148,7 +160,8 @@ def find_trained(path: Path) -> Trained:
         weights = folder / ADAPTER_FILE
         commit = base_of(weights).get("commit") if weights.is_file() else None
         revision = commit or policy.get("revision", config.revision)
-        return Trained(folder, config.base_model_name_or_path, revision, remote, outputs, run)
+        base = config.base_model_name_or_path
+        return Trained(folder, base and model_name(base), revision, remote, outputs, run)
     if (folder / "config.json").is_file():
         return Trained(folder, None, None, remote, outputs, run)
     if is_run:
@@ -183,7 +196,8 @@ def _copy_adapter(trained: Trained, output: Path, dtype: str | None) -> None:
         tensors = {name: value.to(getattr(torch, dtype)) for name, value in tensors.items()}
     with safe_open(trained.folder / ADAPTER_FILE, "pt") as stored:
         save_file(tensors, output / ADAPTER_FILE, metadata=stored.metadata() or {"format": "pt"})
-    shutil.copy(trained.folder / "adapter_config.json", output)
+    config = _read_json(trained.folder / "adapter_config.json")
+    write_json(output / "adapter_config.json", config | {"base_model_name_or_path": trained.base})
     if trained.outputs:
         shutil.copy(trained.folder / "config.json", output)
 
@@ -192,7 +206,7 @@ def _copy_adapter(trained: Trained, output: Path, dtype: str | None) -> None:
 def _write_model(
     trained: Trained, tokenizer: PreTrainedTokenizerBase, output: Path, dtype: str | None
 ) -> dict[str, float]:
-    """Write the whole model; returns by how much a probe's log-probabilities or rewards moved at most, per stage."""
+    """Write the whole model; returns what `write_files` does."""
     source = (
         trained.folder
         if trained.base is None
@@ -217,9 +231,11 @@ def _write_model(
                 f"{differences['merge']:.2g}, so the merged model would not be what was trained; "
                 "export the adapter without --merge"
             )
-    exact = _read(model, probe, trained)
-    stored = dtype or str(AutoConfig.from_pretrained(source).dtype or torch.float32).removeprefix("torch.")
-    model = model.to(getattr(torch, stored))
+    exact = before if trained.base is not None else _read(model, probe, trained)
+    own = str(AutoConfig.from_pretrained(source).dtype or torch.float32).removeprefix("torch.")
+    if trained.base is not None:
+        own = trained.run["recipe"].get("policy", {}).get("dtype") or own
+    model = model.to(getattr(torch, dtype or own))
     if trained.outputs:
         read_with = AutoConfig.from_pretrained(trained.folder, trust_remote_code=trained.trust_remote_code)
         model.config.get_text_config().pad_token_id = read_with.get_text_config().pad_token_id
@@ -229,8 +245,8 @@ def _write_model(
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(output)
     del model
-    differences["rounding"] = _largest_difference(exact, _read(_load_float32(output, trained), probe, trained))
-    return differences
+    moved = (exact - _read(_load_float32(output, trained), probe, trained)).abs()
+    return differences | {"stored": moved.max().item(), "stored_mean": moved.mean().item()}
 
 
 def _load_float32(folder: Path, trained: Trained) -> PreTrainedModel:

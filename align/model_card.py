@@ -1,12 +1,16 @@
 """The model card of an exported folder: what it is made of, and what was measured."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
-from align.summary import ROWS, figure, in_words
+from align.summary import ITERATION_COLUMNS, ROWS, figure, in_words
+
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.jsonl)(?<!\.json)(?<!\.gz)(?<!\.parquet)")
+"""Of a data set on the hub, and not of a file."""
 
 
 def model_card(
@@ -38,26 +42,32 @@ def model_card(
 
     Source: ours
     """
+    metadata = _metadata(base, recipe, is_adapter=base is not None and not merged, is_reward=bool(outputs))
     sections = [
-        _metadata(base, is_adapter=base is not None and not merged, is_reward=bool(outputs)),
+        f"---\n{metadata.to_yaml()}\n---",
         f"# {name}\n\n{_what(base, merged, outputs)}",
         _training(recipe, environment),
         _figures(summary),
-        _fidelity(differences, is_reward=bool(outputs)),
+        _iterations(summary),
+        f"## Export\n\n{fidelity(differences, is_reward=bool(outputs))}" if differences else "",
         f"## Use\n\n```python\n{_usage(name, base, merged, outputs)}\n```",
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return str(ModelCard("\n\n".join(section for section in sections if section) + "\n"))
 
 
-def _metadata(base: str | None, *, is_adapter: bool, is_reward: bool) -> str:
-    fields: dict[str, Any] = {
-        "library_name": "peft" if is_adapter else "transformers",
-        "pipeline_tag": "text-classification" if is_reward else "text-generation",
-        "tags": ["preference-alignment", "align-lm"],
-    }
-    if base is not None and not Path(base).exists():  # the hub takes only its own names here
-        fields["base_model"] = base
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
+def _metadata(base: str | None, recipe: dict[str, Any], *, is_adapter: bool, is_reward: bool) -> ModelCardData:
+    """What the hub reads; it takes only its own names, no folders of this machine."""
+    names = [source["path"] for source in recipe.get("data", {}).get("sources", [])]
+    known = base if base is not None and not Path(base).exists() else None
+    relation: dict[str, Any] = {"base_model_relation": "adapter" if is_adapter else "finetune"} if known else {}
+    return ModelCardData(
+        base_model=known,
+        datasets=[name for name in names if HUB_NAME.fullmatch(name) and not Path(name).exists()] or None,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-classification" if is_reward else "text-generation",
+        tags=["preference-alignment", "align-lm"],
+        **relation,
+    )
 
 
 def _what(base: str | None, merged: bool, outputs: Sequence[str]) -> str:
@@ -80,7 +90,8 @@ def _training(recipe: dict[str, Any], environment: dict[str, Any]) -> str:
         "started from": policy.get("start_adapter"),
         "objective": " + ".join(_options(term) for term in _terms(recipe)) or recipe.get("task"),
         "score": _options(recipe.get("score", {})) if recipe.get("task") != "reward" else None,
-        "data": ", ".join(f"`{source['path']}`" for source in data["sources"]),
+        "prompts" if recipe.get("online") else "data": ", ".join(f"`{source['path']}`" for source in data["sources"]),
+        **_online(recipe),
         "learning rate": train.get("learning_rate"),
         "lists per step": train.get("lists_per_step"),
         "seed": train.get("seed"),
@@ -88,6 +99,38 @@ def _training(recipe: dict[str, Any], environment: dict[str, Any]) -> str:
     }
     lines = [f"| {key} | {value} |" for key, value in facts.items() if value not in (None, "")]
     return "\n".join(["## Training", "", "| | |", "|---|---|", *lines])
+
+
+def _online(recipe: dict[str, Any]) -> dict[str, Any]:
+    """How an online run came by its data."""
+    online, rollout = recipe.get("online"), recipe.get("rollout", {})
+    if not online:
+        return {}
+    drawn = ("completions", "max_tokens", "temperature", "top_k", "top_p", "min_p", "decoding")
+    count, prompts = online["iterations"], online.get("prompts")
+    every = f"{prompts} prompts each" if prompts else "all prompts each time"
+    return {
+        "iterations": f"{count}, {every}; reference: {online.get('reference', 'initial')}",
+        "rollouts": f"sampled from the policy itself: {_options({k: rollout.get(k) for k in drawn})}",
+        "scorer of the rollouts": _options(rollout.get("reward") or {}),
+    }
+
+
+def _iterations(summary: dict[str, Any]) -> str:
+    """What every iteration of an online run sampled and reached."""
+    rows = [
+        f"| {one['iteration']} | "
+        + " | ".join(_cell(one.get(key), pattern) for key, _, pattern in ITERATION_COLUMNS)
+        + " |"
+        for one in summary.get("iterations", [])
+    ]
+    heads = " | ".join(label for _, label, _ in ITERATION_COLUMNS)
+    rule = "|---" * (1 + len(ITERATION_COLUMNS)) + "|"
+    return "\n".join(["## Iterations", "", f"| | {heads} |", rule, *rows]) if rows else ""
+
+
+def _cell(value: float | None, pattern: str) -> str:
+    return "" if value is None else pattern.format(value)
 
 
 def _terms(recipe: dict[str, Any]) -> list[dict[str, Any]]:
@@ -116,18 +159,17 @@ def _figures(summary: dict[str, Any]) -> str:
     return "\n".join(["## On held-out lists", "", "| | before | after |", "|---|---|---|", *rows])
 
 
-def _fidelity(differences: dict[str, float], *, is_reward: bool) -> str:
-    if not differences:
-        return ""
-    if is_reward:
-        parts = "; ".join(f"{stage} moved them by {value:.1e} at most" for stage, value in differences.items())
-        return f"## Export\n\nRewards of a probe text: {parts}."
+def fidelity(differences: dict[str, float], *, is_reward: bool) -> str:
+    """What an export cost, in words; see `export.write_files`."""
+    what, unit = ("Rewards", "") if is_reward else ("Log-probabilities", " nats")
     said = {
-        "merge": "merging in float32 moved them by {:.1e} nats at most",
-        "rounding": "the stored weights give them within {:.1e} nats of float32",
+        "merge": f"merging in float32 moved them by {{:.1e}}{unit} at most",
+        "stored": f"the stored weights give them within {{:.1e}}{unit} of the policy's own",
+        "stored_mean": f"{{:.1e}}{unit} on average",
     }
-    parts = "; ".join(said[stage].format(value) for stage, value in differences.items())
-    return f"## Export\n\nLog-probabilities of a probe text, over the whole vocabulary: {parts}."
+    parts = ", ".join(said[stage].format(value) for stage, value in differences.items())
+    where = "of a probe text" if is_reward else "of a probe text, over the whole vocabulary"
+    return f"{what} {where}: {parts}."
 
 
 def _usage(name: str, base: str | None, merged: bool, outputs: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """An export gives the log-probabilities of what was trained, loads by name, and says what it is."""
 
 import json
+import re
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -9,6 +10,7 @@ import peft
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -16,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from align import export as export_module
 from align.errors import UserError
 from align.export import export
+from align.model_card import model_card
 
 VOCABULARY = 40
 IDS = torch.randint(3, VOCABULARY, (2, 17), generator=torch.Generator().manual_seed(0))
@@ -139,6 +142,100 @@ def test_a_runs_merge_has_its_chat_template_and_a_card_of_what_it_is(tmp_path):
         assert fact in card
     assert "| NDCG by implicit reward | 0.2500 | 0.7500 |" in card
     assert yaml.safe_load(card.split("---")[1])["library_name"] == "transformers"
+
+
+@pytest.mark.parametrize("own", ["float32", "bfloat16"])
+@pytest.mark.parametrize("told", [None, "float16"])
+def test_a_merge_keeps_the_dtype_that_the_policy_was_trained_in(tmp_path, own, told):
+    """Whatever the base's files are in."""
+    save_run(
+        tmp_path / "run", save_base(tmp_path / "base", {"float32": torch.bfloat16, "bfloat16": torch.float32}[own])
+    )
+    recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    recipe["policy"]["dtype"] = own
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    out = export(tmp_path / "run", tmp_path / "out", merge=True, dtype=told)
+    stored = {value.dtype for value in load_file(out / "model.safetensors").values()}
+    assert stored == {getattr(torch, told or own)}
+    assert json.loads((out / "config.json").read_text())["dtype"] == (told or own)
+
+
+def test_what_an_export_wrote_is_said(tmp_path, capsys):
+    save_run(tmp_path / "run", save_base(tmp_path / "base"))
+    out = export(tmp_path / "run", tmp_path / "out", merge=True, dtype="bfloat16")
+    said = capsys.readouterr().out
+    assert f"{out}: a whole model in bfloat16" in said
+    for file in out.iterdir():
+        assert file.name in said
+    size = (out / "model.safetensors").stat().st_size
+    assert f"model.safetensors {size / 1e6:.2f} MB" in said and f'from_pretrained("{out}")' in said
+    # What the text was measured on, here by transformers and PEFT alone.
+    probe = torch.tensor([tokenizer()(export_module.PROBE)["input_ids"]])
+    policy = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "run" / "adapter"
+    )
+    with torch.no_grad():
+        exact, stored = (
+            model.eval()(input_ids=probe).logits.float().log_softmax(-1)
+            for model in (policy, AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32))
+        )
+    moved = (exact - stored).abs()
+    found = re.search("stored weights give them within (.*) nats of the policy's own, (.*) nats on average", said)
+    assert [float(value) for value in found.groups()] == pytest.approx(
+        [moved.max().item(), moved.mean().item()], rel=0.06
+    )
+    assert moved.max() > 1e-3 and found[0] in (out / "README.md").read_text()
+
+    export(tmp_path / "run", tmp_path / "adapter")
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/adapter: an adapter for {tmp_path}/base in float32" in said
+    assert "AutoPeftModelForCausalLM" in said and "--lora-modules" in said
+
+
+def test_an_adapters_base_is_found_from_anywhere(tmp_path, monkeypatch):
+    """Of a folder the whole path, of the hub its name."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    save_run(Path("run"), save_base(Path("base")))
+    config = Path("run/adapter/adapter_config.json")
+    assert json.loads(config.read_text())["base_model_name_or_path"] == "base"  # as PEFT has it, and older runs
+    export("run", "out")
+    monkeypatch.chdir(tmp_path)
+    loaded = peft.AutoPeftModelForCausalLM.from_pretrained("work/out")
+    assert loaded.peft_config["default"].base_model_name_or_path == str(tmp_path / "work" / "base")
+    monkeypatch.chdir(tmp_path / "work")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "owner/model"}))
+    written = json.loads((export("run", "hub") / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == "owner/model"
+    card = ModelCard.load(Path("hub") / "README.md")
+    assert (card.data.base_model, card.data.base_model_relation) == ("owner/model", "adapter")
+
+
+def test_the_card_of_an_online_run_names_how_its_data_came_to_be():
+    recipe = {
+        "policy": {"model": "owner/model", "adapter": {"name": "lora", "rank": 4}},
+        "data": {"sources": [{"path": "owner/prompts"}, {"path": "my/own.jsonl"}]},
+        "objective": {"name": "lambda"},
+        "train": {"seed": 1},
+        "rollout": {"completions": 8, "temperature": 0.7, "reward": {"name": "length", "max": 200}},
+        "online": {"iterations": 3, "prompts": 200, "reference": "previous"},
+    }
+    figures = {"sampled_reward": 0.25, "reward_before": 0.5, "reward_after": 0.75, "lists": 190}
+    summary = {"iterations": [{"iteration": 1, **figures}]}
+    text = model_card(
+        name="x", base="owner/model", merged=True, differences={}, recipe=recipe, summary=summary, environment={}
+    )
+    for fact in (
+        "| prompts | `owner/prompts`, `my/own.jsonl` |",
+        "| iterations | 3, 200 prompts each; reference: previous |",
+        "completions 8, temperature 0.7",
+        "| scorer of the rollouts | length (max 200) |",
+        "| 1 | +0.250 | +0.500 | +0.750 | 190 |",
+    ):
+        assert fact in text
+    card = ModelCard(text)
+    assert card.data.datasets == ["owner/prompts"] and card.data.base_model_relation == "finetune"
+    assert str(card) == text
 
 
 def test_an_adapter_is_copied_unchanged_or_cast(tmp_path):

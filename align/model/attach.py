@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from align.errors import UserError
 from align.model.adapters import MOVED_START, MUTATES_BASE, AdapterConfig, Lora, Olora, PeftAdapter, Pissa
 from align.model.forward import is_multimodal, language_part
-from align.model.load import first_line
+from align.model.load import first_line, model_name
 from align.model.peft_configs import peft_config
 from align.types import ListBatch
 
@@ -67,7 +67,7 @@ def attach_adapter(
         config: Any = peft_config(adapter, total_steps=total_steps, head=head)
         config.target_modules = language_targets(base, config.target_modules)
         # PEFT writes the model's own name, which is the folder of a download for a hub model.
-        base.name_or_path = str(folder) if Path(model).expanduser() == folder else model
+        base.name_or_path = model_name(model)
         config.revision = revision
         wrapped = get_peft_model(base, config, adapter_name=TRAINED)
     except (ValueError, RuntimeError, TypeError) as error:

@@ -56,6 +56,12 @@ def model_folder(model: str, revision: str | None = None, *, trust_remote_code: 
     return folder
 
 
+def model_name(model: str) -> str:
+    """What names a model from wherever it is read: the whole path of a folder here, or the hub's name."""
+    folder = Path(model).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else model
+
+
 def load_model(
     folder: Path,
     *,

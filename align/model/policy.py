@@ -31,7 +31,7 @@ from align.model.checks import check_forward, check_training_mode
 from align.model.forward import TokenScorer, evaluating, language_part
 from align.model.fusing import enable_fusing
 from align.model.identity import Identity, base_identity, reference_identity
-from align.model.load import load_model, load_tokenizer, model_folder
+from align.model.load import load_model, load_tokenizer, model_folder, model_name
 from align.model.packing import enable_packing
 from align.packing import packed_collate
 from align.packing.rope import fix_frequencies
@@ -244,7 +244,10 @@ def _with_adapter(
 ) -> PreTrainedModel | PeftModel:
     if start_adapter is not None:
         _check_weights_of(Path(start_adapter).expanduser(), context["model"], context["folder"])
-        return continue_adapter(base, start_adapter, instead_of=adapter)
+        wrapped = continue_adapter(base, start_adapter, instead_of=adapter)
+        own = adapter_config(wrapped)  # whose base may be another copy, or a path from where it was made
+        own.base_model_name_or_path, own.revision = model_name(context["model"]), context["revision"]
+        return wrapped
     if isinstance(adapter, Full):
         return base
     return attach_adapter(base, adapter, **context)
