@@ -21,7 +21,7 @@ from align.evaluate.rows import load_measured
 from align.evaluate.sampling import sample_completions
 from align.model.policy import Policy
 from align.progress import stage
-from align.recipe import load_recipe
+from align.run_directory import RunDirectory
 
 Show = Callable[[str], None]
 """Told the text so far."""
@@ -132,7 +132,7 @@ def chat(
         if as_json:
             print(json.dumps(answered[-1], ensure_ascii=False), flush=True)
     if not answered:
-        raise UserError("no prompt: the standard input is empty; give --prompt TEXT, or type in a terminal")
+        raise UserError("no prompt: there is no text in it; give --prompt TEXT, pipe some in, or type in a terminal")
     return answered
 
 
@@ -162,7 +162,7 @@ def _sampling_of(folder: Path) -> tuple[dict[str, Any], int]:
     """How a run samples its held-out prompts, and its seed."""
     if not (folder / "recipe.yaml").exists():
         return DEFAULTS, 0
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = RunDirectory(folder).read_recipe()
     return recipe.sampling.model_dump(include=set(OPTIONS)), recipe.train.seed
 
 

@@ -1,6 +1,7 @@
 """`align COMMAND ...`: parse, dispatch, and turn a user's mistake into one sentence and exit code 2."""
 
 import argparse
+import errno
 import importlib
 import math
 import os
@@ -11,6 +12,8 @@ from typing import Any
 
 from align.errors import UserError
 from align.progress import stage
+
+PATH_ERRORS = (PermissionError, IsADirectoryError, NotADirectoryError, FileNotFoundError, FileExistsError)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,7 +50,9 @@ def _of_user(error: Exception) -> str | None:
     rewards: Any = sys.modules.get("rewards.types")  # there as soon as anything scores
     if isinstance(error, UserError) or (rewards and isinstance(error, rewards.ScorerError)):
         return str(error)
-    if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError) and error.filename:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{error.filename or 'the disk'}: no space is left; make room, and the same command goes on"
+    if isinstance(error, PATH_ERRORS) and error.filename:
         return f"{error.filename}: {error.strerror}; give a path that can be written"
     return None
 

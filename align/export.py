@@ -1,6 +1,5 @@
 """`align export`: a run's adapter, or base and adapter merged into one checkpoint, with tokenizer and model card."""
 
-import json
 import logging
 import shutil
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from align.model.load import (
 )
 from align.model_card import model_card
 from align.progress import stage
-from align.run_directory import write_json
+from align.run_directory import read_json, write_json
 from rewards.files import base_of, is_of_other_weights
 
 log = logging.getLogger("align")
@@ -143,10 +142,13 @@ def find_trained(path: Path) -> Trained:
     Source: ours
     """
     if not path.is_dir():
-        raise UserError(f"{path} does not exist; give a run directory or an adapter's folder")
+        what = "is no folder" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}; give a run directory or an adapter's folder")
     is_run = (path / "recipe.yaml").is_file()
     folder = path / "adapter" if is_run else path
     recipe = yaml.safe_load((path / "recipe.yaml").read_text()) if is_run else {}
+    if not isinstance(recipe, dict):
+        raise UserError(f"{path / 'recipe.yaml'}: damaged, no recipe; restore the file")
     policy = recipe.get("policy", {})
     run = {
         "recipe": recipe,
@@ -156,6 +158,7 @@ def find_trained(path: Path) -> Trained:
     remote = policy.get("trust_remote_code", False)
     outputs = _reward_outputs(folder, remote)
     if (folder / "adapter_config.json").is_file():
+        read_json(folder / "adapter_config.json")  # PEFT would not say which file is damaged
         config = PeftConfig.from_pretrained(str(folder))
         weights = folder / ADAPTER_FILE
         commit = base_of(weights).get("commit") if weights.is_file() else None
@@ -177,7 +180,7 @@ def _reward_outputs(folder: Path, trust_remote_code: bool) -> list[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _tokenizer(trained: Trained) -> PreTrainedTokenizerBase:

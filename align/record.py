@@ -16,7 +16,7 @@ from align.errors import UserError
 from align.model.config import PolicySection
 from align.model.identity import base_identity
 from align.model.load import model_folder
-from align.run_directory import RunDirectory, write_json
+from align.run_directory import RunDirectory, read_json, write_json
 
 log = logging.getLogger("align")
 
@@ -59,7 +59,7 @@ def hold_to_record(run: RunDirectory, policy: PolicySection, parts: dict[str, Pa
     folder = model_folder(policy.model, policy.revision, trust_remote_code=policy.trust_remote_code)
     given = {"base": base_identity(policy.model, folder), **parts}
     if run.has_work() and run.given.exists():
-        before = json.loads(run.given.read_text())
+        before = read_json(run.given)
         if before["base"] != given["base"]:
             raise UserError(
                 f"{run.path} was trained from another base model than `policy.model` gives; start a new run"

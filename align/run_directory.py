@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from align.errors import UserError
-from align.recipe import Recipe, dump_recipe
+from align.recipe import Recipe, dump_recipe, load_recipe
 
 log = logging.getLogger("align")
 
@@ -73,7 +73,25 @@ class RunDirectory:
 
     def _changed(self, recipe: Recipe) -> list[str]:
         """The keys in which the recipe that is there differs."""
-        return sorted(differing_keys(yaml.safe_load(self.recipe.read_text()), yaml.safe_load(dump_recipe(recipe))))
+        old = yaml.safe_load(self.recipe.read_text())
+        if not isinstance(old, dict):
+            raise UserError(f"{self.recipe}: damaged, no recipe; restore the file, or give `output` a new folder")
+        return sorted(differing_keys(old, yaml.safe_load(dump_recipe(recipe))))
+
+    def read_recipe(self) -> Recipe:
+        """The recipe that the run is of.
+
+        Raises:
+            UserError: it is damaged, or of another version of Align, which is then named.
+        """
+        try:
+            return load_recipe(self.recipe)
+        except UserError as error:
+            file, own = self.path / "environment.json", version("align-lm")
+            wrote = read_json(file).get("packages", {}).get("align-lm", own) if file.exists() else own
+            raise UserError(
+                f"{error}; align {wrote} wrote this run, and this is {own}" if wrote != own else str(error)
+            ) from None
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written to its end."""
@@ -143,6 +161,18 @@ def environment() -> dict[str, Any]:
         "packages": {name: version(name) for name in packages},
         "command": sys.argv,
     }
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run or an adapter holds.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, not valid JSON ({error}); restore the file, or start anew") from None
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:

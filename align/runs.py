@@ -1,6 +1,5 @@
 """A run, from its recipe to its summary; one that is there already goes on where it stopped."""
 
-import json
 import logging
 import resource
 import shutil
@@ -37,7 +36,7 @@ from align.recipe import Recipe
 from align.record import hold_to_record, record_lists
 from align.report import write_report
 from align.reward_loss import check_ratings, set_of, strength_field
-from align.run_directory import RunDirectory, start_log, write_json
+from align.run_directory import RunDirectory, read_json, start_log, write_json
 from align.summary import print_summary
 from align.tracking import flat, run_name, set_project
 from align.trainer import AlignTrainer
@@ -85,7 +84,7 @@ def train(recipe: Recipe) -> RunResult:
         _hold_to_record(recipe, run, arguments)
     else:
         _train(recipe, run, arguments)
-    summary = json.loads(run.summary.read_text())
+    summary = read_json(run.summary)
     if finished and main:
         print(f"finished before; nothing was done; `align report {run.path}` shows its figures")
         print(f"run directory: {run.path}")

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from peft import PeftModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -124,9 +124,12 @@ def _check_weights_of(adapter: Path, base: Path) -> None:
 def named_tensor(folder: Path, name: str) -> Tensor | None:
     """One tensor of a folder's safetensors files, None where no file has it."""
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            if name in tensors.keys():  # noqa: SIM118 - it is no dictionary
-                return tensors.get_tensor(name)
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                if name in tensors.keys():  # noqa: SIM118 - it is no dictionary
+                    return tensors.get_tensor(name)
+        except SafetensorError as error:
+            raise ScorerError(f"{file}: damaged ({error}); fetch the model again") from None
     return None
 
 

@@ -1,6 +1,5 @@
 """`align evaluate rows`: how a policy ranks graded rows."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from align.model.policy import Policy, load_policy
 from align.objectives.config import Logistic
 from align.objectives.score_config import LikelihoodMean
 from align.recipe import load_recipe
-from align.run_directory import RunDirectory, write_json
+from align.run_directory import RunDirectory, read_json, write_json
 from align.summary import ROWS, figure
 
 
@@ -94,7 +93,7 @@ def load_measured(model: str, chat_template: str | None) -> tuple[Policy, ListLo
     by_likelihood = build_loss(LikelihoodMean(beta=1.0), [Logistic()])
     arguments: dict[str, Any] = {"device": device, "chat_template": chat_template}
     if (folder / "adapter_config.json").exists():
-        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        base = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
         return load_policy(base, start_adapter=model, **arguments), by_likelihood, chat_template
     return load_policy(model, adapter=Full(), keep_reference=False, **arguments), by_likelihood, chat_template
 
@@ -106,7 +105,7 @@ def load_run(folder: Path, chat_template: str | None, device: str) -> tuple[Poli
         UserError: there is no checkpoint yet.
     """
     run = RunDirectory(folder)
-    recipe = load_recipe(run.recipe)
+    recipe = run.read_recipe()
     if recipe.task == "reward":
         raise UserError(f"{folder}: the run of a reward model; measure it with `align evaluate rewards`")
     state = run.final_state()

@@ -1,6 +1,5 @@
 """What the policy writes for held-out prompts, and its mean reward."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from align.evaluate.token_view import TokenValues
-from align.run_directory import write_json
+from align.run_directory import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Measured:
 
     @staticmethod
     def load(path: Path) -> "Measured":
-        return Measured(**json.loads(path.read_text()))
+        return Measured(**read_json(path))
 
     def all_metrics(self) -> dict[str, float]:
         """The metrics, with the mean reward of the samples where they have one."""

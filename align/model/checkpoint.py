@@ -1,13 +1,15 @@
 """What training changed, written and read: for going on bit for bit, and for use elsewhere."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -34,6 +36,16 @@ def save_state(model: PreTrainedModel | PeftModel, folder: Path, *, base: Identi
     save_file(tensors, folder / STATE_FILE, metadata=metadata)
 
 
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{file}: damaged ({error}); remove this checkpoint, and the run goes on from an older one"
+        ) from None
+
+
 @torch.no_grad()
 def load_state(
     model: PreTrainedModel | PeftModel, folder: Path, *, base: Identity, keep_reference: bool = False
@@ -46,7 +58,7 @@ def load_state(
     file = folder / STATE_FILE
     if not file.is_file():
         raise UserError(f"{folder} is no checkpoint: it has no {STATE_FILE}")
-    with safe_open(file, "pt") as stored:
+    with _readable(file), safe_open(file, "pt") as stored:
         metadata = stored.metadata()
         if json.loads(metadata["base"]) != base:
             raise UserError(f"{folder} was trained from another base model than `policy.model` gives; start a new run")

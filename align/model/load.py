@@ -43,6 +43,10 @@ def model_folder(model: str, revision: str | None = None, *, trust_remote_code: 
         UserError: neither a folder nor a model that the hub gives, or the folder holds an adapter.
     """
     folder = Path(model).expanduser()
+    if folder.is_file():
+        raise UserError(f"{model} is a file; give the folder of a model, or a hub name")
+    if not folder.is_dir() and model.startswith(("/", "~", "./", "../")):
+        raise UserError(f"{model}: there is no such folder; give the folder of a model, or a hub name")
     if not folder.is_dir():
         folder = _download(model, revision, (*FILES, "*.py") if trust_remote_code else FILES)
     if (folder / "adapter_config.json").is_file():

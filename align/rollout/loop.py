@@ -23,7 +23,7 @@ from align.record import Part, hold_to_record, record_rows
 from align.rollout.engines import check_engine, rests
 from align.rollout.prompts import PromptSet, describe_prompts, read_prompts
 from align.rollout.sample import Sampler, Stages, describe, policy_version, score
-from align.run_directory import RunDirectory, start_log, write_json, write_text
+from align.run_directory import RunDirectory, read_json, start_log, write_json, write_text
 
 log = logging.getLogger("align")
 
@@ -169,7 +169,7 @@ def _sample_and_score(recipe: Recipe, run: RunDirectory, iteration: int, prompts
 def _version(recipe: Recipe, run: RunDirectory, iteration: int) -> int:
     """Optimizer steps before an iteration."""
     earlier = (RunDirectory(iteration_folder(run, i) / "train") for i in range(1, iteration))
-    return policy_version(recipe.policy.start_run) + sum(json.loads(r.summary.read_text())["steps"] for r in earlier)
+    return policy_version(recipe.policy.start_run) + sum(read_json(r.summary)["steps"] for r in earlier)
 
 
 def _train_iteration(recipe: Recipe, run: RunDirectory, iteration: int, *, main: bool) -> None:
@@ -191,7 +191,7 @@ def _finish(recipe: Recipe, run: RunDirectory) -> None:
     assert recipe.online is not None
     folders = [iteration_folder(run, i) for i in range(1, recipe.online.iterations + 1)]
     runs = [RunDirectory(folder / "train") for folder in folders]
-    summaries = [json.loads(one.summary.read_text()) for one in runs]
+    summaries = [read_json(one.summary) for one in runs]
     temporary = run.path / "adapter.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(runs[-1].adapter, temporary)

@@ -1,6 +1,5 @@
 """`align rollout`: prompts -> rows of completions, with rewards where the recipe names a scorer."""
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from align.rollout.engines import check_engine, open_engine, sync_kind
 from align.rollout.journal import Journal, Line, read_lines
 from align.rollout.prompts import PromptSet, describe_prompts, read_prompts
 from align.rollout.weights import remove_older, write_weights, write_zeros
-from align.run_directory import RunDirectory, start_log, write_json
+from align.run_directory import RunDirectory, read_json, start_log, write_json
 from rewards import load_scorer
 
 log = logging.getLogger("align")
@@ -43,7 +42,7 @@ class Stages:
 
     def read(self) -> dict[str, Any]:
         """Stage -> figures."""
-        return json.loads(self.path.read_text()) if self.path.exists() else {}
+        return read_json(self.path) if self.path.exists() else {}
 
     def do(self, name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run a stage unless it is finished; its figures, with the seconds that it took."""
@@ -316,7 +315,7 @@ def policy_version(run: str | None) -> int:
     directory = RunDirectory(run)
     if not directory.summary.exists():
         raise UserError(f"policy.start_run: {run} is no finished run; let `align train` end it")
-    steps = json.loads(directory.summary.read_text())["steps"]
+    steps = read_json(directory.summary)["steps"]
     return steps + policy_version(load_recipe(directory.recipe).policy.start_run)
 
 

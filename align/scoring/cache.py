@@ -19,6 +19,16 @@ class RewardCache:
     """A table that rewards are added to and never changed in, so that its state at some time is a number."""
 
     def __init__(self, folder: Path) -> None:
+        """Args:
+        folder: is made here, so that one that cannot be written is refused before anything is scored.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot hold the cache of rewards ({error.strerror}); give another folder with --cache, or "
+                "go without it (--no-cache)"
+            ) from None
         self.path = folder / FILE
 
     def state(self) -> int:
@@ -43,7 +53,6 @@ class RewardCache:
 
     def add(self, rewards: Iterable[tuple[bytes, float]]) -> None:
         """Keep rewards; a key that is there stays as it is."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._open() as table:
             table.execute(TABLE)
             table.executemany("INSERT OR IGNORE INTO rewards (key, reward) VALUES (?, ?)", rewards)
