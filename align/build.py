@@ -22,6 +22,7 @@ from align.objectives import PROPERTIES, ObjectiveConfig, check_grades, check_sc
 from align.objectives.score_config import Column
 from align.recipe import Recipe
 from align.reward_loss import RewardLoss, build_reward_loss, ranks
+from align.run_directory import RunDirectory
 from rewards.head_config import Attributes, BradleyTerry
 
 
@@ -156,6 +157,8 @@ def build_policy(
 ) -> Policy:
     """The recipe's policy at its start, which is checked to be its reference."""
     options = load_options(recipe, prepared, total_steps=total_steps, device=device)
+    start = recipe.policy.start_run if isinstance(recipe.policy.adapter, Eva) else None
+    options["like"] = RunDirectory(start).final_state() if start else None
     policy = load_policy(**options, keep_reference=keep_reference)
     check_token_ids(policy.model, policy.tokenizer, [prepared.train, prepared.heldout])
     check_reference_identity(policy, policy.collate([prepared.train[0]]))

@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import UserError
 from align.exported import describe
-from align.model.attach import TRAINED, adapter_tensors
+from align.model.attach import TRAINED, adapter_tensors, check_loaded
 from align.model.classifier import is_classifier, load_classifier, output_names
 from align.model.load import (
     HUB_ERRORS,
@@ -280,6 +280,7 @@ def _with_adapter(base: PreTrainedModel, trained: Trained) -> PeftModel:
             f"{trained.folder} was made for another base than {trained.base}: {len(odd)} weights have no counterpart, "
             f"first {min(odd)}"
         )
+    check_loaded(wrapped, trained.folder / ADAPTER_FILE)
     return wrapped.eval()
 
 

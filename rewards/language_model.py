@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from align.kernels import linear_logprobs
 from rewards.backbone import Backbone
 from rewards.loading import context, folder_of, load_model, load_tokenizer, with_adapters
+from rewards.logits import decoder_of, scale_and_cap
 from rewards.texts import common_prefix, cut, joint_ids, prompt_texts, text_key, token_ids
 from rewards.types import RunningOptions, ScorerError, Tally, Text
 
@@ -44,7 +45,7 @@ class LanguageModel:
             raise ScorerError(f"{model}: incomplete, its weights lack {sorted(report['missing_keys'])[0]}")
         self.tokenizer = load_tokenizer(folder)
         self.backbone = Backbone(
-            self.model.get_decoder(),
+            decoder_of(self.model),
             name=model,
             tokens_per_batch=running["tokens_per_batch"],
             exact=running["exact"],
@@ -121,20 +122,14 @@ class LanguageModel:
 def _head(model: PreTrainedModel) -> dict[str, Any]:
     """The LM head as keywords of linear_logprobs."""
     head: Any = model.get_output_embeddings()
-    config = model.config.get_text_config().to_dict()
-    return {
-        "weight": head.weight,
-        "bias": head.bias,
-        "logit_scale": config.get("logit_scale", 1.0) / config.get("logits_scaling", 1.0),
-        "softcap": config.get("final_logit_softcapping"),
-    }
+    return {"weight": head.weight, "bias": head.bias, **scale_and_cap(model.config.get_text_config())}
 
 
 @torch.no_grad()
 def _check_head(model: Any, head: dict[str, Any], name: str) -> None:
     ids = torch.arange(1, 9, device=model.device) % model.config.get_text_config().vocab_size
     expected = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float().log_softmax(-1)
-    hidden = model.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1]
+    hidden = decoder_of(model)(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1]
     found = linear_logprobs(hidden, targets=ids[1:], grad="none", **head).logprob
     difference = (found - expected.gather(1, ids[1:, None])[:, 0]).abs().max().item()
     if not difference <= TOLERANCE.get(hidden.dtype, 0.25):

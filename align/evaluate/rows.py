@@ -93,8 +93,9 @@ def load_measured(model: str, chat_template: str | None) -> tuple[Policy, ListLo
     by_likelihood = build_loss(LikelihoodMean(beta=1.0), [Logistic()])
     arguments: dict[str, Any] = {"device": device, "chat_template": chat_template}
     if (folder / "adapter_config.json").exists():
-        base = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
-        return load_policy(base, start_adapter=model, **arguments), by_likelihood, chat_template
+        config = read_json(folder / "adapter_config.json")
+        arguments |= {"revision": config.get("revision"), "start_adapter": model}
+        return load_policy(config["base_model_name_or_path"], **arguments), by_likelihood, chat_template
     return load_policy(model, adapter=Full(), keep_reference=False, **arguments), by_likelihood, chat_template
 
 
@@ -110,7 +111,7 @@ def load_run(folder: Path, chat_template: str | None, device: str) -> tuple[Poli
         raise UserError(f"{folder}: the run of a reward model; measure it with `align evaluate rewards`")
     state = run.final_state()
     section = recipe.policy.keywords() | {"chat_template": chat_template or recipe.policy.chat_template}
-    policy = load_policy(**section, seed=recipe.train.seed, device=device, total_steps=1)
+    policy = load_policy(**section, seed=recipe.train.seed, device=device, total_steps=1, like=state)
     policy.load_state(state)
     ranks = recipe.model_copy(update={"regularizer": None, "token_weights": None})  # rows have no token rewards
     return policy, policy_loss(ranks), section["chat_template"]

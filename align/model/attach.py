@@ -1,5 +1,6 @@
 """Adapters onto models, new or old; with a frozen copy of the start where the reference needs one."""
 
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from copy import copy
@@ -19,12 +20,14 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from align.errors import UserError
-from align.model.adapters import MOVED_START, MUTATES_BASE, AdapterConfig, Lora, Olora, PeftAdapter, Pissa
+from align.model.adapters import MOVED_START, MUTATES_BASE, AdapterConfig, Eva, Lora, Olora, PeftAdapter, Pissa
 from align.model.forward import is_multimodal, language_part
 from align.model.load import first_line, model_name
 from align.model.peft_configs import peft_config
 from align.types import ListBatch
 
+STATE_FILE = "policy.safetensors"
+"""What a checkpoint holds of the policy."""
 TRAINED = "default"
 REFERENCE = "reference"
 """Name of the frozen copy of the adapter's start."""
@@ -48,6 +51,7 @@ def attach_adapter(
     total_steps: int | None,
     init_batches: Iterable[ListBatch] | None,
     head: Sequence[str] | None = None,
+    like: Path | None = None,
 ) -> PeftModel:
     """A new adapter on a base model; where its start is not the identity, with a frozen copy of it.
 
@@ -57,15 +61,18 @@ def attach_adapter(
         total_steps: of the run; AdaLoRA's schedule needs them.
         init_batches: some training rows; EVA looks at the layers' inputs on them.
         head: modules of a reward model that train whole beside the adapter.
+        like: a state that is loaded into it afterwards, whose ranks EVA then takes instead of the rows'.
 
     Raises:
         UserError: the adapter does not suit the model, or lacks what it needs.
     """
-    if adapter.name == "eva" and init_batches is None:
+    if isinstance(adapter, Eva) and init_batches is None and like is None:
         raise UserError("policy.adapter: eva starts from training rows, and none were given")
     try:
         config: Any = peft_config(adapter, total_steps=total_steps, head=head)
         config.target_modules = language_targets(base, config.target_modules)
+        if isinstance(adapter, Eva) and like is not None:
+            _set_ranks(config, like)
         # PEFT writes the model's own name, which is the folder of a download for a hub model.
         base.name_or_path = model_name(model)
         config.revision = revision
@@ -73,7 +80,7 @@ def attach_adapter(
     except (ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"policy.adapter: {adapter.name} does not fit {model}: {first_line(error)}") from error
     _check_head(wrapped, mutates=adapter.name in MUTATES_BASE)
-    if adapter.name == "eva":
+    if isinstance(adapter, Eva) and like is None:
         _start_eva(wrapped, list(init_batches or ()))
     if adapter.name == "loftq":
         replace_lora_weights_loftq(wrapped, str(folder))
@@ -151,6 +158,7 @@ def continue_adapter(base: PreTrainedModel, start_adapter: str, *, instead_of: A
     try:
         with safe_open(weights, "pt") as tensors:
             stored = set(tensors.keys())
+            _refuse_unlike(json.loads((folder / "adapter_config.json").read_text()), folder)
         wrapped = PeftModel.from_pretrained(base, folder, adapter_name=TRAINED, is_trainable=True)
     except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise UserError(f"policy.start_adapter: {folder} does not fit the base: {first_line(error)}") from error
@@ -162,9 +170,34 @@ def continue_adapter(base: PreTrainedModel, start_adapter: str, *, instead_of: A
             f"policy.start_adapter: {folder} was made for another base: {len(odd)} weights have "
             f"no counterpart, first {min(odd)}"
         )
+    check_loaded(wrapped, weights)
     _check_head(wrapped, mutates=False)
     freeze_copy(wrapped)
     return wrapped
+
+
+def _refuse_unlike(config: dict[str, Any], folder: Path) -> None:
+    """Refuse adapters that train weights of the base itself, of which no frozen copy can stand beside."""
+    for key, none in (("bias", "none"), ("modules_to_save", None), ("trainable_token_indices", None)):
+        if config.get(key) not in (none, None, [], {}):
+            raise UserError(
+                f"policy.start_adapter: {folder} has `{key}: {config[key]}`, weights of the base that a reference "
+                "cannot keep beside trained ones; merge it (`align export ADAPTER OUTPUT --merge`) and name the result "
+                "as `policy.model`"
+            )
+
+
+def check_loaded(wrapped: PeftModel, weights: Path) -> None:
+    """Refuse an adapter of which PEFT has left weights out: it renames those of some architectures and finds them not.
+
+    Raises:
+        UserError: names a weight.
+    """
+    present = adapter_tensors(wrapped, TRAINED)
+    with safe_open(weights, "pt") as stored:
+        for name in present.keys() & set(stored.keys()):
+            if not torch.equal(present[name].cpu(), stored.get_tensor(name).to(present[name].dtype)):
+                raise UserError(f"{weights}: PEFT does not read {name} into {type(wrapped.get_base_model()).__name__}")
 
 
 def freeze_copy(wrapped: PeftModel) -> None:
@@ -205,6 +238,19 @@ def tuner(wrapped: Any) -> Any:
 def adapter_layers(model: nn.Module) -> list[nn.Module]:
     """The layers that an adapter acts in."""
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+
+
+def _set_ranks(config: Any, state: Path) -> None:
+    """Make an EVA's config that of a plain LoRA with the layers and ranks that a state has, and EVA's scaling."""
+    ending = f".lora_A.{TRAINED}.weight"
+    with safe_open(state / STATE_FILE, "pt") as stored:
+        names = [name for name in stored.keys() if name.endswith(ending)]  # noqa: SIM118
+        ranks = {
+            n.removeprefix("base_model.model.").removesuffix(ending): stored.get_slice(n).get_shape()[0] for n in names
+        }
+    config.init_lora_weights, config.eva_config = True, None
+    config.target_modules, config.rank_pattern = list(ranks), ranks
+    config.alpha_pattern = {name: config.lora_alpha * rank / config.r for name, rank in ranks.items()}
 
 
 def _start_eva(wrapped: PeftModel, batches: list[ListBatch]) -> None:

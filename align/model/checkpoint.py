@@ -16,11 +16,10 @@ from transformers import PreTrainedModel
 
 from align.errors import UserError
 from align.model.adapters import MUTATES_BASE
-from align.model.attach import REFERENCE, TRAINED, adapter_config, adapter_tensors, plain_config, tuner
+from align.model.attach import REFERENCE, STATE_FILE, TRAINED, adapter_config, adapter_tensors, plain_config, tuner
 from align.model.identity import Identity
 from rewards.files import BASE_KEY
 
-STATE_FILE = "policy.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 ALLOCATOR = "allocator."
 ALLOCATOR_STATS = ("exp_avg_ipt", "exp_avg_unc")

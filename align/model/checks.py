@@ -14,10 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.data.collate import Example, collate
 from align.errors import UserError
-from align.model.forward import TokenScorer, base_model, decoder_of, evaluating, score_tokens
+from align.model.forward import TokenScorer, base_model, evaluating, score_tokens
 from align.model.load import first_line
 from align.packing.rope import sequence_length
 from align.types import ListBatch
+from rewards.logits import decoder_of
 from rewards.positions import table_size
 
 if TYPE_CHECKING:

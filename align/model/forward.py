@@ -17,6 +17,7 @@ from align.kernels import linear_logprobs
 from align.packing import Tree
 from align.packing.rope import regimes, sequence_length
 from align.types import ListBatch, TokenStats
+from rewards.logits import decoder_of, scale_and_cap
 
 if TYPE_CHECKING:
     from align.model.policy import Policy
@@ -154,32 +155,13 @@ def base_model(model: nn.Module) -> PreTrainedModel:
     return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
-SCALES = {"logit_scale": 1, "logits_scaling": -1, "lm_head_multiplier": 1, "output_multiplier": 1}
-"""What models' configs call a factor of the logits, and the power in which it counts."""
-SCALES_OF_TYPE: dict[str, dict[str, int]] = {"hyperclovax": {"logits_scaling": 1}, "mpt": {}}
-"""The same of the models that read these names otherwise, or not at all."""
-SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-
-
 def head_of(base: PreTrainedModel) -> dict[str, Any]:
     """The LM head as keywords of linear_logprobs: logits = cap tanh(scale (h W' + b) / cap)."""
     head: Any = base.get_output_embeddings()
     lora = None
     if isinstance(head, LoraLinear):
         lora, head = _active_lora(head), head.get_base_layer()
-    config = base.config.get_text_config()
-    scale = 1.0
-    for name, power in SCALES_OF_TYPE.get(config.model_type, SCALES).items():
-        if (factor := getattr(config, name, None)) is not None:  # null, as some configs say, is 1
-            scale *= factor**power
-    caps = [cap for cap in (getattr(config, name, None) for name in SOFT_CAPS) if cap is not None]
-    return {"weight": head.weight, "bias": head.bias, "lora": lora, "logit_scale": scale, "softcap": (*caps, None)[0]}
-
-
-def decoder_of(base: PreTrainedModel) -> nn.Module:
-    """The module whose last hidden states the LM head reads."""
-    decoder: nn.Module = base.get_decoder()
-    return base.model if decoder is base else decoder  # Llama 4's text model names another module than it has
+    return {"weight": head.weight, "bias": head.bias, "lora": lora, **scale_and_cap(base.config.get_text_config())}
 
 
 def is_multimodal(base: PreTrainedModel) -> bool:

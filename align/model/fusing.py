@@ -13,8 +13,9 @@ from align.data.collate import collate
 from align.errors import UserError
 from align.fused import ACTIVATIONS, Activation, Projection, gated_mlp, lora_linear, on_asked_rows, rms_norm
 from align.model.checks import probe_lists, tolerance
-from align.model.forward import base_model, decoder_of, evaluating, logprobs
+from align.model.forward import base_model, evaluating, logprobs
 from align.model.load import first_line
+from rewards.logits import decoder_of
 
 log = logging.getLogger(__name__)
 

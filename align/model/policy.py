@@ -189,6 +189,7 @@ def load_policy(
     init_batches: Iterable[ListBatch] | None = None,
     keep_reference: bool = True,
     packing: bool = True,
+    like: Path | None = None,
 ) -> Policy:
     """The policy of a recipe's `policy` section, at its start.
 
@@ -201,6 +202,7 @@ def load_policy(
         keep_reference: full training keeps a copy of the initial weights; False where the reference is cached before
             the first step.
         packing: run every list as one row, its prompt once, where the model allows.
+        like: the state of a run that is loaded into it afterwards, instead of `init_batches`.
 
     Raises:
         UserError: something named does not exist, does not fit, or nothing would train.
@@ -227,7 +229,7 @@ def load_policy(
     _freeze_other_parts(base, name=model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        needs = {"total_steps": total_steps, "init_batches": init_batches}
+        needs = {"total_steps": total_steps, "init_batches": init_batches, "like": like}
         origin = {"model": model, "revision": revision, "folder": folder}
         trained = _with_adapter(base, adapter, start_adapter, **origin, **needs)
     what = "start_adapter" if start_adapter is not None else adapter.name

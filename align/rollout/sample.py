@@ -13,7 +13,6 @@ import torch
 from align.data.schema import Row, is_messages
 from align.errors import UserError
 from align.evaluate.sampling import Sampled, completion_text
-from align.model.adapters import Eva, Lora
 from align.model.policy import Policy, load_policy
 from align.progress import progress
 from align.recipe import Recipe, load_recipe
@@ -298,9 +297,7 @@ def load_trained(recipe: Recipe, trained: Path | None) -> Policy:
     if run:
         own = load_recipe(run / "recipe.yaml").policy
         section |= {name: getattr(own, name) for name in ("model", "adapter", "start_adapter")}
-    if run and isinstance(section["adapter"], Eva):  # its start needs rows, but what it became is a LoRA
-        section |= {"adapter": Lora(), "start_adapter": str(run / "adapter")}
-        run = None
+        section["like"] = RunDirectory(run).final_state()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = load_policy(**section, seed=recipe.train.seed, device=device, total_steps=1, keep_reference=False)
     if run:
