@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from align.data.collate import Example
+from align.data.schema import ATTRIBUTES
 from align.errors import UserError
 from align.evaluate.ranking import ranking_metrics
 from align.model.reward import RewardBatch, RewardModel
@@ -182,6 +183,12 @@ def check_ratings(lists: Dataset, objectives: Terms, names: Sequence[str]) -> No
 def strength_field(objectives: Terms) -> str:
     """The column that holds the strength of a row's preference."""
     return next((o.strength_field for o in objectives if isinstance(o, BradleyTerry)), "margin")
+
+
+def columns_read(objectives: Terms, outputs: Sequence[str]) -> list[str]:
+    """The columns that these objectives learn from besides a row's order."""
+    rated = [ATTRIBUTES, *outputs] if any(isinstance(o, Attributes) for o in objectives) else []
+    return rated + [o.strength_field for o in objectives if isinstance(o, BradleyTerry) and o.strength != "none"]
 
 
 def _term(objective: Objective | BradleyTerry | Attributes, names: Sequence[str]) -> Term:

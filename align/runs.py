@@ -35,7 +35,7 @@ from align.progress import progress, stage
 from align.recipe import Recipe
 from align.record import hold_to_record, record_lists
 from align.report import write_report
-from align.reward_loss import check_ratings, set_of, strength_field
+from align.reward_loss import check_ratings, columns_read, set_of, strength_field
 from align.run_directory import RunDirectory, read_json, start_log, write_json
 from align.summary import print_summary
 from align.tracking import flat, run_name, set_project
@@ -229,6 +229,7 @@ def _rated(recipe: Recipe, prepared: Prepared) -> Annotated:
     lists = with_ratings(prepared.train, prepared.train_rows, sets=sets, **options)
     of_no_set = dict.fromkeys(prepared.heldout["source"][:], -1)
     heldout = with_ratings(prepared.heldout, prepared.heldout_rows, sets=of_no_set, **options)
+    prepared.audit.mark_read(columns_read(recipe.objective, names))
     return Annotated(lists, heldout, {})
 
 

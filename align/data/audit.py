@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -136,6 +136,12 @@ class Audit:
     def truncated_share(self) -> float:
         """Share of the completions that were cut; 0 where there are none."""
         return self.truncated_completions / self.completions if self.completions else 0.0
+
+    def mark_read(self, columns: Iterable[str]) -> None:
+        """Columns that are read after all, by what learns more from a row than its order."""
+        for source in self.sources:
+            for name in columns:
+                source.columns_not_read.pop(name, None)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON holds it."""

@@ -75,6 +75,26 @@ def trainer_rewards(model, recipe) -> torch.Tensor:
         return model.scorer().eval()(model.collate(list(prepare(recipe).heldout)))
 
 
+def test_the_audit_names_ratings_and_strengths_only_where_nothing_reads_them(reward_recipe, tmp_path):
+    rows = tmp_path / "pairs.jsonl"
+    columns = {"margin": 2.0, "threes": [1.0, 0.0], "fours": [0.0, 1.0]}
+    row = {"chosen": " w3", "rejected": " w4", **columns}
+    rows.write_text("".join(json.dumps({"prompt": f"w{i}", **row}) + "\n" for i in range(5, 11)))
+    objectives = {
+        "margin": {"name": "bradley_terry", "strength": "margin"},
+        "threes": {"name": "attributes"},
+        "": {"name": "bradley_terry"},
+    }
+    for read, objective in objectives.items():
+        own = {
+            "objective": objective,
+            "reward": {"outputs": ["threes" if read == "threes" else "reward"]},
+            "data": {"sources": [str(rows)]},
+        }
+        (source, *_) = train(reward_recipe(f"run_{read}", train={"steps": 1}, **own)).summary["data"]["sources"]
+        assert source["columns_not_read"] == dict.fromkeys(columns.keys() - {read}, 6)
+
+
 def test_it_learns_and_measures(reward_recipe):
     summary = train(reward_recipe(train={"epochs": 6})).summary
     before, after = summary["eval_before"], summary["eval_after"]
