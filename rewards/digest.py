@@ -17,7 +17,7 @@ from rewards.loading import chat_template_of, default_device, folder_of
 from rewards.templates import VOLATILE
 from rewards.types import Running, Strict
 
-BACKEND = 1
+BACKEND = 2
 """To be counted up when our own computation of rewards changes its results."""
 SPEED = {"tokens_per_batch", "texts_per_request", "requests_at_once", "timeout"}
 """Fields that change how fast rewards come, not what they are."""

@@ -3,7 +3,10 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Conversation = list[dict[str, Any]]
 """Messages with a `role`, a `content` and whatever else a row gives them."""
@@ -66,6 +69,91 @@ def repeated_head(prompt: str, completion: str, tokens: Sequence[str]) -> int:
             behind = body[len(head) :]
             return len(completion) - len(behind.removeprefix(prompt[start.start() + len(head) :]))
     return 0
+
+
+def mended_prompt(
+    prompt: Conversation, bos: str, before_answer: Render, apply: Render
+) -> tuple[Conversation, bool, int]:
+    """A prompt without what it brings and the template writes too.
+
+    Args:
+        bos: the start token as text, or "".
+        before_answer: applies the template up to where the completion begins.
+        apply: applies the template.
+
+    Returns:
+        The messages, whether one start token was taken away, and from how many messages an end-of-turn token.
+
+    Source: ours
+    """
+    bare = prompt[0]["content"].removeprefix(bos)
+    doubled = bare != prompt[0]["content"]
+    if doubled:
+        without = _with_content(prompt, 0, bare)
+        doubled = before_answer(without).startswith(bos)
+        prompt = without if doubled else prompt
+    finished = range(len(prompt) - (prompt[-1]["role"] == "assistant"))
+    prompt, ends = without_second_ends(prompt, finished, apply)
+    return prompt, doubled, ends
+
+
+def with_answer(
+    prompt: Conversation, answer: dict[str, Any], bos: str, tags: Sequence[str], before: str, apply: Render
+) -> tuple[Conversation, bool, int]:
+    """A prompt with an answer, less what the answer brings and the template writes too.
+
+    Args:
+        prompt: where the assistant's message is its last, the answer continues that.
+        bos: the start token as text, or "".
+        tags: the tokens that `repeated_head` looks for.
+        before: the prompt as rendered.
+        apply: applies the template.
+
+    Returns:
+        The conversation, whether the answer lost something at its beginning, and 1 if an end-of-turn token.
+
+    Source: ours
+    """
+    content = answer["content"].removeprefix(bos)
+    head = repeated_head(before, content, tags)
+    if head:
+        whole = apply(_continued(prompt, {**answer, "content": content}))
+        own = whole[len(before) :].lstrip() if whole.startswith(before) else ""
+        content = content[head:] if own.startswith(content[:head].strip()) else content
+    conversation = _continued(prompt, {**answer, "content": content})
+    conversation, ends = without_second_ends(conversation, [len(conversation) - 1], apply)
+    return conversation, content != answer["content"], ends
+
+
+def plain_answer(prompt: str, answer: str, bos: str, eos: str, tags: Sequence[str]) -> tuple[str, bool, bool]:
+    """A text that follows a prompt, less what it repeats of the prompt's end and of its own end token.
+
+    Args:
+        eos: the end token as text, or "" for one that is not looked at.
+
+    Returns:
+        The text, and whether it lost something at its beginning and at its end.
+
+    Source: ours
+    """
+    bare = answer.removeprefix(bos)
+    bare = bare[repeated_head(prompt, bare, tags) :]
+    ended = bare
+    if eos and bare.rstrip().endswith(eos):
+        ended = re.sub(rf"(?:{re.escape(eos)}\s*)+$", lambda _: eos, bare)
+    return ended, bare != answer, ended != bare
+
+
+def start_text(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The start token as text; empty where there is none, or where it is the end token as well."""
+    bos = tokenizer.bos_token
+    return str(bos) if bos and bos != tokenizer.eos_token else ""
+
+
+def tags_of(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    """Added tokens that are written like `<this>`, special or not; the start token is none of them."""
+    added = [str(text) for token, text in tokenizer.added_tokens_decoder.items() if token != tokenizer.bos_token_id]
+    return tuple(text for text in added if re.fullmatch(TAG, text))
 
 
 def left_out(conversation: Conversation, rendered: str, render: Render) -> list[tuple[int, str]]:
@@ -132,3 +220,9 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _with_content(conversation: Conversation, place: int, content: str) -> Conversation:
     return [*conversation[:place], {**conversation[place], "content": content}, *conversation[place + 1 :]]
+
+
+def _continued(prompt: Conversation, answer: dict[str, Any]) -> Conversation:
+    if prompt[-1]["role"] != "assistant":
+        return [*prompt, answer]
+    return [*prompt[:-1], {**prompt[-1], **answer, "content": prompt[-1]["content"] + answer["content"]}]

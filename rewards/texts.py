@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rewards.templates import mended_prompt, plain_answer, start_text, tags_of, with_answer
 from rewards.types import Messages, RowError, Text
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def prompt_texts(
     return [
         (prompt, templated)
         if isinstance(prompt, str) and isinstance(own, str)
-        else (_render(as_messages(prompt, "user"), tokenizer, before_answer=True), True)
+        else (_before_answer(_mended(as_messages(prompt, "user"), tokenizer), tokenizer), True)
         for prompt, own in zip(prompts, completions, strict=True)
     ]
 
@@ -36,7 +37,8 @@ def token_ids(texts: Sequence[tuple[str, bool]], tokenizer: "PreTrainedTokenizer
         if chosen:
             found = tokenizer([texts[i][0] for i in chosen], add_special_tokens=frame)["input_ids"]
             for i, own in zip(chosen, found, strict=True):
-                ids[i] = own
+                twice = frame and len(own) > 1 and own[-2] == own[-1] == tokenizer.eos_token_id  # the text brings one
+                ids[i] = own[:-1] if twice else own
     return ids
 
 
@@ -58,7 +60,8 @@ def joint_ids(
     Raises:
         RowError: a text has no tokens, or messages have no chat template.
     """
-    joint = [_joint(prompt, own, tokenizer) for prompt, own in zip(prompts, completions, strict=True)]
+    bos, tags = start_text(tokenizer), tags_of(tokenizer)
+    joint = [_joint(prompt, own, tokenizer, bos, tags) for prompt, own in zip(prompts, completions, strict=True)]
     ids = token_ids([(text, own or templated) for text, own in joint], tokenizer)
     if not all(ids):
         raise RowError("a prompt and its completion are both empty; there is nothing to score")
@@ -96,26 +99,37 @@ def as_messages(text: Text, role: str) -> Messages:
     return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 
-def _joint(prompt: Text, completion: Text, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, bool]:
+def _joint(
+    prompt: Text, completion: Text, tokenizer: "PreTrainedTokenizerBase", bos: str, tags: tuple[str, ...]
+) -> tuple[str, bool]:
     if isinstance(prompt, str) and isinstance(completion, str):
-        return prompt + completion, False
-    asked, answer = as_messages(prompt, "user"), as_messages(completion, "assistant")
-    if asked[-1]["role"] == "assistant":
-        asked, answer = asked[:-1], [{**answer[0], "content": asked[-1]["content"] + answer[0]["content"]}]
-    return _render([*asked, *answer], tokenizer), True
+        return prompt + plain_answer(prompt, completion, bos, str(tokenizer.eos_token or ""), tags)[0], False
+    asked, (answer,) = _mended(as_messages(prompt, "user"), tokenizer), as_messages(completion, "assistant")
+    head = answer["content"].removeprefix(bos).lstrip().startswith(tags)
+    before = _before_answer(asked, tokenizer) if head else ""
+    conversation, _, _ = with_answer(asked, answer, bos, tags, before, lambda messages: _render(messages, tokenizer))
+    return _render(conversation, tokenizer), True
 
 
-def _render(messages: Messages, tokenizer: "PreTrainedTokenizerBase", *, before_answer: bool = False) -> str:
+def _mended(prompt: Messages, tokenizer: "PreTrainedTokenizerBase") -> Messages:
+    """The prompt as training reads it, without what the template writes too."""
+    return mended_prompt(
+        prompt,
+        start_text(tokenizer),
+        lambda messages: _before_answer(messages, tokenizer),
+        lambda messages: _render(messages, tokenizer),
+    )[0]
+
+
+def _before_answer(messages: Messages, tokenizer: "PreTrainedTokenizerBase") -> str:
+    open_end = messages[-1]["role"] == "assistant"
+    return _render(messages, tokenizer, add_generation_prompt=not open_end, continue_final_message=open_end)
+
+
+def _render(messages: Messages, tokenizer: "PreTrainedTokenizerBase", **options: Any) -> str:
     if tokenizer.chat_template is None:
         raise RowError(
             f"{tokenizer.name_or_path}: the rows hold messages, but this tokenizer has no chat template; "
             "give text rows or add a chat_template.jinja to the model's folder"
         )
-    if not before_answer:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    open_end = messages[-1]["role"] == "assistant"
-    return str(
-        tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=not open_end, continue_final_message=open_end
-        )
-    )
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))

@@ -1,12 +1,11 @@
 """Where a prompt ends, which tokens stand around it, and how a list is made to fit: on token ids alone."""
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from rewards.templates import TAG
+from rewards.templates import tags_of
 
 Overlong = Literal["truncate", "drop_completion", "drop_list"]
 
@@ -38,9 +37,9 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokens:
     no_end = {tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
     ends = frozenset({*added, *tokenizer.all_special_ids} - no_end)
     around = tuple(full[:start]), tuple(full[start + len(bare) :])
-    every = [str(text) for token, text in tokenizer.added_tokens_decoder.items() if token != tokenizer.bos_token_id]
-    tags = tuple(text for text in every if re.fullmatch(TAG, text))
-    return Tokens(*around, tokenizer.bos_token_id, tokenizer.eos_token_id, ends, tuple(added.values()), tags)
+    return Tokens(
+        *around, tokenizer.bos_token_id, tokenizer.eos_token_id, ends, tuple(added.values()), tags_of(tokenizer)
+    )
 
 
 def split_tokens(
@@ -72,7 +71,8 @@ def split_tokens(
         if append_eos and (not completion or completion[-1] not in ends):
             completion = [*completion, special.eos]  # type: ignore[list-item]
             eos_added += templated
-        if append_eos is None and not templated:
+        ended = completion[-1:] == [special.eos] and special.suffix == (special.eos,)  # by the text itself
+        if append_eos is None and not templated and not ended:
             completion = [*completion, *special.suffix]
         completions.append(completion)
     return {

@@ -1,6 +1,5 @@
 """A row's prompt and completions as the texts that are tokenised, and what happened to them on the way."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data.boundary import Tokens
 from align.data.schema import Message, Text
-from align.data.texts import Template, start_text
-from rewards.templates import left_out, repeated_head, without_second_ends
+from align.data.texts import Template
+from rewards.templates import left_out, plain_answer, start_text, with_answer
 
 RENDERED = Features(
     {
@@ -64,7 +63,7 @@ def render(
     """
     if isinstance(prompt, str):
         return _plain(prompt, [str(own) for own in completions], tokenizer, options, special, append_eos)
-    template = Template(tokenizer, chat_template, options)
+    template, bos = Template(tokenizer, chat_template, options), start_text(tokenizer)
     prompt, started, ends = template.mended(prompt)
     counts: dict[str, Any] = untouched() | {
         "bos_stripped": started,
@@ -75,7 +74,9 @@ def render(
     lost_of_prompt: set[tuple[int, str]] = set()
     for completion in completions:
         answer: Message = completion[0]  # type: ignore[assignment]
-        conversation = _conversation(prompt, answer, texts[0], template, special, counts)
+        conversation, head, end = with_answer(prompt, answer, bos, special.tags, texts[0], template.apply)
+        counts["repeated_heads"] += head
+        counts["repeated_ends"] += end
         text = template.apply(conversation)
         for place, key in left_out(conversation, text, template.apply):
             if place == len(conversation) - 1:
@@ -91,34 +92,6 @@ def render(
     return {"texts": texts, **counts}
 
 
-def _conversation(
-    prompt: list[Message],
-    answer: Message,
-    before: str,
-    template: Template,
-    special: Tokens,
-    counts: dict[str, Any],
-) -> list[Message]:
-    """The prompt with an answer, less what the answer brings and the template writes too."""
-    content = answer["content"].removeprefix(start_text(template.tokenizer))
-    head = repeated_head(before, content, special.tags)
-    if head:
-        whole = template.apply(_with_answer(prompt, {**answer, "content": content}))
-        own = whole[len(before) :].lstrip() if whole.startswith(before) else ""
-        content = content[head:] if own.startswith(content[:head].strip()) else content
-    counts["repeated_heads"] += content != answer["content"]
-    conversation = _with_answer(prompt, {**answer, "content": content})
-    conversation, ends = without_second_ends(conversation, [len(conversation) - 1], template.apply)
-    counts["repeated_ends"] += ends
-    return conversation
-
-
-def _with_answer(prompt: list[Message], answer: Message) -> list[Message]:
-    if prompt[-1]["role"] != "assistant":
-        return [*prompt, answer]
-    return [*prompt[:-1], {**prompt[-1], **answer, "content": prompt[-1]["content"] + answer["content"]}]
-
-
 def _plain(
     prompt: str,
     completions: list[str],
@@ -129,18 +102,10 @@ def _plain(
 ) -> dict[str, Any]:
     counts: dict[str, Any] = untouched() | {"unread_options": list(options)}
     texts = [prompt]
+    eos = "" if append_eos is False else str(tokenizer.eos_token or "")
     for given in completions:
-        own = given.removeprefix(start_text(tokenizer))
-        own = own[repeated_head(prompt, own, special.tags) :]
-        counts["repeated_heads"] += own != given
-        ended = _with_one_end(own, tokenizer.eos_token) if append_eos else own
-        counts["repeated_ends"] += ended != own
-        texts.append(prompt + ended)
+        own, head, end = plain_answer(prompt, given, start_text(tokenizer), eos, special.tags)
+        counts["repeated_heads"] += head
+        counts["repeated_ends"] += end
+        texts.append(prompt + own)
     return {"texts": texts, **counts}
-
-
-def _with_one_end(text: str, eos: Any) -> str:
-    """The text with its end token once and nothing behind it, where it brings one."""
-    if not text.rstrip().endswith(str(eos)):
-        return text
-    return re.sub(rf"(?:{re.escape(str(eos))}\s*)+$", lambda _: str(eos), text)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from align.data.schema import Message, Row, is_messages
 from align.errors import UserError
 from align.shipped import template_file
-from rewards.templates import without_second_ends
+from rewards.templates import mended_prompt, start_text
 
 
 def read_chat_template(path: str | None) -> str | None:
@@ -119,16 +119,7 @@ class Template:
         Returns:
             The messages, whether one start token was taken away, and from how many messages an end-of-turn token.
         """
-        bos = start_text(self.tokenizer)
-        bare = prompt[0]["content"].removeprefix(bos)
-        doubled = bare != prompt[0]["content"]
-        if doubled:
-            without = [{**prompt[0], "content": bare}, *prompt[1:]]
-            doubled = self.before_answer(without).startswith(bos)
-            prompt = without if doubled else prompt
-        finished = range(len(prompt) - (prompt[-1]["role"] == "assistant"))
-        prompt, ends = without_second_ends(prompt, finished, self.apply)
-        return prompt, doubled, ends
+        return mended_prompt(prompt, start_text(self.tokenizer), self.before_answer, self.apply)
 
     def unread(self) -> list[str]:
         """The options that no part of the template names."""
@@ -136,9 +127,3 @@ class Template:
             return []
         text = str(self.tokenizer.get_chat_template(self.chat_template))
         return [name for name in self.options if not re.search(rf"\b{re.escape(name)}\b", text)]
-
-
-def start_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The start token as text; empty where there is none, or where it is the end token as well."""
-    bos = tokenizer.bos_token
-    return str(bos) if bos and bos != tokenizer.eos_token else ""

@@ -368,3 +368,35 @@ def test_a_date_in_a_message_is_read_as_text(tokenizer):
 
     asked = [{"role": "user", "content": "hi", "timestamp": datetime(2024, 4, 1)}]
     assert tokenize([row(asked, "a", "b")], tokenizer, "chatml")[0]["prompt_left_out"] in ([], ["user timestamp"])
+
+
+BROUGHT = ("fine", "<s>fine</s>", "fine<|im_end|>", "fine<|eot_id|>\n", "<|im_start|>assistant\nfine", "fine</s></s>")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_scorer_and_a_reward_models_training_read_a_row_alike(name, tokenizer, monkeypatch):
+    from rewards.texts import joint_ids
+
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATES[name])
+    earlier = (("user", "<s>hi"), ("assistant", "Hello.<|im_end|>"), ("user", "Who?"))
+    rows = [row(prompt, own, "b") for own in BROUGHT for prompt in (earlier, (("user", "hi"), ("assistant", "I am ")))]
+    rows += [Row("1", "hi<|im_start|>assistant\n", (own, "b"), (1.0, 0.0), None, {}, "r", 1) for own in BROUGHT]
+    for own, entry in zip(rows, tokenize(rows, tokenizer, name, append_eos=None), strict=True):
+        scored = joint_ids([own.prompt] * 2, own.completions, tokenizer)
+        assert [entry["prompt_ids"] + ids for ids in entry["completion_ids"]] == scored
+
+
+def test_a_framed_text_that_brings_its_end_has_one_for_scorers_and_training(byte_level):
+    from tokenizers import processors
+
+    from rewards.texts import joint_ids
+
+    framing = with_their_tokens(byte_level)
+    framing.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    own = Row("1", "the cat", (" sat", " sat</s>"), (1.0, 0.0), None, {}, "r", 1)
+    entry = tokenize([own], framing, None, append_eos=None)[0]
+    assert entry["completion_ids"][0] == entry["completion_ids"][1]
+    whole = [entry["prompt_ids"] + ids for ids in entry["completion_ids"]]
+    assert joint_ids([own.prompt] * 2, own.completions, framing) == whole == [framing("the cat sat")["input_ids"]] * 2
