@@ -17,7 +17,7 @@ from align.objectives import PROPERTIES, ObjectiveConfig, ScoreConfig
 from align.objectives.score_config import LengthDesensitised, LogRatio, ReverseKL, Tgdpo, TokenReg, TokenWeights
 from align.other_tools import foreign_recipe
 from align.rollout.config import OnlineSection, RolloutSection
-from align.section import Strict
+from align.section import Free, Strict
 from align.settings import RewardSection, TrainSection, check_reward_objectives
 from align.shipped import names, recipe_file, with_shipped_paths
 from rewards.config import ScorerConfig
@@ -37,7 +37,7 @@ class SamplingSection(Strict):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    show: Annotated[int, Field(ge=0)] = 2
+    show: Annotated[int, Field(ge=0), Free()] = 2
     """Completions printed before and after."""
     token_lists: Annotated[int, Field(ge=0)] = 6
     """Held-out lists written token by token, before and after, to token_view.jsonl; 0 for none."""
@@ -58,7 +58,7 @@ class Recipe(Strict):
     task: Literal["preference", "sft", "reward"] = "preference"
     """`sft` trains on the best completion of each row by plain next-token loss: a warm-up before `preference`. `reward`
     trains a reward model: a head on the model of `policy`."""
-    output: str
+    output: Annotated[str, Free(unless="online")]
     """The run directory; a run that is already there goes on."""
     policy: PolicySection
     reference: ReferenceSection = ReferenceSection()

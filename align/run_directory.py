@@ -15,6 +15,7 @@ import yaml
 
 from align.errors import UserError
 from align.recipe import Recipe, dump_recipe, load_recipe
+from align.section import Free, Grows, keys_marked
 
 log = logging.getLogger("align")
 
@@ -40,11 +41,16 @@ class RunDirectory:
         self.adapter = self.path / "adapter"
         self.token_view = self.path / "token_view.jsonl"
         self.summary = self.path / "summary.json"
+        self.changes: list[str] = []
+        """What `open` found changed, and let be, in words."""
+        self.grows_from: Recipe | None = None
+        """The recipe of a shorter run that is there; `grow` puts the new one in its place."""
 
     def open(self, recipe: Recipe) -> None:
         """Start the run, or make sure that the run that is there is of the same recipe.
 
-        A recipe that was refused before any work was done may be mended: the new one takes its place.
+        A recipe that was refused before any work was done may be mended: the new one takes its place. Afterwards keys
+        may change that do not change the result, and those of a run's length may grow.
 
         Raises:
             UserError: the folder holds another recipe's run, or other files, or is none.
@@ -57,10 +63,8 @@ class RunDirectory:
             if not changed:
                 return
             if self.has_work():
-                raise UserError(
-                    f"{self.path}: holds a run of another recipe (it differs in {', '.join(changed)}); "
-                    "set `output` to a new folder, or remove this one"
-                )
+                self._let_be(changed, recipe)
+                return
         elif found:
             raise UserError(f"{self.path}: holds files that are no run; give `output` another folder or empty this one")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -71,12 +75,43 @@ class RunDirectory:
         """Whether anything was done here that belongs to the recipe and the rows that it began with."""
         return not {entry.name for entry in self.path.iterdir()} <= OF_EVERY_START
 
-    def _changed(self, recipe: Recipe) -> list[str]:
-        """The keys in which the recipe that is there differs."""
-        old = yaml.safe_load(self.recipe.read_text())
+    def grow(self, recipe: Recipe, checkpoint: Path | None) -> None:
+        """Turn a shorter run, finished or not, into the beginning of a longer one, from one of its checkpoints on."""
+        newer = [one for one in complete_checkpoints(self.checkpoints) if checkpoint and _step(one) > _step(checkpoint)]
+        for one in newer:
+            (one / COMPLETE).unlink()
+        self.summary.unlink(missing_ok=True)
+        write_text(self.recipe, dump_recipe(recipe))
+
+    def _let_be(self, changed: dict[str, tuple[Any, Any]], recipe: Recipe) -> None:
+        """Take over a begun run's changed keys, where they may change.
+
+        Raises:
+            UserError: names those that may not.
+        """
+        free, growing = keys_marked(recipe, Free), keys_marked(recipe, Grows)
+        if recipe.online:
+            growing -= {"train.steps", "train.epochs"}  # of every iteration, the finished ones too
+        grown = {key for key, (old, new) in changed.items() if key in growing and old and new and new > old}
+        if odd := sorted(changed.keys() - free - grown):
+            shrunk = [key for key in odd if key in growing]
+            hint = f"{', '.join(shrunk)} may only grow; " if shrunk else ""
+            raise UserError(
+                f"{self.path}: holds a run of another recipe (it differs in {', '.join(odd)}); {hint}"
+                "set `output` to a new folder, or remove this one"
+            )
+        self.changes = [f"{key} is {new} from here on ({old} before)" for key, (old, new) in sorted(changed.items())]
+        if grown:
+            self.grows_from = self.read_recipe()
+        else:
+            write_text(self.recipe, dump_recipe(recipe))
+
+    def _changed(self, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+        """The keys in which the recipe that is there differs, with its value and the new one."""
+        old, new = yaml.safe_load(self.recipe.read_text()), yaml.safe_load(dump_recipe(recipe))
         if not isinstance(old, dict):
             raise UserError(f"{self.recipe}: damaged, no recipe; restore the file, or give `output` a new folder")
-        return sorted(differing_keys(old, yaml.safe_load(dump_recipe(recipe))))
+        return {key: (_value(old, key), _value(new, key)) for key in sorted(differing_keys(old, new))}
 
     def read_recipe(self) -> Recipe:
         """The recipe that the run is of.
@@ -138,7 +173,17 @@ class RunDirectory:
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints that were written to their end, oldest first."""
     whole = [marker.parent for marker in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return sorted(whole, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(whole, key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def _value(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
 
 
 def differing_keys(old: Any, new: Any, path: str = "") -> set[str]:

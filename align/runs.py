@@ -40,7 +40,7 @@ from align.run_directory import RunDirectory, read_json, start_log, write_json
 from align.summary import print_summary
 from align.tracking import flat, run_name, set_project
 from align.trainer import AlignTrainer
-from align.training import fit_to_plan, planned_steps, training_arguments
+from align.training import fit_to_plan, grow, planned_steps, training_arguments
 from rewards import load_scorer
 
 log = logging.getLogger("align")
@@ -77,7 +77,9 @@ def train(recipe: Recipe) -> RunResult:
     with arguments.main_process_first():
         run.open(recipe)
     start_log(run, main=main)
-    finished = run.summary.exists()
+    for change in run.changes:
+        log.info("%s", change)
+    finished = run.summary.exists() and run.grows_from is None
     if recipe.online:
         train_online(recipe, run)
     elif finished:
@@ -109,6 +111,8 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
     lists, heldout = filter_by_ches(recipe, prepared, annotated.train), annotated.heldout
     plan = planned_steps(recipe.train, lists)
     fit_to_plan(arguments, recipe.train, steps=len(plan))
+    if run.grows_from:
+        grow(run, recipe, planned_steps(run.grows_from.train, lists), plan, main=arguments.process_index == 0)
     _advise(recipe, run, prepared.audit, steps=len(plan), lists=len(lists))
     start_from(recipe.policy.start_run, policy)
     trainer = AlignTrainer(

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from align.objectives.config import Objective
 from align.optimizers import why_not
-from align.section import Fraction, Strict
+from align.section import Fraction, Free, Grows, Strict
 from align.tracking import checked_trackers
 from rewards.head_config import Attributes, BradleyTerry
 
@@ -88,41 +88,41 @@ class TrainSection(Strict):
     adam_beta2: Fraction = 0.999
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 turns that off."""
-    epochs: PositiveFloat = 1.0
-    steps: PositiveInt | None = None
+    epochs: Annotated[PositiveFloat, Grows()] = 1.0
+    steps: Annotated[PositiveInt | None, Grows()] = None
     """Optimizer steps; takes the place of `epochs`."""
     lists_per_step: PositiveInt = 32
     """Lists of one optimizer step, over all processes: the statistical batch size."""
-    tokens_per_batch: PositiveInt = 8192
+    tokens_per_batch: Annotated[PositiveInt, Free()] = 8192
     """Tokens of one forward pass at most, as the model reads them; changes memory and speed, not the result."""
-    packing: bool = True
+    packing: Annotated[bool, Free()] = True
     """Run a list as one row, its prompt once, where the model allows; off: every completion in a padded row."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast of the forward pass; bfloat16 with float32 weights is mixed precision."""
-    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    gradient_checkpointing: Annotated[bool | Literal["auto"], Free()] = "auto"
     """Recompute activations in the backward pass: less memory, about a third more time; auto: of as few layers as
     `activation_memory_gb` asks for."""
-    activation_memory_gb: PositiveFloat | None = None
+    activation_memory_gb: Annotated[PositiveFloat | None, Free()] = None
     """Memory for what the layers keep for the backward pass; by default most of what is free on the device."""
     dropout: bool = False
     """Keep the model's own dropout while training. An adapter's dropout is honoured either way."""
-    logging_steps: PositiveInt = 1
+    logging_steps: Annotated[PositiveInt, Free()] = 1
     """Steps between lines on the terminal; metrics.jsonl gets every step."""
-    eval_steps: PositiveInt | None = None
+    eval_steps: Annotated[PositiveInt | None, Free(unless="keep_best")] = None
     """Steps between evaluations on the held-out lists; they always run before and after training."""
-    save_steps: PositiveInt | None = None
+    save_steps: Annotated[PositiveInt | None, Free()] = None
     """Steps between checkpoints; by default about ten in a run."""
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: Annotated[PositiveInt, Free()] = 2
     """Checkpoints kept; older ones are removed."""
     keep_best: Literal["loss", "pair_accuracy", "ndcg", "kendall_tau", "top1_agreement"] | None = None
     """Export the checkpoint that was best by this held-out figure, not the last; needs `eval_steps`."""
-    report_to: tuple[str, ...] = ()
+    report_to: Annotated[tuple[str, ...], Free()] = ()
     """Where metrics go besides the run directory: transformers' names of trackers, `all` installed ones, or `none`."""
-    project: Annotated[str, Field(min_length=1)] = "align"
+    project: Annotated[str, Field(min_length=1), Free()] = "align"
     """What trackers file the run under; its name there is the folder of `output`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Every random choice of the run follows from it."""
-    threads: PositiveInt | None = None
+    threads: Annotated[PositiveInt | None, Free()] = None
     """Torch threads on a CPU; by default torch's choice. Models of a few million parameters are fastest with 1."""
 
     @field_validator("optimizer")

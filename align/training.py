@@ -1,5 +1,6 @@
 """What the recipe's `train` section becomes: the lists of every step, and transformers' TrainingArguments."""
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +10,17 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
-from transformers import TrainingArguments
+from transformers import TrainingArguments, get_scheduler
 
 from align.data.steps import plan_steps
+from align.errors import UserError
+from align.model.adapters import AdaLora
+from align.recipe import Recipe
+from align.run_directory import RunDirectory, complete_checkpoints
 from align.settings import TrainSection
 from align.types import LONGEST_WAIT
+
+log = logging.getLogger("align")
 
 
 def planned_steps(train: TrainSection, lists: Dataset) -> list[list[int]]:
@@ -77,6 +84,43 @@ def training_arguments(
     )
     arguments.recipe_values = recipe_values or {}
     return arguments
+
+
+def grow(run: RunDirectory, recipe: Recipe, before: list[list[int]], plan: list[list[int]], *, main: bool) -> None:
+    """Let a begun run become longer, where it has so far done what the longer one would have done.
+
+    Args:
+        before: the lists of every step of the shorter run.
+        plan: likewise of the longer.
+
+    Raises:
+        UserError: says why it would have done other things.
+    """
+    if isinstance(recipe.policy.adapter, AdaLora):
+        raise UserError(f"{run.path}: adalora plans its ranks by the number of steps, so the run may not grow")
+    done = complete_checkpoints(run.checkpoints)
+    steps = [int(checkpoint.name.split("-")[1]) for checkpoint in done]
+    rates = [_rates(recipe.train, total=len(one), steps=max(steps, default=0)) for one in (before, plan)]
+    fitting = [c for c, s in zip(done, steps, strict=True) if before[:s] == plan[:s] and rates[0][:s] == rates[1][:s]]
+    if done and not fitting:
+        reason = f"the learning rate of a {recipe.train.schedule} schedule depends on how long the run is"
+        if rates[0] == rates[1]:
+            reason = "its last step was a smaller one; give train.steps"
+        raise UserError(
+            f"{run.path}: may not grow from {len(before)} to {len(plan)} steps: {reason}; a constant one may; "
+            "give `output` another folder"
+        )
+    log.info("the run grows from %d to %d steps", len(before), len(plan))
+    if main:
+        run.grow(recipe, fitting[-1] if fitting else None)
+
+
+def _rates(train: TrainSection, *, total: int, steps: int) -> list[float]:
+    """The factors of the learning rate in the first steps of a run of `total`."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=train.learning_rate)
+    warmup = math.ceil(train.warmup_ratio * total)
+    scheduler: Any = get_scheduler(train.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+    return [scheduler.lr_lambdas[0](step) for step in range(steps)]
 
 
 def fit_to_plan(arguments: TrainingArguments, train: TrainSection, *, steps: int) -> None:

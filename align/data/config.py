@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from align.section import Fraction, Strict
+from align.section import Fraction, Free, Strict
 
 
 class SourceSection(Strict):
@@ -67,7 +67,7 @@ class DataSection(Strict):
     """Read only this many rows of each source."""
     ches: ChesSection | None = None
     """Leave out, or take less often, lists that are likely to lower the probability of their best completion."""
-    workers: PositiveInt = 1
+    workers: Annotated[PositiveInt, Free()] = 1
     """Processes that tokenise."""
 
     @field_validator("sources", "eval_sources", mode="before")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from align.model.adapters import AdapterConfig, Lora
-from align.section import Strict
+from align.section import Free, Strict
 
 
 class PolicySection(Strict):
@@ -42,7 +42,7 @@ class ReferenceSection(Strict):
 
     cache: bool = True
     """Compute them once and keep them on disk; off: a second forward pass in every step."""
-    cache_dir: str | None = None
+    cache_dir: Annotated[str | None, Free()] = None
     """Folder of the cache; by default below the user's cache folder."""
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from align.section import Strict, named
+from align.section import Free, Grows, Strict, named
 from rewards.config import ScorerConfig
 
 
@@ -12,7 +12,7 @@ class Transformers(Strict):
     """transformers' `generate` in this process: slow, and good for every model."""
 
     name: Literal["transformers"] = "transformers"
-    tokens_per_batch: PositiveInt = 8192
+    tokens_per_batch: Annotated[PositiveInt, Free()] = 8192
     """Rows times (prompt and completion) tokens of one `generate` at most."""
 
 
@@ -20,11 +20,11 @@ class Vllm(Strict):
     """vLLM on this machine, in a process of its own; `align doctor --install rollout-cpu` or `rollout` installs it."""
 
     name: Literal["vllm"] = "vllm"
-    cache_gib: PositiveFloat = 0.5
+    cache_gib: Annotated[PositiveFloat, Free()] = 0.5
     """Memory of the key-value cache on a CPU, in GiB; on a GPU vLLM takes half of all, or what `options` says."""
-    while_training: Literal["auto", "resident", "asleep", "stopped"] = "auto"
+    while_training: Annotated[Literal["auto", "resident", "asleep", "stopped"], Free()] = "auto"
     """What the engine does while the policy trains; auto: resident on a CPU, where sleep frees nothing, else asleep."""
-    timeout: PositiveFloat = 600.0
+    timeout: Annotated[PositiveFloat, Free()] = 600.0
     """Seconds without a finished prompt after which the engine is taken for stuck and started again."""
     sampler: Literal["auto", "align", "vllm"] = "auto"
     """What draws tokens inside vLLM: our kernel, which also gives every token's log-probability under the policy itself
@@ -46,18 +46,18 @@ class VllmServer(Strict):
     """
 
     name: Literal["vllm-server"] = "vllm-server"
-    urls: Annotated[tuple[str, ...], Field(min_length=1)]
+    urls: Annotated[tuple[str, ...], Field(min_length=1), Free()]
     """Such as http://127.0.0.1:8000, one for each server."""
     model: str | None = None
     """The served base model's name; by default the first that a server lists."""
-    concurrency: PositiveInt = 16
+    concurrency: Annotated[PositiveInt, Free()] = 16
     """Prompts in flight at each endpoint."""
-    tries: PositiveInt = 6
+    tries: Annotated[PositiveInt, Free()] = 6
     """Attempts at a request, and at a server in a row; after its n-th failure it is left alone for 2^(n-1) seconds, 30
     at most."""
-    timeout: PositiveFloat = 600.0
+    timeout: Annotated[PositiveFloat, Free()] = 600.0
     """Seconds that one request may take."""
-    api_key: str | None = None
+    api_key: Annotated[str | None, Free()] = None
     """Name of the environment variable that holds the key; none is sent otherwise."""
 
 
@@ -154,9 +154,9 @@ class RolloutSection(Strict):
     sync: Literal["auto", "adapter", "merged"] = "auto"
     """How a trained policy gets into vLLM: its adapter, or merged with the base; auto: merged on a CPU and where vLLM
     cannot serve the adapter, else the adapter."""
-    agreement_prompts: Annotated[int, Field(ge=0)] = 4
+    agreement_prompts: Annotated[int, Field(ge=0), Free()] = 4
     """Prompts on which the engine's log-probabilities are compared with the trainer's after every change of weights."""
-    agreement_bound: PositiveFloat | None = None
+    agreement_bound: Annotated[PositiveFloat | None, Free()] = None
     """Nats of a token by which they may differ without a warning; by default 1e-3, or 0.25 in half precision."""
 
     @model_validator(mode="after")
@@ -175,7 +175,7 @@ class RolloutSection(Strict):
 class OnlineSection(Strict):
     """Sample, score, train, again: every iteration trains on completions of the policy as it then is."""
 
-    iterations: PositiveInt = 3
+    iterations: Annotated[PositiveInt, Grows()] = 3
     prompts: PositiveInt | None = None
     """Prompts of an iteration, taken in turn from all of them in a random order; by default all, every time. Those of a
     source of half the weight of another have a turn half as often."""

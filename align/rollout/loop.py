@@ -44,7 +44,9 @@ def train_online(recipe: Recipe, run: RunDirectory) -> None:
     main = state.is_main_process  # which samples and scores alone, and writes all files
     prompts = read_prompts(recipe)
     hold_to_record(run, recipe.policy, _parts(recipe, prompts), main=main)
-    if run.summary.exists():
+    if run.grows_from and main:
+        run.grow(recipe, None)
+    elif run.summary.exists():
         return
     log.info("%s", describe_prompts(prompts))
     sampler = Sampler(recipe, run.path)

@@ -224,3 +224,16 @@ def test_other_prompts_on_a_begun_run_are_refused(finished, online_recipe, promp
     prompts.write_text("\n".join(['{"prompt": "w60 w61"}', *lines[1:]]) + "\n")
     with pytest.raises(UserError, match=r"prompts.jsonl: 1 of 12 lists are gone, 1 are new"):
         train(recipe)
+
+
+def test_a_finished_run_grows_by_iterations(whole, online_recipe, scorer):
+    """What it then gives is what a run of as many iterations gives."""
+    recipe = online_recipe(online={"iterations": 1})
+    run = train(recipe).path
+    train(online_recipe(online={"iterations": 2}))
+    assert contents(run) == contents(whole)
+    assert len(json.loads((run / "summary.json").read_text())["iterations"]) == 2
+    with pytest.raises(UserError, match=r"differs in online.iterations\); online.iterations may only grow"):
+        train(recipe)
+    with pytest.raises(UserError, match=r"differs in train.epochs\); set `output`"):
+        train(online_recipe(online={"iterations": 2}, train={"epochs": 2}))

@@ -1,0 +1,192 @@
+"""What may change on a begun run: keys that do not change what it gives, and its length where that is the same run."""
+
+import shutil
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from pydantic import BaseModel
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from align.errors import UserError
+from align.recipe import Recipe, load_recipe
+from align.run_directory import RunDirectory, complete_checkpoints
+from align.runs import train
+from align.section import Free, Grows
+from align.trainer import AlignTrainer
+
+SGD = {"optimizer": "sgd", "learning_rate": 0.1}
+
+SAME_BYTES = {
+    "train.logging_steps": 3,
+    "train.eval_steps": 1,
+    "train.save_steps": 1,
+    "train.keep_checkpoints": 5,
+    "train.report_to": [],  # none is installed with the tests
+    "train.project": "other",
+    "sampling.show": 0,
+    "data.workers": 2,
+    "reference.cache_dir": "other_cache",
+    "output": "",  # spelt otherwise
+}
+"""Keys that leave the adapter as it is to the last bit."""
+SAME_SUM = {
+    "train.tokens_per_batch": 60,
+    "train.packing": False,
+    "train.gradient_checkpointing": True,
+    "train.activation_memory_gb": 1.0,
+    "train.threads": 2,
+}
+"""Keys that change the order in which numbers are added."""
+OF_ROLLOUTS = {f"rollout.agreement_{key}" for key in ("prompts", "bound")} | {
+    f"rollout.engine.{key}"
+    for key in ["tokens_per_batch", "cache_gib", "while_training", "timeout", "urls", "concurrency", "tries", "api_key"]
+}
+"""Keys of the engine that samples, which decide when and where, not what."""
+GROW = {"train.steps", "train.epochs", "online.iterations"}
+
+
+def marked(section: type[BaseModel], mark: type, path: str = "") -> set[str]:
+    """Dotted keys with a mark, of every kind of section that a key can hold."""
+    found = set()
+    for name, field in section.model_fields.items():
+        if any(isinstance(one, mark) for one in field.metadata):
+            found.add(path + name)
+        for kind in _classes(field.annotation):
+            found |= marked(kind, mark, f"{path}{name}.")
+    return found
+
+
+def _classes(annotation) -> list[type[BaseModel]]:
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [kind for part in get_args(annotation) for kind in _classes(part)]
+
+
+def test_every_free_key_is_tried_here():
+    assert marked(Recipe, Free) == SAME_BYTES.keys() | SAME_SUM.keys() | OF_ROLLOUTS
+    assert marked(Recipe, Grows) == GROW
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed(recipe, step: int) -> Path:
+    """A run that ends in the middle of a step."""
+    original = AlignTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(AlignTrainer, "training_step", training_step)
+        train(recipe)
+    return Path(recipe.output)
+
+
+def changed(recipe: Recipe, keys: dict, folder: Path) -> Recipe:
+    """The recipe with other values, as a user's file says it."""
+    values = dict(keys)
+    if "output" in values:
+        values["output"] = f"{recipe.output}/../{Path(recipe.output).name}"
+    if "reference.cache_dir" in values:
+        values["reference.cache_dir"] = str(folder / "other_cache")
+    return load_recipe(Path(recipe.output) / "recipe.yaml", [f"{key}={value}" for key, value in values.items()])
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "adapter" / "adapter_model.safetensors")
+
+
+def test_keys_that_do_not_change_the_result_may_change_on_a_begun_run(make_recipe, tmp_path):
+    dropout = {"policy": {"adapter": {"name": "lora", "rank": 4, "dropout": 0.1}}}  # whose random numbers must not move
+    whole = train(make_recipe("whole", **dropout))
+    begun = make_recipe("begun", **dropout)
+    run = killed(begun, 5)
+    resumed = train(changed(begun, SAME_BYTES, tmp_path))
+    assert (whole.path / "adapter" / "adapter_model.safetensors").read_bytes() == (
+        run / "adapter" / "adapter_model.safetensors"
+    ).read_bytes()
+    assert resumed.summary["eval_after"] == whole.summary["eval_after"]
+    events = (run / "events.log").read_text()
+    assert "train.logging_steps is 3 from here on (1 before)" in events and "sampling.show is 0" in events
+
+
+def test_keys_that_cut_the_work_otherwise_give_the_same_sums(make_recipe, tmp_path):
+    whole = train(make_recipe("whole", train=SGD))
+    begun = make_recipe("begun", train=SGD)
+    run = killed(begun, 5)
+    train(changed(begun, SAME_SUM, tmp_path))
+    torch.set_num_threads(1)
+    for name, tensor in tensors(whole.path).items():
+        assert_close(tensors(run)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_key_that_counts_beside_another_is_refused_there(make_recipe):
+    best = {"eval_steps": 2, "keep_best": "loss"}
+    killed(make_recipe(train=best), 5)
+    with pytest.raises(UserError, match=r"another recipe \(it differs in train.eval_steps\)"):
+        train(make_recipe(train=best | {"eval_steps": 1}))
+
+
+CONSTANT = {"schedule": "constant", "save_steps": 2}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("schedule", ["constant", "inverse_sqrt"])
+def test_a_run_grows_into_the_longer_one(make_recipe, finished, schedule):
+    options = CONSTANT | {"schedule": schedule, "warmup_ratio": 0.0}
+    whole = train(make_recipe("whole", train=options | {"steps": 9}))
+    short = make_recipe("grown", train=options | {"steps": 5})
+    train(short) if finished else killed(short, 3)
+    grown = train(make_recipe("grown", train=options | {"steps": 9}))
+    assert grown.summary["steps"] == 9 and grown.summary["eval_before"] == whole.summary["eval_before"]
+    assert "the run grows from 5 to 9 steps" in (grown.path / "events.log").read_text()
+    for name, tensor in tensors(whole.path).items():
+        assert torch.equal(tensors(grown.path)[name], tensor)
+    lines = [[line["loss"] for line in RunDirectory(r.path).read_metrics()] for r in (whole, grown)]
+    assert lines[0] == lines[1]
+    with pytest.raises(UserError, match=r"differs in train.steps\); train.steps may only grow"):
+        train(short)
+
+
+def test_epochs_whose_last_step_was_smaller_grow_from_the_step_before(make_recipe):
+    """24 lists are two steps of 10 and one of 4; twice as many epochs have 10 in the third."""
+    options = CONSTANT | {"lists_per_step": 10, "save_steps": 1, "keep_checkpoints": 2}
+    whole = train(make_recipe("whole", train=options | {"epochs": 2}))
+    train(make_recipe("grown", train=options | {"epochs": 1}))
+    grown = train(make_recipe("grown", train=options | {"epochs": 2}))
+    for name, tensor in tensors(whole.path).items():
+        assert torch.equal(tensors(grown.path)[name], tensor)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+def test_a_schedule_that_depends_on_the_length_does_not_grow(make_recipe, schedule):
+    options = {"schedule": schedule, "warmup_ratio": 0.5, "save_steps": 2}
+    run = train(make_recipe(train=options | {"steps": 4})).path
+    adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=f"may not grow from 4 to 8 steps: the learning rate of a {schedule} schedule"):
+        train(make_recipe(train=options | {"steps": 8}))
+    assert (run / "summary.json").exists() and (run / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
+    train(make_recipe(train=options | {"steps": 4}))
+
+
+def test_adalora_does_not_grow(make_recipe):
+    adapter = {"policy": {"adapter": {"name": "adalora", "rank": 2, "initial_rank": 4}}}
+    train(make_recipe(train=CONSTANT | {"steps": 12}, **adapter))
+    with pytest.raises(UserError, match="adalora plans its ranks by the number of steps"):
+        train(make_recipe(train=CONSTANT | {"steps": 14}, **adapter))
+
+
+def test_a_checkpoint_of_a_grown_run_is_the_newest(make_recipe):
+    train(make_recipe("grown", train=CONSTANT | {"lists_per_step": 10, "save_steps": 1, "epochs": 1}))
+    folder = RunDirectory(make_recipe("grown").output).checkpoints
+    shutil.copytree(folder, folder.parent / "copy")
+    assert [path.name for path in complete_checkpoints(folder)] == ["checkpoint-2", "checkpoint-3"]
+    RunDirectory(folder.parent).grow(make_recipe("grown"), folder / "checkpoint-2")
+    assert [path.name for path in complete_checkpoints(folder)] == ["checkpoint-2"]
