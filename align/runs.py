@@ -109,10 +109,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         _show(prepared.audit)
     policy, annotated = _load(recipe, prepared, rated, loss, device=arguments.device)
     lists, heldout = filter_by_ches(recipe, prepared, annotated.train), annotated.heldout
-    plan = planned_steps(recipe.train, lists)
-    fit_to_plan(arguments, recipe.train, steps=len(plan))
-    if run.grows_from:
-        grow(run, recipe, planned_steps(run.grows_from.train, lists), plan, main=arguments.process_index == 0)
+    plan = _plan(recipe, run, lists, arguments)
     _advise(recipe, run, prepared.audit, steps=len(plan), lists=len(lists))
     start_from(recipe.policy.start_run, policy)
     trainer = AlignTrainer(
@@ -159,6 +156,15 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
 def _conclude(run: RunDirectory, trainer: AlignTrainer, summary: dict[str, Any]) -> None:
     write_json(run.summary, summary)
     trainer.end_tracking(summary)
+
+
+def _plan(recipe: Recipe, run: RunDirectory, lists: Dataset, arguments: TrainingArguments) -> list[list[int]]:
+    """The lists of every step; a shorter run that is there becomes the beginning, or is refused."""
+    plan = planned_steps(recipe.train, lists)
+    fit_to_plan(arguments, recipe.train, steps=len(plan))
+    if run.grows_from:
+        grow(run, recipe, planned_steps(run.grows_from.train, lists), plan, main=arguments.process_index == 0)
+    return plan
 
 
 def _scorer(recipe: Recipe) -> Any:
