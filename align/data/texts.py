@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from align.data.schema import Message, Row, is_messages
 from align.errors import UserError
 from align.shipped import template_file
-from rewards.templates import mended_prompt, start_text
+from rewards.templates import left_out, mended_prompt, start_text
 
 
 def read_chat_template(path: str | None) -> str | None:
@@ -54,6 +54,22 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase, chat_template: str
     if is_messages(row.prompt):
         return render_prompt(row.prompt, tokenizer, chat_template, row.template_options)  # type: ignore[arg-type]
     return str(tokenizer.decode(row.prompt))  # type: ignore[arg-type]
+
+
+def prompt_left_out(row: Row, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> list[str]:
+    """What of a row's prompt the chat template leaves out, as `system content`; nothing of a text or of token ids.
+
+    Raises:
+        ValueError: the template refuses the conversation.
+
+    Source: ours
+    """
+    if not is_messages(row.prompt):
+        return []
+    template = Template(tokenizer, chat_template, row.template_options)
+    prompt = template.mended(row.prompt)[0]  # type: ignore[arg-type]
+    lost = left_out(prompt, template.before_answer(prompt), template.before_answer)
+    return sorted({f"{prompt[place]['role']} {key}" for place, key in lost})
 
 
 def render_prompt(

@@ -1,7 +1,7 @@
 """The prompts that are sampled, as rows and as token ids."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from align.data.contrast import contrast_contexts
 from align.data.formats import read_prompt
 from align.data.schema import is_messages
 from align.data.select import prompt_key
+from align.data.texts import prompt_left_out
 from align.errors import UserError
 from align.model.load import load_tokenizer, model_folder, positions
 from align.progress import stage
@@ -33,6 +34,8 @@ class PromptSet:
     tokenizer: PreTrainedTokenizerBase
     ends: tuple[int, ...]
     """Tokens that end a completion."""
+    text_left_out: dict[str, int] = field(default_factory=dict)
+    """Prompts of which the chat template left text out, by the message's role and key."""
     contexts: list[Any] | None = None
     """What `rollout.decoding` needs to know of each prompt."""
 
@@ -64,6 +67,7 @@ def read_prompts(recipe: Recipe) -> PromptSet:
             f"rollout.max_tokens: {recipe.rollout.max_tokens} leaves no room in data.max_length {data.max_length}"
         )
     left_out: Counter[str] = Counter()
+    without: Counter[str] = Counter()
     chosen: dict[str, tuple[Row, list[int], Any]] = {}
     for source in data.sources:
         found = read_source(
@@ -87,6 +91,7 @@ def read_prompts(recipe: Recipe) -> PromptSet:
             if isinstance(recipe.rollout.decoding, Contrast) and len(context) > longest:
                 left_out[f"prompt that rollout.decoding makes longer than {longest} tokens"] += 1
                 continue
+            without.update(prompt_left_out(row, tokenizer, template))
             chosen[prompt_key(ids)] = replace(row, weight=source.weight), ids, context
     if not chosen:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
@@ -96,6 +101,7 @@ def read_prompts(recipe: Recipe) -> PromptSet:
         rows=_own_ids([row for row, _, _ in chosen.values()]),
         ids=[ids for _, ids, _ in chosen.values()],
         left_out=dict(left_out),
+        text_left_out=dict(without),
         tokenizer=tokenizer,
         ends=ends,
         contexts=[context for _, _, context in chosen.values()] if recipe.rollout.decoding else None,
@@ -132,9 +138,13 @@ def decoding_context(
 
 
 def describe_prompts(prompts: PromptSet) -> str:
-    """How many prompts there are, and why others are left out."""
+    """How many prompts there are, why others are left out, and what the chat template leaves out of them."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in prompts.left_out.items())
-    return f"{len(prompts.rows)} prompts" + (f"; left out: {reasons}" if reasons else "")
+    texts = [
+        f"; {count} prompts of which the chat template left text out ({name})"
+        for name, count in prompts.text_left_out.items()
+    ]
+    return f"{len(prompts.rows)} prompts" + (f"; left out: {reasons}" if reasons else "") + "".join(texts)
 
 
 def end_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

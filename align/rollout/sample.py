@@ -133,6 +133,7 @@ class Sampler:
         trained = trained or (Path(start).expanduser() if start else None)
         version = policy_version(self.recipe.policy.start_run) if version is None else version
         figures: dict[str, Any] = {"prompts": len(prompts.rows), "left_out": prompts.left_out}
+        figures["text_left_out"] = prompts.text_left_out
         if not journal.whole:
             figures |= self._synchronise(trained, version, prompts, sampling)
             figures |= self._fill(journal, prompts, sampling, version)

@@ -74,3 +74,19 @@ def test_inspect_shows_the_prompts_of_an_online_recipe(online_recipe):
     shown = console.export_text()
     assert "12 prompts; left out: 1 prompt seen before, 1 prompt of more than 24 tokens" in shown
     assert "p1 (" in shown and "w8|w9" in shown and "p2 (" not in shown
+
+
+def test_text_that_the_chat_template_leaves_out_of_prompts_is_said(online_recipe, tmp_path):
+    template = "{% for m in messages if m.role != 'system' %}{{ m.content + ' ' }}{% endfor %}"
+    (tmp_path / "t.jinja").write_text(template)
+    chats = [
+        [{"role": "system", "content": "w9"}] * (i > 0) + [{"role": "user", "content": f"w{i + 5}"}] for i in range(3)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": chat}) + "\n" for chat in chats))
+    policy = {"chat_template": str(tmp_path / "t.jinja")}
+    recipe = online_recipe(data={"sources": [str(file)]}, policy=policy)
+    assert read_prompts(recipe).text_left_out == {"system content": 2}
+    console = Console(file=io.StringIO(), width=300)
+    inspect_recipe(recipe, rows=1, console=console)
+    assert "3 prompts; 2 prompts of which the chat template left text out (system content)" in console.file.getvalue()
