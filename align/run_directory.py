@@ -36,6 +36,7 @@ class RunDirectory:
         self.events = self.path / "events.log"
         self.given = self.path / "given.json"
         self.before = self.path / "before.json"
+        self.after = self.path / "after.json"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self.adapter = self.path / "adapter"

@@ -54,8 +54,12 @@ class RunResult:
     summary: dict[str, Any]
 
 
-def train(recipe: Recipe) -> RunResult:
+def train(recipe: Recipe, *, measured: Path | None = None, show: bool = True) -> RunResult:
     """Train the recipe's policy; a run that is already in `recipe.output` goes on where it stopped.
+
+    Args:
+        measured: what was measured of the same policy on the same held-out lists, where that is known.
+        show: print the figures at the end.
 
     Raises:
         UserError: the recipe, its data or its model cannot work; said before the first step.
@@ -85,18 +89,20 @@ def train(recipe: Recipe) -> RunResult:
     elif finished:
         _hold_to_record(recipe, run, arguments)
     else:
-        _train(recipe, run, arguments)
+        _train(recipe, run, arguments, measured)
     summary = read_json(run.summary)
     if finished and main:
         print(f"finished before; nothing was done; `align report {run.path}` shows its figures")
         print(f"run directory: {run.path}")
+    elif main and not show:
+        write_report([run.path])
     elif main:
         print_summary(str(run.path), summary, show=recipe.sampling.show)
         print(f"report: {write_report([run.path])}")
     return RunResult(run.path, summary)
 
 
-def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> None:
+def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments, measured: Path | None) -> None:
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     set_seed(recipe.train.seed)
@@ -140,7 +146,11 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         rewards = stage("scoring the samples")(scorer.score)(prompts, completions) if scorer else []
         return Measured(metrics, completions, list(rewards), view.logprobs(), changes)
 
-    before = _measured_once(run.before, partial(measure, "before"), save=trainer.is_world_process_zero())
+    before = _measured_once(
+        run.before,
+        partial(Measured.load, measured) if measured else partial(measure, "before"),
+        save=trainer.is_world_process_zero(),
+    )
     trainer.train_from(run.last_checkpoint(), logging_steps=recipe.train.logging_steps, before=before.all_metrics())
     if recipe.train.keep_best and run.best.exists():
         policy.load_state(run.best)
@@ -149,11 +159,12 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> N
         _save_adapter(run, policy)
         texts = [prompt_text(row, policy.tokenizer) for row in prepared.heldout_rows]
         view.write(run.token_view, texts, recipe.score.beta, before.token_logprobs, after.token_logprobs)
-        _conclude(run, trainer, _summarise(recipe, run, trainer, prepared, annotated, before, after, texts))
+        _conclude(run, trainer, after, _summarise(recipe, run, trainer, prepared, annotated, before, after, texts))
     trainer.accelerator.wait_for_everyone()
 
 
-def _conclude(run: RunDirectory, trainer: AlignTrainer, summary: dict[str, Any]) -> None:
+def _conclude(run: RunDirectory, trainer: AlignTrainer, after: Measured, summary: dict[str, Any]) -> None:
+    after.save(run.after)  # which an online run's next iteration need not measure again
     write_json(run.summary, summary)
     trainer.end_tracking(summary)
 

@@ -30,12 +30,12 @@ def print_summary(path: str, summary: dict[str, Any], *, show: int, console: Con
     """Before and after on the held-out lists, the sampled completions, and where the run is."""
     console = console or Console(soft_wrap=False)
     before, after = summary["eval_before"], summary["eval_after"]
-    if before:
+    if "iterations" in summary:
+        console.print(_iterations(summary))
+    elif before:
         console.print(_table(before, after, summary["data"]["heldout_lists"], task=summary["task"]))
     if "displacement" in summary:
         console.print(sentence(summary["displacement"]))
-    if "iterations" in summary:
-        console.print(_iterations(summary["iterations"]))
     for sample in summary["samples"][:show]:
         console.print(_sample(sample))
     console.print(
@@ -81,15 +81,36 @@ ITERATION_COLUMNS = (
 """Key of an online run's iteration, what it is called, and its format."""
 
 
-def _iterations(iterations: list[dict[str, Any]]) -> Table:
-    table = Table(title="iterations", title_justify="left")
-    for header in ("", *(label for _, label, _ in ITERATION_COLUMNS), "seconds"):
-        table.add_column(header, justify="left" if header == "seconds" else "right")
-    for one in iterations:
-        cells = [pattern.format(one[key]) if one.get(key) is not None else "" for key, _, pattern in ITERATION_COLUMNS]
-        seconds = ", ".join(f"{stage} {value:.0f}" for stage, value in one["seconds"].items() if value is not None)
-        table.add_row(str(one["iteration"]), *cells, seconds)
+def _iterations(summary: dict[str, Any]) -> Table:
+    """All of an online run in one table: what was measured before it and after each iteration, and what that took."""
+    table = Table(title=f"{summary['data']['heldout_lists']} held-out lists", title_justify="left")
+    iterations = summary["iterations"]
+    for header in ("", "before", *(f"after {one['iteration']}" for one in iterations)):
+        table.add_column(header, justify="right" if header else "left")
+    moments = [summary["eval_before"], *(one.get("eval_after", {}) for one in iterations)]
+    for key, label, pattern in ROWS:
+        if any(key in moment for moment in moments):
+            table.add_row(label, *(_cell(moment.get(key), pattern) for moment in moments))
+    table.add_section()
+    for key, label, pattern in OF_AN_ITERATION:
+        if any(one.get(key) is not None for one in iterations):
+            table.add_row(label, "", *(_cell(one.get(key), pattern) for one in iterations))
+    for stage in dict.fromkeys(name for one in iterations for name in one["seconds"]):
+        table.add_row(f"seconds to {stage}", "", *(_cell(one["seconds"].get(stage), "{:.0f}") for one in iterations))
     return table
+
+
+def _cell(value: float | None, pattern: str) -> str:
+    return "" if value is None else figure(pattern, value)
+
+
+OF_AN_ITERATION = (
+    ("sampled_reward", "mean reward of the rollouts", "{:+.3f}"),
+    ("lists", "lists trained on", "{}"),
+    ("tokens_per_second", "rollouts' tokens/s", "{:.0f}"),
+    ("entropy", "rollouts' entropy (nats)", "{:.3f}"),
+)
+"""Key of an iteration, what it is called, and its format."""
 
 
 def _sample(sample: dict[str, Any]) -> Text:

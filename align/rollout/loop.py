@@ -24,8 +24,12 @@ from align.rollout.engines import check_engine, rests
 from align.rollout.prompts import PromptSet, describe_prompts, read_prompts
 from align.rollout.sample import Sampler, Stages, describe, policy_version, score
 from align.run_directory import RunDirectory, read_json, start_log, write_json, write_text
+from align.summary import ROWS, figure
 
 log = logging.getLogger("align")
+
+SHORT = ("ndcg", "best_logprob_change", "sample_reward")
+"""Of the held-out figures, those that the line after an iteration has."""
 
 
 def train_online(recipe: Recipe, run: RunDirectory) -> None:
@@ -180,12 +184,29 @@ def _train_iteration(recipe: Recipe, run: RunDirectory, iteration: int, *, main:
     own = iteration_recipe(recipe, run, iteration)
     began = time.monotonic()
     finished = RunDirectory(own.output).summary.exists()
-    result = train(own) if not finished else None
+    result = train(own, measured=_measured(recipe, run, iteration), show=False) if not finished else None
     start_log(run, main=main)  # which the training has turned to its own folder
     if result and main:
         stages = Stages(iteration_folder(run, iteration))
         done = stages.read() | {"train": {"seconds": time.monotonic() - began}}
         write_json(stages.path, done)
+        log.info("iteration %d: %s", iteration, _in_short(result.summary))
+
+
+def _measured(recipe: Recipe, run: RunDirectory, iteration: int) -> Path | None:
+    """What the last iteration measured in its end, if that is what this one would measure first: the same policy, on
+    the same lists, against the same reference."""
+    if iteration == 1 or not recipe.data.eval_sources:
+        return None
+    reference, before = ({**_start(recipe, run, i), "start_run": None} for i in (iteration, iteration - 1))
+    after = RunDirectory(iteration_folder(run, iteration - 1) / "train").after
+    return after if reference == before and after.exists() else None
+
+
+def _in_short(summary: dict[str, Any]) -> str:
+    before, after = summary["eval_before"], summary["eval_after"]
+    shown = [(key, label, pattern) for key, label, pattern in ROWS if key in after and key in SHORT]
+    return "; ".join(f"{label} {figure(p, before[key])} -> {figure(p, after[key])}" for key, label, p in shown)
 
 
 def _finish(recipe: Recipe, run: RunDirectory) -> None:
@@ -234,6 +255,7 @@ def _iteration_figures(number: int, stages: dict[str, Any], summary: dict[str, A
         "iteration": number,
         "policy_version": sample["policy_version"],
         "sampled_reward": stages["score"]["mean_reward"],
+        "eval_after": summary["eval_after"],
         "reward_before": summary["eval_before"].get("sample_reward"),
         "reward_after": summary["eval_after"].get("sample_reward"),
         "lists": summary["data"]["train_lists"],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from align.errors import UserError
@@ -18,6 +19,7 @@ from align.rollout.loop import iteration_recipe
 from align.rollout.sample import load_trained, policy_version
 from align.run_directory import RunDirectory
 from align.runs import train
+from align.summary import print_summary
 from align.trainer import AlignTrainer
 
 ADAPTER = Path("adapter", "adapter_model.safetensors")
@@ -125,6 +127,43 @@ def test_the_reference_moves_as_asked(online_recipe, scorer):
     # The implicit reward is zero exactly where policy and reference are the same.
     margins = [json.loads((Path(path) / "before.json").read_text())["metrics"]["margin"] for path in trained]
     assert [abs(margin) < 1e-6 for margin in margins] == [True, False, True]
+
+
+@pytest.mark.parametrize("reference", ["initial", "previous"])
+def test_an_iteration_measures_no_policy_twice(reference, online_recipe, scorer, tmp_path, monkeypatch):
+    """What it is given in place of its own first measurement is what that would have been."""
+    rows = [
+        {"prompt": f"w{i} w{i + 1}", "completions": [f"w{i + 5}", "w9 w4", "w7"], "grades": [i, 2, 1]} for i in (3, 6)
+    ]
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measured, real = [], AlignTrainer.evaluate_heldout
+    monkeypatch.setattr(
+        AlignTrainer, "evaluate_heldout", lambda self, *a, **k: measured.append(1) or real(self, *a, **k)
+    )
+    data, online = {"eval_sources": [str(heldout)], "eval_fraction": 0.0}, {"reference": reference}
+    recipe = online_recipe(data=data, online=online)
+    run = RunDirectory(train(recipe).path)
+    assert len(measured) == {"initial": 3, "previous": 4}[reference]
+    second = RunDirectory(run.path / "iterations/002/train")
+    again = iteration_recipe(recipe, run, 2).model_copy(update={"output": str(tmp_path / "again")})
+    train(again)
+    assert second.before.read_text() == (tmp_path / "again" / "before.json").read_text()
+    assert second.after.read_text() == (tmp_path / "again" / "after.json").read_text()
+
+
+def test_an_online_run_ends_with_one_table(whole, capsys, monkeypatch):
+    summary = json.loads((whole / "summary.json").read_text())
+    print_summary("run", summary, show=0, console=Console(width=200))
+    printed = capsys.readouterr().out
+    assert printed.count("┏") == 1
+    inner = [json.loads((whole / f"iterations/00{i}/train/summary.json").read_text()) for i in (1, 2)]
+    moments = [inner[0]["eval_before"], inner[0]["eval_after"], inner[1]["eval_after"]]
+    losses = next(line for line in printed.splitlines() if line.startswith("│ loss "))
+    assert [float(cell) for cell in losses.strip("│").split("│")[1:]] == pytest.approx(
+        [moment["loss"] for moment in moments], abs=1e-4
+    )
+    assert "after 2" in printed and "seconds to sample" in printed and "mean reward of the rollouts" in printed
 
 
 def test_the_previous_policy_as_reference_of_full_training(online_recipe, scorer):
