@@ -19,6 +19,7 @@ from align.model.load import load_tokenizer, positions
 from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
 from align.objectives import PROPERTIES, ObjectiveConfig, check_grades, check_score
+from align.objectives.noise import resolution
 from align.objectives.score_config import Column
 from align.recipe import Recipe
 from align.reward_loss import RewardLoss, build_reward_loss, ranks
@@ -29,14 +30,17 @@ from rewards.head_config import Attributes, BradleyTerry
 def loss_of(recipe: Recipe) -> ListLoss | RewardLoss:
     """The loss of a list under the recipe."""
     if recipe.task == "reward":
-        return build_reward_loss(recipe.reward, recipe.objective, sources=len(recipe.data.sources))
+        return build_reward_loss(
+            recipe.reward, recipe.objective, sources=len(recipe.data.sources), relative=computed_to(recipe)
+        )
     return policy_loss(recipe)
 
 
 def policy_loss(recipe: Recipe) -> ListLoss:
     """The loss of a list under the recipe of a policy."""
+    relative = computed_to(recipe)
     if recipe.task == "sft":
-        return likelihood_loss()
+        return likelihood_loss(relative)
     return build_loss(
         recipe.score,
         list_objectives(recipe),
@@ -44,7 +48,13 @@ def policy_loss(recipe: Recipe) -> ListLoss:
         dpop=recipe.dpop,
         regularizer=recipe.regularizer,
         token_weights=recipe.token_weights,
+        relative=relative,
     )
+
+
+def computed_to(recipe: Recipe) -> float:
+    """How far what the recipe's model computes may be off by rounding; see `align.objectives.noise`."""
+    return resolution(getattr(torch, recipe.policy.dtype), getattr(torch, recipe.train.precision))
 
 
 def prepare(recipe: Recipe) -> Prepared:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,7 +23,10 @@ from align.objectives import (
     wpo_list_weights,
     wpo_weights,
 )
+from align.objectives.base import GIVEN
 from align.objectives.config import Sft
+from align.objectives.noise import resolution, sum_noise
+from align.objectives.policy_gradient import completion_keys
 from align.objectives.score_config import LikelihoodMean, Tgdpo, TokenReg, TokenWeights
 from align.objectives.token_reg import list_places, tgdpo_weights, token_reg
 from align.types import ListBatch, TokenStats
@@ -36,10 +40,11 @@ class Term:
     score: Callable[..., Float[Tensor, " N"]]
     objective: Callable[..., Float[Tensor, " B"]]
     beta: float
-    takes_baseline: bool
+    takes: frozenset[str]
+    """What else the objective is given, of `GIVEN`."""
     needs_reference: bool
     pair_weights: Callable[..., Float[Tensor, "B K K"]]
-    """Of (scores, grades, list_mask); T-REG's too."""
+    """Of (scores, grades, list_mask, noise); T-REG's too."""
     margin: float
     """SimPO's gamma; 0 where there is none."""
     per_token: bool
@@ -57,6 +62,7 @@ class ListLoss:
         dpop: float | None = None,
         regularizer: TokenReg | None = None,
         token_weights: TokenWeights | None = None,
+        relative: float | None = None,
     ) -> None:
         """Args:
         terms: their weighted sum is the loss; the first one's scores are the policy's implicit rewards.
@@ -64,13 +70,15 @@ class ListLoss:
         dpop: lambda of the penalty on a best completion that falls.
         regularizer: goes with the first term.
         token_weights: how much each token counts in the scores that the objectives get.
+        relative: how far a token's log-probability may be off by rounding, from `resolution`; by default float32's.
         """
         self.terms = terms
         self.wpo = wpo
         self.dpop = dpop
         self.regularizer = regularizer
         self.token_weights = token_weights
-        self.needs_baseline = any(term.takes_baseline for term in terms)
+        self.relative = resolution(torch.float32) if relative is None else relative
+        self.needs_baseline = any("baseline" in term.takes for term in terms)
         self.needs_reference = dpop is not None or any(term.needs_reference for term in terms)
         self.outputs: tuple[str, ...] = ("logprob", "log_sum_sq_probs") if wpo else ("logprob",)
 
@@ -89,14 +97,19 @@ class ListLoss:
             baseline: KTO's divergence estimate in nats, where `needs_baseline`.
         """
         losses: Any = 0.0
-        logprobs, reference = self._weighted(stats.logprobs, reference, batch)
+        logprobs, weighted_reference = self._weighted(stats.logprobs, reference, batch)
         for term in self.terms:
-            scores = self._scores(term, logprobs, reference, batch)
+            scores = self._scores(term, logprobs, weighted_reference, batch)
+            noise = self._noise(term, stats.logprobs, reference, batch)
             if self.regularizer and term is self.terms[0]:
-                losses = losses + term.weight * self._token_reg(self.regularizer, scores, logprobs, batch)
+                losses = losses + term.weight * self._token_reg(self.regularizer, scores, noise, logprobs, batch)
             if self.dpop is not None and term.needs_reference:
-                scores = scores - dpop_penalty(scores, batch.grades, batch.list_mask, strength=self.dpop)
-            extra = {"baseline": 0.0 if baseline is None else baseline * term.beta} if term.takes_baseline else {}
+                lists = (scores, batch.grades, batch.list_mask)
+                penalty = dpop_penalty(*lists, strength=self.dpop, noise=noise)
+                scores, noise = scores - penalty, noise.where(penalty == 0, (1 + self.dpop) * noise)
+            given: dict[str, Any] = {"baseline": 0.0 if baseline is None else baseline * term.beta, "noise": noise}
+            given["keys"] = None if batch.keys is None else completion_keys(batch.keys, scores.shape[1])
+            extra = {name: given[name] for name in term.takes}
             losses = losses + term.weight * term.objective(scores, batch.grades, batch.list_mask, **extra)
         return losses if self.wpo is None else losses * self._wpo_weights(stats, batch)
 
@@ -104,13 +117,25 @@ class ListLoss:
         self, batch: ListBatch, stats: TokenStats, reference: Tensor | None, scores: Float[Tensor, "B K"]
     ) -> dict[str, Float[Tensor, " _"]]:
         """What is measured of a batch; see `list_metrics`."""
-        return list_metrics(batch, stats, reference, scores)
+        noise = self._noise(self.terms[0], stats.logprobs, reference, batch, weighted=False)
+        return list_metrics(batch, stats, reference, scores, noise=noise, relative=self.relative)
 
     def begin_step(self, *_: Any) -> None:
         """Nothing depends on a whole step but KTO's baseline, which the trainer computes."""
 
     def _scores(self, term: Term, logprobs: Tensor, reference: Tensor | None, batch: ListBatch) -> Tensor:
         return batch.to_lists(term.score(logprobs, reference, batch.completion_mask, batch.list_index))
+
+    def _noise(
+        self, term: Term, logprobs: Tensor, reference: Tensor | None, batch: ListBatch, *, weighted: bool = True
+    ) -> Float[Tensor, "B K"]:
+        """How far each of a term's scores may be off by rounding."""
+
+        def score(own: Tensor) -> Tensor:
+            pair = self._weighted(own, reference, batch) if weighted else (own, reference)
+            return term.score(*pair, batch.completion_mask, batch.list_index)
+
+        return batch.to_lists(sum_noise(score, logprobs, batch.completion_mask, self.relative))
 
     def _weighted(self, logprobs: Tensor, reference: Tensor | None, batch: ListBatch) -> tuple[Tensor, Tensor | None]:
         """Both log-probabilities times the token's weight: every score is linear in their difference."""
@@ -124,7 +149,7 @@ class ListLoss:
         return logprobs * _given(weights), None if reference is None else reference * _given(weights)
 
     def _token_reg(
-        self, regularizer: TokenReg, scores: Tensor, logprobs: Tensor, batch: ListBatch
+        self, regularizer: TokenReg, scores: Tensor, noise: Tensor, logprobs: Tensor, batch: ListBatch
     ) -> Float[Tensor, " B"]:
         term, mask = self.terms[0], batch.completion_mask
         values = token_regularizer(logprobs, _given(batch.token_rewards), mask, term.beta)
@@ -132,7 +157,8 @@ class ListLoss:
             values = values / mask.sum(dim=1).clamp(min=1)
         lists = (scores, batch.grades, batch.list_mask)
         options = regularizer.model_dump(exclude={"name"})
-        return token_reg(batch.to_lists(values), *lists, term.pair_weights(*lists), margin=term.margin, **options)
+        pairs = term.pair_weights(*lists, noise=noise)
+        return token_reg(batch.to_lists(values), *lists, pairs, margin=term.margin, **options)
 
     def _wpo_weights(self, stats: TokenStats, batch: ListBatch) -> Float[Tensor, " B"]:
         assert stats.log_sum_sq_probs is not None, "`outputs` asks for it"
@@ -148,20 +174,22 @@ def build_loss(
     dpop: float | None = None,
     regularizer: TokenReg | None = None,
     token_weights: TokenWeights | None = None,
+    relative: float | None = None,
 ) -> ListLoss:
-    """The loss that a recipe's keys of these names describe."""
+    """The loss that a recipe's keys of these names describe; `relative` as for ListLoss."""
     return ListLoss(
         [_term(objective, objective.score or score) for objective in objectives],
         wpo=wpo,
         dpop=dpop,
         regularizer=regularizer,
         token_weights=token_weights,
+        relative=relative,
     )
 
 
-def likelihood_loss() -> ListLoss:
+def likelihood_loss(relative: float | None = None) -> ListLoss:
     """Plain next-token loss on each list's best completion: every list counts its mean over tokens."""
-    return ListLoss([_term(Sft(), LikelihoodMean(beta=1.0))])
+    return ListLoss([_term(Sft(), LikelihoodMean(beta=1.0))], relative=relative)
 
 
 def _term(objective: ObjectiveConfig, score: ScoreConfig) -> Term:
@@ -175,7 +203,7 @@ def _term(objective: ObjectiveConfig, score: ScoreConfig) -> Term:
         score=partial(SCORES[score.name], **score.model_dump(exclude={"name"})),
         objective=partial(function, **options),
         beta=score.beta,
-        takes_baseline="baseline" in takes,
+        takes=frozenset(takes.keys() & set(GIVEN)),
         needs_reference=score.name not in REFERENCE_FREE,
         pair_weights=partial(pair_weights, objective.name, **options),
         margin=options["margin"] if objective.name == "logistic" else 0.0,

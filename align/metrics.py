@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from align.evaluate.ranking import ranking_metrics
+from align.objectives.noise import resolution, sum_noise
 from align.types import ListBatch, TokenStats
 
 LOG_NAMES = {
@@ -59,6 +60,9 @@ def list_metrics(
     stats: TokenStats,
     reference: Float[Tensor, "N C"] | None,
     scores: Float[Tensor, "B K"],
+    *,
+    noise: Float[Tensor, "B K"] | None = None,
+    relative: float | None = None,
 ) -> dict[str, Float[Tensor, " _"]]:
     """Ranking, likelihood and displacement of every list, and the token statistics.
 
@@ -66,15 +70,22 @@ def list_metrics(
     `likelihood_*` by mean token log-probability. `best_logprob_change` is the best completion's log-probability less
     its reference's, in nats; `best_fell_share` counts the lists where it fell by more than rounding (FELL). `kl` is the
     k3 estimate e^r - 1 - r, r = reference - policy, per completion token of the data.
+
+    Args:
+        noise: how far each of the scores may be off by rounding.
+        relative: a token's relative error, from `resolution`; by default float32's.
     """
+    relative = resolution(torch.float32) if relative is None else relative
     mask = batch.completion_mask
     lengths = mask.sum(-1).clamp(min=1)
     logprobs = stats.logprobs.where(mask, 0.0)
     sums = batch.to_lists(logprobs.sum(-1))
     means = batch.to_lists(logprobs.sum(-1) / lengths)
+    sum_errors = batch.to_lists(sum_noise(lambda lp: lp.sum(-1), logprobs, mask, relative))
+    mean_errors = batch.to_lists(sum_noise(lambda lp: lp.sum(-1) / lengths, logprobs, mask, relative))
     best, worst = _extremes(batch)
     values = {
-        **ranking_metrics(scores, batch.grades, batch.list_mask),
+        **ranking_metrics(scores, batch.grades, batch.list_mask, noise=noise),
         "score_best": _mean_where(scores, best),
         "score_worst": _mean_where(scores, worst),
         "logprob_best": _mean_where(sums, best),
@@ -82,7 +93,7 @@ def list_metrics(
         "token_logprob_best": _mean_where(means, best),
         "token_logprob_worst": _mean_where(means, worst),
     }
-    likelihood = ranking_metrics(means, batch.grades, batch.list_mask)
+    likelihood = ranking_metrics(means, batch.grades, batch.list_mask, noise=mean_errors)
     values |= {f"likelihood_{name}": likelihood[name] for name in ("ndcg", "pair_accuracy")}
     if stats.entropy is not None:
         values["entropy"] = stats.entropy[mask]
@@ -91,7 +102,7 @@ def list_metrics(
         change = _mean_where(batch.to_lists(-ratio.sum(-1)), best)
         values |= {
             "best_logprob_change": change,
-            "best_fell_share": (change < -FELL).float(),
+            "best_fell_share": (change < -_mean_where(sum_errors, best).clamp(min=FELL)).float(),
             "kl": (ratio.exp() - 1 - ratio)[mask],
         }
     return values

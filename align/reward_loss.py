@@ -1,5 +1,6 @@
 """From a reward model's outputs to one loss per list: pair, list and attribute objectives with their weights."""
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from align.errors import UserError
 from align.evaluate.ranking import ranking_metrics
 from align.model.reward import RewardBatch, RewardModel
 from align.objectives import OBJECTIVES, Objective
+from align.objectives.noise import resolution
+from align.objectives.policy_gradient import completion_keys
 from align.settings import RewardSection
 from align.types import ListBatch
 from rewards.head_config import Attributes, BradleyTerry
@@ -49,15 +52,19 @@ class RewardLoss:
     needs_baseline = needs_reference = False
     outputs: tuple[str, ...] = ()
 
-    def __init__(self, terms: Sequence[Term], names: Sequence[str], *, sets: int = 1) -> None:
+    def __init__(
+        self, terms: Sequence[Term], names: Sequence[str], *, sets: int = 1, relative: float | None = None
+    ) -> None:
         """Args:
         terms: their weighted sum is the loss.
         names: of the outputs, for the metrics.
         sets: how many preference sets MORE weighs against one another; 1 for the plain mean.
+        relative: how far a reward may be off by rounding, from `resolution`; by default float32's.
         """
         self.terms = terms
         self.names = names
         self.sets = sets
+        self.relative = resolution(torch.float32) if relative is None else relative
         self.set_weights = torch.ones(sets + 1)
         """Each set's factor in the loss, 1 on average; the last is that of held-out lists, which are of no set (-1)."""
 
@@ -89,7 +96,8 @@ class RewardLoss:
         self, batch: RewardBatch, stats: Tensor, reference: None, scores: Float[Tensor, "B K"]
     ) -> dict[str, Float[Tensor, " _"]]:
         """How the lists are ranked, the mean reward, and every attribute's squared error."""
-        values = {**ranking_metrics(scores, batch.grades, batch.list_mask), "reward_mean": stats[:, 0]}
+        lists = scores, batch.grades, batch.list_mask
+        values = {**ranking_metrics(*lists, noise=_noise(scores, self.relative)), "reward_mean": stats[:, 0]}
         if batch.attributes is not None:
             errors = (stats - batch.attributes).square()
             values |= {f"squared_error/{name}": errors[:, a] for a, name in enumerate(self.names)}
@@ -121,14 +129,18 @@ class RewardLoss:
         return torch.stack(rows).float()
 
 
-def build_reward_loss(section: RewardSection, objectives: Terms, *, sources: int) -> RewardLoss:
+def build_reward_loss(
+    section: RewardSection, objectives: Terms, *, sources: int, relative: float | None = None
+) -> RewardLoss:
     """The loss that a recipe's `reward` and `objective` describe; `check_reward_objectives` has found no fault in them.
 
     Args:
         sources: how many the recipe has.
+        relative: as for RewardLoss.
     """
-    terms = [_term(objective, section.outputs) for objective in objectives]
-    return RewardLoss(terms, section.outputs, sets=sources if section.balance == "more" else 1)
+    relative = resolution(torch.float32) if relative is None else relative
+    terms = [_term(objective, section.outputs, relative) for objective in objectives]
+    return RewardLoss(terms, section.outputs, sets=sources if section.balance == "more" else 1, relative=relative)
 
 
 def ranks(objectives: Terms) -> bool:
@@ -191,7 +203,7 @@ def columns_read(objectives: Terms, outputs: Sequence[str]) -> list[str]:
     return rated + [o.strength_field for o in objectives if isinstance(o, BradleyTerry) and o.strength != "none"]
 
 
-def _term(objective: Objective | BradleyTerry | Attributes, names: Sequence[str]) -> Term:
+def _term(objective: Objective | BradleyTerry | Attributes, names: Sequence[str], relative: float) -> Term:
     if isinstance(objective, Attributes):
         return Term(objective.weight, lambda rewards, ratings, batch: _regression(objective, rewards, ratings, batch))
     if isinstance(objective, BradleyTerry):
@@ -199,7 +211,25 @@ def _term(objective: Objective | BradleyTerry | Attributes, names: Sequence[str]
     function = partial(
         OBJECTIVES[objective.model_dump()["name"]], **objective.model_dump(exclude={"name", "weight", "score"})
     )
-    return Term(objective.weight, lambda rewards, _, batch: function(rewards[:, :, 0], batch.grades, batch.list_mask))
+    return Term(objective.weight, _listwise(function, relative))
+
+
+def _listwise(function: Callable[..., Tensor], relative: float) -> Callable[..., Float[Tensor, " B"]]:
+    takes = inspect.signature(function).parameters
+
+    def loss(rewards: Tensor, ratings: Tensor, batch: RewardBatch) -> Tensor:
+        first = rewards[:, :, 0]
+        given: dict[str, Any] = {"noise": _noise(first, relative)}
+        given["keys"] = None if batch.keys is None else completion_keys(batch.keys, first.shape[1])
+        extra = {name: value for name, value in given.items() if name in takes}
+        return function(first, batch.grades, batch.list_mask, **extra)
+
+    return loss
+
+
+def _noise(rewards: Float[Tensor, "B K"], relative: float) -> Float[Tensor, "B K"]:
+    """How far each reward may be off by rounding."""
+    return relative * (1 + rewards.detach().abs())
 
 
 def _bradley_terry(objective: BradleyTerry, output: int) -> Callable[..., Float[Tensor, " B"]]:

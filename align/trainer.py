@@ -5,7 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,9 @@ class AlignTrainer(Trainer):
             parts = list_parts(examples[0], self.tokens_per_batch)
             if len(parts) > 1:
                 return self._run_in_parts(model, examples[0], parts, penalty)
-        batch = self.policy.collate(examples or [self.lists[0]])  # a process without a list still takes part
+        batch = self.policy.collate(
+            examples or [self.lists[0] | {"key": 0}]
+        )  # a process without a list still takes part
         with self.compute_loss_context_manager():
             stats = model(batch, self.outputs)
         return self._backward(self._loss_of(batch, stats, counts=bool(examples)) + penalty)
@@ -169,6 +171,8 @@ class AlignTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             found = [model(batch, self.outputs) for batch in batches]
         stats = _joined(whole, parts, found)
+        if self.loss.needs_reference:  # in the same parts, so that before the first step it is the policy bit for bit
+            whole = replace(whole, reference_logprobs=self._reference_in_parts(whole, parts, batches))
         leaf = _trained_on(stats).requires_grad_()
         loss = self._loss_of(whole, stats)
         (gradient,) = torch.autograd.grad(loss, leaf)
@@ -178,6 +182,11 @@ class AlignTrainer(Trainer):
             self._backward((values * gradient[places, : values.shape[1]]).sum() + penalty)
             penalty = 0.0
         return loss.detach()
+
+    def _reference_in_parts(self, whole: ListBatch, parts: list[list[int]], batches: list[ListBatch]) -> Tensor:
+        with self.compute_loss_context_manager():
+            found = [reference_logprobs(self.scorer, self.policy, batch) for batch in batches]
+        return _join(whole, parts, found, whole.targets.shape[1])
 
     def _loss_of(self, batch: ListBatch, stats: Any, *, counts: bool = True) -> Tensor:
         """The lists' share of the step's loss: their sum over the step's global number of lists."""
@@ -345,15 +354,15 @@ def _trained_on(stats: Stats) -> Tensor:
 
 def _joined(whole: ListBatch, parts: list[list[int]], found: list[Stats]) -> Stats:
     """The statistics of a list's completions, from those of its parts."""
-
-    def join(values: list[Tensor], width: int) -> Tensor:
-        joined = torch.zeros(len(whole.targets), width, device=whole.targets.device)
-        for places, own in zip(parts, values, strict=True):
-            joined[places, : own.shape[1]] = own
-        return joined
-
     if isinstance(found[0], Tensor):
-        return join(found, found[0].shape[1])  # type: ignore[arg-type]
+        return _join(whole, parts, found, found[0].shape[1])  # type: ignore[arg-type]
     width = whole.targets.shape[1]
     names = [f.name for f in fields(TokenStats) if getattr(found[0], f.name) is not None]
-    return TokenStats(**{name: join([getattr(stats, name) for stats in found], width) for name in names})
+    return TokenStats(**{name: _join(whole, parts, [getattr(s, name) for s in found], width) for name in names})
+
+
+def _join(whole: ListBatch, parts: list[list[int]], values: list[Tensor], width: int) -> Tensor:
+    joined = torch.zeros(len(whole.targets), width, device=whole.targets.device)
+    for places, own in zip(parts, values, strict=True):
+        joined[places, : own.shape[1]] = own
+    return joined

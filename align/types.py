@@ -44,6 +44,8 @@ class ListBatch:
     """What a token is worth (T-REG's rhat), where lists have it; 0 beyond a completion's end."""
     token_weights: Float[Tensor, "N C"] | None = None
     """How much a token's log-probability counts, where the rows say so; 0 beyond a completion's end."""
+    keys: Int[Tensor, " B"] | None = None
+    """What a list's random draws follow from: its row and the step, so not how the step is cut."""
     position_ids: Int[Tensor, "R T"] | None = None
     """Each token's place in its own sequence, where a row holds several; None where a row is one."""
     ends_at: Int[Tensor, " N"] | None = None

@@ -1,5 +1,6 @@
 """Tokenised lists -> ListBatch."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from align.types import ListBatch
 
 Example = dict[str, Any]
-"""A tokenised list: prompt_ids, completion_ids, grades, and any of TOKEN_COLUMNS."""
+"""A tokenised list: prompt_ids, completion_ids, grades, any of TOKEN_COLUMNS, and a `key` from `draw_key`."""
 
 TOKEN_COLUMNS = ("reference_logprobs", "token_rewards", "token_weights")
 """Columns with a number per completion token, in all lists or in none."""
@@ -44,17 +45,31 @@ def collate(examples: Sequence[Example], *, pad_id: int) -> ListBatch:
 def list_fields(examples: Sequence[Example]) -> dict[str, Any]:
     """What a ListBatch says by list and completion, however its rows are built."""
     sizes = [len(e["completion_ids"]) for e in examples]
+    keys = {"keys": torch.tensor([e["key"] for e in examples])} if "key" in examples[0] else {}
     longest = max(len(ids) for e in examples for ids in e["completion_ids"])
     return {
         "list_index": torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)),
         "slot": torch.cat([torch.arange(k) for k in sizes]),
         "grades": _pad([e["grades"] for e in examples], max(sizes), torch.float64),
         "list_mask": torch.arange(max(sizes)) < torch.tensor(sizes)[:, None],
+        **keys,
     } | {
         name: _pad([values for e in examples for values in e[name]], longest)
         for name in TOKEN_COLUMNS
         if name in examples[0]
     }
+
+
+def draw_key(step: int, identity: str, repeat: int) -> int:
+    """What the random draws about a list follow from.
+
+    Args:
+        step: of the optimizer; 0 where nothing is trained.
+        identity: the row's id.
+        repeat: how often the step had a row of this id before.
+    """
+    digest = hashlib.blake2b(f"{step} {repeat} {identity}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def _pad(rows: Sequence[Sequence[float]], width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -1,12 +1,13 @@
 """Which lists each optimizer step trains on, and how a step is cut into micro-batches."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
 from torch.utils.data import Dataset
 
-from align.data.collate import TOKEN_COLUMNS
+from align.data.collate import TOKEN_COLUMNS, draw_key
 from align.errors import UserError
 
 PER_COMPLETION = ("completion_ids", "grades", "attributes", *TOKEN_COLUMNS)
@@ -63,6 +64,11 @@ class StepLists(Dataset[list[dict]]):
 
     def __getitem__(self, step: int) -> list[dict]:
         lists = [self.lists[row] for row in self.plan[step]]
+        before: Counter[str] = Counter()
+        for place, example in enumerate(lists):
+            identity = str(example.get("id"))
+            lists[place] = example | {"key": draw_key(step + 1, identity, before[identity])}
+            before[identity] += 1
         return lists if self.world_size == 1 else balanced_shares(lists, self.world_size)[self.rank]
 
 

@@ -6,6 +6,7 @@ from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor
 
+from align.data.collate import draw_key
 from align.data.steps import agreed_micro_batches
 from align.loss import ListLoss
 from align.metrics import Sums
@@ -38,14 +39,15 @@ def evaluate_lists(
         label: beside the progress bar.
     """
     sums = Sums()
-    own = [lists[i] | {"place": i} for i in range(accelerator.process_index, len(lists), accelerator.num_processes)]
+    places = range(accelerator.process_index, len(lists), accelerator.num_processes)
+    own = [lists[i] | {"place": i, "key": draw_key(0, str(lists[i]["id"]), i)} for i in places]
     batches = agreed_micro_batches(
         own, tokens_per_batch=tokens_per_batch, accelerator=accelerator, packed=policy.packing
     )
     shown = progress(label, len(own), unit="lists", show=accelerator.is_main_process)
     with evaluating(scorer), shown as advance:
         for examples in batches:
-            batch = policy.collate(examples or [lists[0]])
+            batch = policy.collate(examples or [lists[0] | {"key": 0}])
             with accelerator.autocast():
                 stats = scorer(batch, tuple(dict.fromkeys([*OUTPUTS, *loss.outputs])))
                 reference = reference_logprobs(scorer, policy, batch) if policy.has_reference else None

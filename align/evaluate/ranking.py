@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from align.objectives.lists import without_noise
+from align.objectives.noise import settled
 
 
 def ranking_metrics(
@@ -17,14 +17,16 @@ def ranking_metrics(
     list_mask: Bool[Tensor, "B K"],
     *,
     k: int | None = None,
+    noise: Float[Tensor, "B K"] | None = None,
 ) -> dict[str, Float[Tensor, " B"]]:
     """All ranking figures of each list.
 
     Args:
-        scores: what ranks the completions, to five decimals; a smaller difference is rounding and counts as a tie.
+        scores: what ranks the completions; a difference that rounding explains is a tie.
         grades: what they should be ranked by, larger is better.
         list_mask: False marks padding.
         k: NDCG counts this many first ranks; None counts all.
+        noise: how far each score may be off by rounding; see `align.objectives.noise.settled`.
 
     Returns:
         pair_accuracy, ndcg, kendall_tau, top1_agreement and margin, one value per list; NaN where there is nothing to
@@ -32,7 +34,7 @@ def ranking_metrics(
 
     Source: ours; the parts name theirs.
     """
-    ranked = without_noise(scores)
+    ranked = settled(scores, list_mask, noise)
     metrics = {
         "pair_accuracy": pair_accuracy(ranked, grades, list_mask),
         "ndcg": ndcg(ranked, grades, list_mask, k=k),

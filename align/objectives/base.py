@@ -15,6 +15,10 @@ DOMAINS: dict[GradeDomain, tuple[float, float]] = {
 """Range of grades by name; the last two are for gains 2^g, which must stay representable."""
 
 
+GIVEN = ("baseline", "keys", "noise")
+"""What the trainer gives to the functions that take it, which is no option: see `align.loss`."""
+
+
 @dataclass(frozen=True)
 class Properties:
     """What holds for an objective with its default options; the contract test checks each claim."""

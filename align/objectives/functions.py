@@ -53,6 +53,8 @@ def pair_weights(
     scores: Float[Tensor, "B K"],
     grades: Float[Tensor, "B K"],
     list_mask: Bool[Tensor, "B K"],
+    *,
+    noise: Float[Tensor, "B K"] | None = None,
     **options: Any,
 ) -> Float[Tensor, "B K K"]:
     """The weight that an objective gives to each ordered pair, without gradient.
@@ -62,6 +64,7 @@ def pair_weights(
     Args:
         name: the objective's.
         scores, grades, list_mask: as for the objective.
+        noise: how far each score may be off by rounding.
         options: the objective's; only those of `lambda` matter.
 
     Returns:
@@ -74,7 +77,7 @@ def pair_weights(
     """
     _properties(name)
     if name == "lambda":
-        return lambda_weights(scores, grades, list_mask, **options)
+        return lambda_weights(scores, grades, list_mask, noise=noise, **options)
     return ordered_pairs(grades, list_mask).to(scores.dtype)
 
 

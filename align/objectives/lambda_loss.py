@@ -6,7 +6,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from align.objectives.config import Reduction
-from align.objectives.lists import differences, ordered_pairs, without_noise
+from align.objectives.lists import differences, ordered_pairs
+from align.objectives.noise import settled
 
 
 def lambda_loss(
@@ -16,6 +17,7 @@ def lambda_loss(
     *,
     log_base: float = 2.0,
     reduction: Reduction = "list_sum",
+    noise: Float[Tensor, "B K"] | None = None,
 ) -> Float[Tensor, " B"]:
     """LiPO-lambda: getting the top of the list right counts more than its tail.
 
@@ -27,6 +29,7 @@ def lambda_loss(
         list_mask: False marks padding, whose score and grade may hold anything, even NaN.
         log_base: of the discount; 2 is what rax does, e the natural logarithm.
         reduction: the sum over pairs, or that divided by the list's completions, or by its ordered pairs.
+        noise: how far each score may be off by rounding; see `align.objectives.noise.settled`.
 
     Returns:
         One loss per list, in nats times DCG gain; 0 with zero gradient for a list of ties.
@@ -34,7 +37,7 @@ def lambda_loss(
     Source: LiPO, arXiv:2402.01878, eqs. 7 and 8. (rax multiplies by the padded width and averages over all pairs of the
     batch, which is no function of one list.)
     """
-    weights = lambda_weights(scores, grades, list_mask, log_base=log_base, reduction=reduction)
+    weights = lambda_weights(scores, grades, list_mask, log_base=log_base, reduction=reduction, noise=noise)
     margins = differences(scores).masked_fill(~ordered_pairs(grades, list_mask), 0)
     return (weights * F.softplus(-margins)).sum(dim=(1, 2))
 
@@ -46,17 +49,18 @@ def lambda_weights(
     *,
     log_base: float = 2.0,
     reduction: Reduction = "list_sum",
+    noise: Float[Tensor, "B K"] | None = None,
 ) -> Float[Tensor, "B K K"]:
     """Delta: how much the DCG would change if the two completions of a pair swapped their ranks; no gradient.
 
     Delta_ij = |2^{g_i} - 2^{g_j}| * |1 / log(1 + rank_i) - 1 / log(1 + rank_j)| where g_i > g_j, else 0
 
-    rank is 1-based, by the current scores to five decimals, descending. Where scores are tied, the second factor is its
+    rank is 1-based, by the current scores, descending. Where scores are tied, but for noise, the second factor is its
     mean over all orders of the tied completions, so the order of the row does not matter, not even before the first
     step.
 
     Args:
-        scores, grades, list_mask, log_base, reduction: as for `lambda_loss`.
+        scores, grades, list_mask, log_base, reduction, noise: as for `lambda_loss`.
 
     Returns:
         The weight of each pair (i better, j worse).
@@ -65,7 +69,7 @@ def lambda_weights(
     """
     pairs = ordered_pairs(grades, list_mask)
     gain_gap = differences(torch.exp2(grades)).masked_fill(~pairs, 0).to(scores.dtype)
-    weights = gain_gap * _discount_gap(without_noise(scores), list_mask, log_base)
+    weights = gain_gap * _discount_gap(settled(scores, list_mask, noise), list_mask, log_base)
     if reduction == "list_mean":
         weights = weights / list_mask.sum(dim=1).clamp(min=1)[:, None, None]
     elif reduction == "pair_mean":

@@ -12,15 +12,6 @@ def differences(x: Float[Tensor, "B K"]) -> Float[Tensor, "B K K"]:
     return x[:, :, None] - x[:, None, :]
 
 
-def without_noise(scores: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-    """Scores to five decimals, for ranking only.
-
-    What is below is rounding of float32 log-probabilities. It would break ties by chance, above all before the first
-    step, where all log-ratios are zero but for it, and differently for every way of cutting a batch.
-    """
-    return scores.detach().round(decimals=5)
-
-
 def ordered_pairs(grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]) -> Bool[Tensor, "B K K"]:
     """True at (i, j) where both completions are real and i has the higher grade; a tie forms no pair."""
     both = list_mask[:, :, None] & list_mask[:, None, :]

@@ -1,6 +1,5 @@
 """Changes to scores and losses that go with any objective: WPO's weights and DPOP's penalty."""
 
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -59,6 +58,7 @@ def dpop_penalty(
     list_mask: Bool[Tensor, "B K"],
     *,
     strength: float,
+    noise: Float[Tensor, "B K"] | float = 0.0,
 ) -> Float[Tensor, "B K"]:
     """DPOP: what to subtract from the scores so that the best completion does not fall below the reference.
 
@@ -71,6 +71,7 @@ def dpop_penalty(
         grades: larger is better; nothing is penalised in a list of ties.
         list_mask: False marks padding, which may hold anything.
         strength: lambda of the paper, which takes 5 to 50.
+        noise: how far each score may be off by rounding; a fall of no more is none, as before the first step.
 
     Returns:
         The penalty of each completion, in nats; gradients flow through it.
@@ -78,4 +79,5 @@ def dpop_penalty(
     Source: DPOP, arXiv:2402.13228 (published notes); lists of more than two: ours.
     """
     best, _ = chosen_and_rejected(grades, list_mask)
-    return strength * F.relu(-scores.masked_fill(~best, 0))
+    fell = best & (-scores.detach() > noise)
+    return strength * -scores.masked_fill(~fell, 0)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from align.objectives.lists import over_ordered_pairs
+from align.objectives.lists import differences, ordered_pairs, over_ordered_pairs
+from align.objectives.noise import settled
 
 
 def logistic(
@@ -189,7 +190,11 @@ def odds_ratio(
 
 
 def partial_order(
-    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    noise: Float[Tensor, "B K"] | None = None,
 ) -> Float[Tensor, " B"]:
     """Rescue and RRHF: better tiers must not score below worse ones; within a tier nothing is asked.
 
@@ -197,6 +202,7 @@ def partial_order(
 
     Args:
         scores, grades, list_mask: see the module; equal grades make a tier.
+        noise: how far each score may be off by rounding, which decides no pair: the gradient jumps at d = 0.
 
     Returns:
         One loss per list, in nats; 0 for a list of ties.
@@ -204,7 +210,9 @@ def partial_order(
     Source: Rescue, arXiv:2311.09136 (authors' code: weight 0.1 beside `sft`, whose likelihood term it goes with);
     RRHF, arXiv:2304.05302.
     """
-    return over_ordered_pairs(lambda d: F.relu(-d), scores, grades, list_mask)
+    places = settled(scores, list_mask, noise)
+    violated = ordered_pairs(grades, list_mask) & (places[:, :, None] < places[:, None, :])
+    return -differences(scores).masked_fill(~violated, 0).sum(dim=(1, 2))
 
 
 def _smoothed(d: Tensor, eps: float) -> Tensor:

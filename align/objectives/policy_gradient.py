@@ -16,6 +16,7 @@ def pl_policy_gradient(
     grades: Float[Tensor, "B K"],
     list_mask: Bool[Tensor, "B K"],
     *,
+    keys: Int[Tensor, "B K"] | None = None,
     samples: int = 16,
     cutoff: int | None = None,
     seed: int = 0,
@@ -24,13 +25,15 @@ def pl_policy_gradient(
 
     -(1/N) sum_n (U_n - mean over m != n of U_m) log pi(r_n),  log pi(r) = sum_k [s_{r_k} - logsumexp_{m >= k} s_{r_m}]
 
-    The draw is a function of the seed, the list's grades and its scores (to 1/1024), so neither the order of the row
-    nor padding nor the batch that a list is in changes it, and it is new at every step.
+    The draw is a function of the seed and the completions' keys alone: neither rounding nor padding nor the batch that
+    a list is in changes it, and lists that look the same do not share it.
 
     Args:
         scores: s in nats, beta included.
         grades: g >= 0; the gain of a completion is 2^g - 1.
         list_mask: False marks padding, whose score and grade may hold anything, even NaN.
+        keys: a number for each completion, from `completion_keys`; other keys, other draws. Anything on padding. None
+            numbers them by their place in the batch.
         samples: N, rankings drawn per list, at least 2.
         cutoff: U is the NDCG of this many first ranks; None takes all.
         seed: another seed, other draws.
@@ -39,11 +42,13 @@ def pl_policy_gradient(
         One value per list whose gradient estimates that of minus the expected NDCG (the value itself means little);
         0 with zero gradient for a list of ties.
 
-    Source: Neural PG-RANK, arXiv:2310.04407 (abstract and a third-party implementation); the noise: ours.
+    Source: Neural PG-RANK, arXiv:2310.04407 (abstract and a third-party implementation); where the noise is from: ours.
     """
     scores = scores.masked_fill(~list_mask, 0)
     grades = grades.masked_fill(~list_mask, 0)
-    noise = _gumbel(scores.detach(), grades, list_mask, samples, seed)
+    if keys is None:
+        keys = completion_keys(torch.arange(len(scores), device=scores.device), scores.shape[1])
+    noise = _gumbel(keys, samples, seed)
     perturbed = (scores.detach()[:, None, :] + noise).masked_fill(~list_mask[:, None, :], -torch.inf)
     ranking = perturbed.argsort(dim=2, descending=True)
     utility = _ndcg(torch.exp2(grades) - 1, ranking, cutoff).to(scores.dtype)
@@ -72,29 +77,24 @@ def _ndcg(gains: Float[Tensor, "B K"], ranking: Int[Tensor, "B N K"], cutoff: in
     return (ranked * discount).sum(dim=2) / ideal.masked_fill(ideal == 0, 1)
 
 
-def _gumbel(
-    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"], samples: int, seed: int
-) -> Float[Tensor, "B N K"]:
-    """Gumbel noise from a hash of the seed, the list as a set, the sample and the completion's place in the set."""
-    size = list_mask.sum(dim=1, keepdim=True).clamp(min=1)
-    centred = torch.round((scores - scores.sum(dim=1, keepdim=True) / size) * 1024).long()
-    item = _mix(_mix(torch.round(grades * 1024).long()) + centred)
-    list_key = _mix(item.masked_fill(~list_mask, 0).sum(dim=1, keepdim=True) + seed)
-    place = _canonical_place(scores, grades, list_mask)
-    draw = torch.arange(samples, device=scores.device)[None, :, None]
-    bits = _mix(_mix(list_key[:, :, None] + draw) + place[:, None, :])
+def completion_keys(list_keys: Int[Tensor, " B"], width: int) -> Int[Tensor, "B K"]:
+    """A number for each completion from its list's and its place in the row; what `pl_policy_gradient` draws by.
+
+    Args:
+        list_keys: no two lists of a training run have the same, wherever they are computed.
+        width: K.
+
+    Source: ours.
+    """
+    return _mix(list_keys)[:, None] + torch.arange(width, device=list_keys.device)
+
+
+def _gumbel(keys: Int[Tensor, "B K"], samples: int, seed: int) -> Float[Tensor, "B N K"]:
+    """Gumbel noise, float64, from a hash of the seed, the completion's key and the sample."""
+    draw = torch.arange(samples, device=keys.device)[None, :, None]
+    bits = _mix(_mix(_mix(keys + _mix(torch.full_like(keys, seed))))[:, None, :] + draw)
     uniform = ((bits >> 12 & (2**52 - 1)).double() + 0.5) / 2**52
-    return -torch.log(-torch.log(uniform)).to(scores.dtype)
-
-
-def _canonical_place(
-    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
-) -> Int[Tensor, "B K"]:
-    """A completion's place when the list is sorted by grade, then score, padding last."""
-    by_score = scores.argsort(dim=1, stable=True)
-    grades = grades.masked_fill(~list_mask, torch.inf)
-    order = by_score.gather(1, grades.gather(1, by_score).argsort(dim=1, stable=True))
-    return order.argsort(dim=1)
+    return -torch.log(-torch.log(uniform))
 
 
 def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from align.data.collate import draw_key
 from align.objectives import OBJECTIVES
-from align.objectives.policy_gradient import _gumbel
+from align.objectives.policy_gradient import _gumbel, completion_keys
 
 pl_policy_gradient = OBJECTIVES["pl_policy_gradient"]
 
@@ -49,39 +50,51 @@ def test_two_draws_are_unbiased():
     assert_close(torch.autograd.grad(torch.stack(losses).mean(), leaf)[0], expected, atol=0.01, rtol=0)
 
 
-def test_the_draw_depends_on_the_list_and_the_seed_alone():
+def test_the_draw_depends_on_the_key_and_the_seed_alone():
     scores, grades = torch.randn(6, 4, dtype=torch.float64), torch.rand(6, 4).double()
-    mask = torch.ones(6, 4, dtype=torch.bool)
-    together = pl_policy_gradient(scores, grades, mask)
-    assert_close(
-        torch.cat([pl_policy_gradient(scores[i : i + 1], grades[i : i + 1], mask[:1]) for i in range(6)]), together
-    )
-    assert not torch.isclose(pl_policy_gradient(scores, grades, mask, seed=1), together).any()
+    mask, keys = torch.ones(6, 4, dtype=torch.bool), completion_keys(torch.arange(6), 4)
+    together = pl_policy_gradient(scores, grades, mask, keys=keys)
+    alone = [pl_policy_gradient(*(x[i : i + 1] for x in (scores, grades, mask)), keys=keys[i : i + 1]) for i in (5, 2)]
+    assert_close(torch.cat(alone), together[[5, 2]])
+    assert not torch.isclose(pl_policy_gradient(scores, grades, mask, keys=keys, seed=1), together).any()
 
 
-def test_the_draw_is_new_when_the_scores_have_moved():
-    """Else every step would see the same draw, and its error would never average out."""
-    grades, mask = torch.tensor([[1.0, 0.5, 0.0]]), torch.ones(1, 3, dtype=torch.bool)
-    before = _gumbel(torch.zeros(1, 3), grades, mask, 4, 0)
-    after = _gumbel(torch.tensor([[0.01, 0.0, 0.0]]), grades, mask, 4, 0)
-    assert not torch.isclose(before, after).any()
+def test_rounding_of_the_scores_changes_no_draw():
+    """The draw was a hash of the rounded scores: a list cut otherwise was ranked otherwise."""
+    scores, grades = torch.zeros(400, 4), torch.tensor([[1.0, 0.5, 0.5, 0.0]]).expand(400, 4)
+    mask, keys = torch.ones(400, 4, dtype=torch.bool), completion_keys(torch.arange(400), 4)
+    exact = pl_policy_gradient(scores, grades, mask, keys=keys)
+    noisy = pl_policy_gradient(scores + 1e-6 * torch.randn(400, 4), grades, mask, keys=keys)
+    assert_close(noisy, exact, atol=1e-5, rtol=0)
+
+
+def test_lists_that_look_the_same_do_not_share_their_draws():
+    """The mean gradient of 64 of them scatters, over steps, as that of independent lists does: by 1/8 of one list's."""
+    grades, mask = torch.tensor([[1.0, 0.5, 0.0]]).expand(64, 3), torch.ones(64, 3, dtype=torch.bool)
+    of_one, of_all = [], []
+    for step in range(200):
+        scores = torch.zeros(64, 3, requires_grad=True)
+        keys = completion_keys(torch.tensor([draw_key(step, str(row), 0) for row in range(64)]), 3)
+        loss = pl_policy_gradient(scores, grades, mask, samples=4, keys=keys).sum()
+        gradient = torch.autograd.grad(loss, scores)[0]
+        of_one.append(gradient[0])
+        of_all.append(gradient.mean(dim=0))
+    ratio = torch.stack(of_all).std(dim=0) / torch.stack(of_one).std(dim=0)
+    assert_close(ratio, torch.full((3,), 1 / 8), atol=0.03, rtol=0)
 
 
 def test_the_noise_is_gumbel_and_independent():
-    grades = torch.rand(400, 5)
-    noise = _gumbel(torch.zeros(400, 5), grades, torch.ones(400, 5, dtype=torch.bool), 50, 0)
-    uniform = torch.exp(-torch.exp(-noise)).double()
+    noise = _gumbel(completion_keys(torch.arange(400), 5), 50, 0)
+    uniform = torch.exp(-torch.exp(-noise))
     assert_close(uniform.mean(), torch.tensor(0.5).double(), atol=0.005, rtol=0)
     assert_close(torch.histc(uniform, 10, 0, 1) / uniform.numel(), torch.full((10,), 0.1).double(), atol=0.005, rtol=0)
-    columns = uniform.flatten(0, 1).T  # one per place in the list
-    assert_close(torch.corrcoef(columns), torch.eye(5).double(), atol=0.03, rtol=0)
-    draws = uniform.permute(1, 0, 2).flatten(1)[:8]  # one per sample
-    assert_close(torch.corrcoef(draws), torch.eye(8).double(), atol=0.1, rtol=0)
+    for axis, allowed in ((0, 0.25), (1, 0.1), (2, 0.03)):  # lists, samples, places in the list
+        rows = uniform.movedim(axis, 0).flatten(1)[:5]
+        assert_close(torch.corrcoef(rows), torch.eye(5).double(), atol=allowed, rtol=0)
 
 
 def test_tied_grades_and_scores_do_not_share_their_noise():
     """With equal noise, completions that nothing distinguishes would always be ranked side by side."""
-    grades = torch.tensor([[1.0, 0.0, 0.0]])
-    noise = _gumbel(torch.zeros(1, 3), grades, torch.ones(1, 3, dtype=torch.bool), 300, 0)
+    noise = _gumbel(completion_keys(torch.zeros(1, dtype=torch.long), 3), 300, 0)
     best_in_the_middle = (noise[0, :, 0] - noise[0, :, 1]) * (noise[0, :, 0] - noise[0, :, 2]) < 0
     assert 0.25 < best_in_the_middle.float().mean() < 0.42  # one third

@@ -20,6 +20,7 @@ from align.objectives import (
     check_grades,
     check_score,
 )
+from align.objectives.base import GIVEN
 
 CONFIGS = {cls.model_fields["name"].default: cls for cls in get_args(get_args(ObjectiveConfig)[0])}
 OBJECTIVE, SCORE = TypeAdapter(ObjectiveConfig), TypeAdapter(ScoreConfig)
@@ -33,9 +34,7 @@ def test_every_table_has_the_same_names():
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_fields_are_the_keyword_arguments_with_their_defaults(name):
     parameters = inspect.signature(OBJECTIVES[name]).parameters.values()
-    keywords = {
-        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("beta", "baseline")
-    }
+    keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("beta", *GIVEN)}
     fields = {key: field.default for key, field in CONFIGS[name].model_fields.items()}
     assert fields.pop("name") == name
     assert fields.pop("weight") == 1.0
