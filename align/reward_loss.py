@@ -66,7 +66,7 @@ class RewardLoss:
         self.sets = sets
         self.relative = resolution(torch.float32) if relative is None else relative
         self.set_weights = torch.ones(sets + 1)
-        """Each set's factor in the loss, 1 on average; the last is that of held-out lists, which are of no set (-1)."""
+        """Each list's factor by its set, 1 on average; the last is that of held-out lists, which are of no set (-1)."""
 
     def scores(self, stats: Tensor, reference: None, batch: ListBatch) -> Float[Tensor, "B K"]:
         """The rewards that lists are ranked by: the first output."""
@@ -104,19 +104,29 @@ class RewardLoss:
         return values
 
     def begin_step(self, model: RewardModel, batches: Sequence[list[Example]], accelerator: Accelerator) -> None:
-        """MORE's set weights for a step, from the gradients of all its lists on the head: a forward pass more."""
+        """MORE's set weights for a step, from the gradients of all its lists on the head: a forward pass more.
+
+        The step's loss is sum_t lambda_t L_t, L_t the mean loss of set t's lists and lambda over the sets that the step
+        has: a set counts by its lambda, however many of the lists are its own.
+        """
         if self.sets == 1:
             return
         head = model.head_parameters()
         gradients = torch.zeros(self.sets, sum(p.numel() for p in head), device=head[0].device)
+        counts = torch.zeros(self.sets, device=head[0].device)
         for examples in filter(None, batches):
-            gradients += self._set_gradients(model, model.collate(examples), head)
-        gradients = accelerator.reduce(gradients, reduction="sum")
+            batch = model.collate(examples)
+            gradients += self._set_gradients(model, batch, head)
+            counts += torch.bincount(batch.sets, minlength=self.sets)
+        gradients, counts = accelerator.reduce((gradients, counts), reduction="sum")
         before = torch.zeros_like(gradients) if model.set_gradients is None else model.set_gradients
         seen = gradients.abs().sum(1, keepdim=True) > 0
         unit = torch.nn.functional.normalize(gradients, dim=1)
         model.set_gradients = torch.where(seen, (1 - SMOOTHING) * before + SMOOTHING * unit, before)
-        self.set_weights[:-1] = self.sets * min_norm_weights(model.set_gradients).cpu()
+        there = counts > 0
+        shares = torch.zeros_like(counts).masked_scatter(there, min_norm_weights(model.set_gradients[there]))
+        # The trainer sums over lists and divides by their number.
+        self.set_weights[:-1] = (shares * counts.sum() / counts.clamp(min=1)).cpu()
 
     def _set_gradients(self, model: RewardModel, batch: RewardBatch, head: list) -> Float[Tensor, "T P"]:
         """The gradient of each set's summed loss on the head's weights."""

@@ -208,13 +208,23 @@ def test_more_weighs_the_sets_by_the_gradients_on_the_head(reward_recipe, rows_f
     model.set_gradients = before.clone()
     loss.begin_step(model, [lists[:3], [], lists[3:]], Accelerator())
     assert_close(model.set_gradients, 0.01 * before + 0.99 * unit.float(), atol=1e-5, rtol=1e-4)
-    expected = 2 * min_norm_weights(0.01 * before.double() + 0.99 * unit)
-    assert abs(expected[0] - 1) > 1e-4
+    shares = min_norm_weights(0.01 * before.double() + 0.99 * unit)
+    assert abs(shares[0] - 0.5) > 1e-4
+    expected = shares * torch.tensor([8 / 3, 8 / 5])  # of 8 lists, 3 are the first set's
     assert_close(loss.set_weights, torch.tensor([*expected.tolist(), 1.0]), atol=1e-4, rtol=1e-3)
     batch = model.collate(lists)
     rewards = model.scorer()(batch)
     plain = loss.unweighted(rewards, batch)
     assert_close(loss(rewards, None, batch), plain * expected.float()[batch.sets], atol=1e-4, rtol=1e-3)
+    of_sets = torch.stack([plain[batch.sets == number].mean() for number in range(2)]).double()
+    assert_close(loss(rewards, None, batch).mean().double(), (shares * of_sets).sum(), atol=1e-4, rtol=1e-3)
+
+    weights = loss.set_weights.clone()
+    model.set_gradients = before.clone()
+    loss.begin_step(model, [[example] for example in lists], Accelerator())  # another cut
+    assert_close(loss.set_weights, weights, atol=1e-4, rtol=1e-3)
+    loss.begin_step(model, [[e for e in lists if e["set"] == 1]], Accelerator())
+    assert loss.set_weights.tolist() == [0.0, 1.0, 1.0], "a set alone in a step"
 
 
 @pytest.mark.parametrize("form", ["squared", "soft_bins"])
