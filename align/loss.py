@@ -47,8 +47,8 @@ class Term:
     """Of (scores, grades, list_mask, noise); T-REG's too."""
     margin: float
     """SimPO's gamma; 0 where there is none."""
-    per_token: bool
-    """Whether the score is a mean over tokens."""
+    length_power: float
+    """The score's sum over tokens is divided by this power of their number."""
 
 
 class ListLoss:
@@ -153,8 +153,7 @@ class ListLoss:
     ) -> Float[Tensor, " B"]:
         term, mask = self.terms[0], batch.completion_mask
         values = token_regularizer(logprobs, _given(batch.token_rewards), mask, term.beta)
-        if term.per_token:
-            values = values / mask.sum(dim=1).clamp(min=1)
+        values = values / mask.sum(dim=1).clamp(min=1) ** term.length_power
         lists = (scores, batch.grades, batch.list_mask)
         options = regularizer.model_dump(exclude={"name"})
         pairs = term.pair_weights(*lists, noise=noise)
@@ -207,7 +206,7 @@ def _term(objective: ObjectiveConfig, score: ScoreConfig) -> Term:
         needs_reference=score.name not in REFERENCE_FREE,
         pair_weights=partial(pair_weights, objective.name, **options),
         margin=options["margin"] if objective.name == "logistic" else 0.0,
-        per_token=score.name in ("log_ratio_mean", "likelihood_mean"),
+        length_power=getattr(score, "length_power", 1.0 if score.name == "log_ratio_mean" else 0.0),
     )
 
 

@@ -14,7 +14,16 @@ from align.mistakes import explain, known_keys
 from align.model.adapters import AdaLora
 from align.model.config import ContrastSection, PolicySection, ReferenceSection, TokenRewards
 from align.objectives import PROPERTIES, ObjectiveConfig, ScoreConfig
-from align.objectives.score_config import LengthDesensitised, LogRatio, ReverseKL, Tgdpo, TokenReg, TokenWeights
+from align.objectives.score_config import (
+    REFERENCE_FREE,
+    LengthDesensitised,
+    LikelihoodMean,
+    LogRatio,
+    ReverseKL,
+    Tgdpo,
+    TokenReg,
+    TokenWeights,
+)
 from align.other_tools import foreign_recipe
 from align.rollout.config import OnlineSection, RolloutSection
 from align.section import Free, Strict
@@ -114,6 +123,28 @@ class Recipe(Strict):
                 "policy.adapter: adalora must know the number of steps before `data.ches` chooses the lists; "
                 "set train.steps"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_reach_the_loss(self) -> "Recipe":
+        """A setting that the loss would not read is a mistake."""
+        if self.task == "reward":
+            return self
+        if self.task == "sft":
+            scores: list[Any] = [LikelihoodMean(beta=1.0)]
+        else:
+            scores = [getattr(term, "score", None) or self.score for term in self.objective]
+        if self.score != LogRatio() and self.score not in scores:
+            raise ValueError(
+                "score: no objective reads it, since each has a score of its own; give it to the objective "
+                "(`objective.score`), or remove it"
+            )
+        if self.dpop is not None and all(score.name in REFERENCE_FREE for score in scores):
+            raise ValueError("dpop: there is no reference to fall below; use a score such as `log_ratio`, or remove it")
+        if self.task == "sft" and self.wpo:
+            raise ValueError("wpo: `task: sft` weighs every list the same; remove it")
+        if self.token_rewards != ContrastSection() and not self.needs_token_rewards:
+            raise ValueError("token_rewards: set `regularizer` or `token_weights: {name: tgdpo}`, or remove it")
         return self
 
     @model_validator(mode="after")

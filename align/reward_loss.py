@@ -116,6 +116,7 @@ class RewardLoss:
         counts = torch.zeros(self.sets, device=head[0].device)
         for examples in filter(None, batches):
             batch = model.collate(examples)
+            assert batch.sets is not None, "the data has them"
             gradients += self._set_gradients(model, batch, head)
             counts += torch.bincount(batch.sets, minlength=self.sets)
         gradients, counts = accelerator.reduce((gradients, counts), reduction="sum")
@@ -210,6 +211,8 @@ def strength_field(objectives: Terms) -> str:
 def columns_read(objectives: Terms, outputs: Sequence[str]) -> list[str]:
     """The columns that these objectives learn from besides a row's order."""
     rated = [ATTRIBUTES, *outputs] if any(isinstance(o, Attributes) for o in objectives) else []
+    spread = deviation_field(objectives)
+    rated += [spread] if spread else []
     return rated + [o.strength_field for o in objectives if isinstance(o, BradleyTerry) and o.strength != "none"]
 
 
@@ -258,10 +261,26 @@ def _regression(
     objective: Attributes, rewards: Float[Tensor, "B K A"], ratings: Float[Tensor, "B K A"], batch: RewardBatch
 ) -> Float[Tensor, " B"]:
     known = batch.list_mask[:, :, None] & ~ratings.isnan()
-    options = {"deviation": objective.deviation} if objective.form == "soft_bins" else {}
+    deviations = _deviations(objective, ratings, batch)
+    options = {"deviation": deviations} if objective.form == "soft_bins" else {}
     losses = RATES[objective.form](rewards, ratings, known, **options)
     if objective.fidelity:
-        outputs = range(ratings.shape[2])
-        pairs = [fidelity(rewards[:, :, a], ratings[:, :, a], batch.list_mask) for a in outputs]
+        columns = zip(rewards.unbind(2), ratings.unbind(2), deviations.unbind(2), strict=True)
+        pairs = [fidelity(r, y, batch.list_mask, deviation=s) for r, y, s in columns]
         losses = losses + objective.fidelity * torch.stack(pairs).mean(0)
     return losses
+
+
+def _deviations(objective: Attributes, ratings: Float[Tensor, "B K A"], batch: RewardBatch) -> Float[Tensor, "B K A"]:
+    """How far raters differ about each completion: the rows' own where they say so."""
+    everywhere = torch.full_like(ratings, objective.deviation)
+    if batch.deviations is None:
+        return everywhere
+    own = torch.stack([batch.to_lists(values) for values in batch.deviations.unbind(1)], dim=2)
+    return own.where(~own.isnan(), everywhere)
+
+
+def deviation_field(objectives: Terms) -> str | None:
+    """The column that holds how far raters differ; None where no objective reads it."""
+    read = (o for o in objectives if isinstance(o, Attributes) and (o.form == "soft_bins" or o.fidelity))
+    return next((o.deviation_field for o in read), None)

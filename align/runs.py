@@ -35,7 +35,7 @@ from align.progress import progress, stage
 from align.recipe import Recipe
 from align.record import hold_to_record, record_lists
 from align.report import write_report
-from align.reward_loss import check_ratings, columns_read, set_of, strength_field
+from align.reward_loss import check_ratings, columns_read, deviation_field, set_of, strength_field
 from align.run_directory import RunDirectory, read_json, start_log, write_json
 from align.summary import print_summary
 from align.tracking import flat, run_name, set_project
@@ -245,7 +245,8 @@ def _load(
 def _rated(recipe: Recipe, prepared: Prepared) -> Annotated:
     """The lists with what a reward model's objectives learn from."""
     names = recipe.reward.outputs
-    options: dict[str, Any] = {"names": names, "strength": strength_field(recipe.objective)}
+    fields = {"strength": strength_field(recipe.objective), "deviation": deviation_field(recipe.objective)}
+    options: dict[str, Any] = {"names": names, **fields}
     sets = {name: set_of(name, recipe.data.sources) for name in set(prepared.train["source"][:])}
     lists = with_ratings(prepared.train, prepared.train_rows, sets=sets, **options)
     of_no_set = dict.fromkeys(prepared.heldout["source"][:], -1)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 
 from rewards.types import Strict
 
@@ -35,9 +35,22 @@ class Attributes(_Term):
     form: Literal["squared", "soft_bins"] = "squared"
     """`soft_bins` learns a distribution over the levels 1 .. 5 and needs ratings in that range."""
     deviation: PositiveFloat = 1.0
-    """Of `soft_bins`: how far raters differ about one completion, in levels."""
+    """Of `soft_bins` and `fidelity`: how far raters differ about one completion, in the ratings' unit."""
+    deviation_field: str = "deviations"
+    """The rows' column of such deviations, where they are known: a number per completion, or an object of them by the
+    attribute's name; `deviation` where it says nothing."""
     fidelity: Annotated[float, Field(ge=0)] = 0.0
     """Weight of Thurstone's pair probabilities on each attribute, for lists of rated completions."""
+
+    @model_validator(mode="after")
+    def _deviation_counts(self) -> "Attributes":
+        given = (self.deviation, self.deviation_field) != (1.0, "deviations")
+        if given and self.form == "squared" and not self.fidelity:
+            raise ValueError(
+                "deviation and deviation_field are read by `form: soft_bins` and by `fidelity`; set one of them, or "
+                "remove the deviation"
+            )
+        return self
 
 
 RewardObjective = BradleyTerry | Attributes

@@ -58,16 +58,16 @@ def fidelity(
     ratings: Float[Tensor, "B K"],
     list_mask: Bool[Tensor, "B K"],
     *,
-    deviation: float = 1.0,
+    deviation: Float[Tensor, "B K"] | float = 1.0,
 ) -> Float[Tensor, " B"]:
     """Thurstone's pair probabilities of the raters against those of the model, its mean over a list's pairs i < j.
 
-    1 - sqrt(P Q) - sqrt((1 - P)(1 - Q)),  P = Phi((y_i - y_j) / (s sqrt 2)),  Q = Phi((r_i - r_j) / sqrt 2)
+    1 - sqrt(P Q) - sqrt((1 - P)(1 - Q)),  P = Phi((y_i - y_j) / sqrt(s_i^2 + s_j^2)),  Q = Phi((r_i - r_j) / sqrt 2)
 
     Args:
         rewards, list_mask: see the module.
         ratings: y, in the rewards' unit; NaN where nothing is known.
-        deviation: s, how far raters differ about one completion.
+        deviation: s, how far raters differ about each completion, in the ratings' unit; anything where one is missing.
 
     Returns:
         One loss per list, in [0, 1]; 0 for a list without two rated completions.
@@ -76,7 +76,9 @@ def fidelity(
     """
     known = list_mask & ~ratings.isnan()
     pairs = (known[:, :, None] & known[:, None, :]).triu(diagonal=1)
-    p = _phi(_differences(ratings).masked_fill(~pairs, 0) / deviation)
+    s = torch.as_tensor(deviation, dtype=ratings.dtype, device=ratings.device).expand_as(ratings)
+    spread = (s[:, :, None].square() + s[:, None, :].square()).masked_fill(~pairs, 2).sqrt().clamp(min=1e-6)
+    p = torch.special.ndtr(_differences(ratings).masked_fill(~pairs, 0) / spread)
     q = _phi(_differences(rewards).masked_fill(~pairs, 0))
     agreement = (p * q + 1e-8).sqrt() + ((1 - p) * (1 - q) + 1e-8).sqrt()
     return _mean(1 - agreement, pairs)
@@ -104,7 +106,7 @@ def soft_bin_loss(
     ratings: Float[Tensor, "B K A"],
     known: Bool[Tensor, "B K A"],
     *,
-    deviation: float = 1.0,
+    deviation: Float[Tensor, "B K A"] | float = 1.0,
 ) -> Float[Tensor, " B"]:
     """Mean over a list's known ratings of KL(p || q) on the levels 1 .. 5.
 
@@ -113,11 +115,13 @@ def soft_bin_loss(
     Args:
         predicted, known: as for `squared_error`; an output stays one number, the mean of q's normal variable.
         ratings: y in [1, 5]; anything where `known` is False.
-        deviation: how far raters differ about one completion, in levels.
+        deviation: how far raters differ about each completion, in levels; anything where `known` is False.
 
     Source: target: DeQA, arXiv:2501.11561; q: Thurstone's ordinal model with unit deviation in place of a softmax over
     level tokens, so that the head keeps one output per attribute (ours).
     """
+    if isinstance(deviation, Tensor):
+        deviation = deviation.masked_fill(~known, 1.0)
     p = soft_bins(ratings.masked_fill(~known, 3.0), deviation)
     levels = torch.arange(1, LEVELS, dtype=predicted.dtype, device=predicted.device)
     upper = (levels + 0.5 - predicted.masked_fill(~known, 3.0)[..., None]).double()
@@ -126,7 +130,7 @@ def soft_bin_loss(
     return divergence.sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)
 
 
-def soft_bins(mean: Float[Tensor, "..."], deviation: float) -> Float[Tensor, "... 5"]:
+def soft_bins(mean: Float[Tensor, "..."], deviation: Float[Tensor, "..."] | float) -> Float[Tensor, "... 5"]:
     """A distribution over the levels 1 .. 5 with this mean, near a normal density of this deviation.
 
     p = alpha p_raw + beta, cut at 0 and normalised;  A = sum p_raw, B = sum c p_raw, alpha = (mean - 3) / (B - 3 A),
@@ -135,14 +139,15 @@ def soft_bins(mean: Float[Tensor, "..."], deviation: float) -> Float[Tensor, "..
 
     Args:
         mean: in [1, 5].
-        deviation: in levels.
+        deviation: in levels, of each mean or of all.
 
     Source: DeQA, arXiv:2501.11561 (authors' code); the guard at mean 3: ours.
     """
     levels = torch.arange(1, LEVELS + 1, dtype=mean.dtype, device=mean.device)
     two_points = (1 - (levels - mean[..., None]).abs()).clamp(min=0)
-    if deviation < 0.2:
-        return two_points
+    deviation = torch.as_tensor(deviation, dtype=mean.dtype, device=mean.device).expand_as(mean)[..., None]
+    narrow = deviation < 0.2
+    deviation = deviation.masked_fill(narrow, 1.0)  # whose levels are not used
     raw = torch.exp(-0.5 * ((levels - mean[..., None]) / deviation).square()) / (deviation * (2 * torch.pi) ** 0.5)
     a, b = raw.sum(-1), (levels * raw).sum(-1)
     centred = (b - 3 * a).abs() < 1e-6
@@ -150,7 +155,7 @@ def soft_bins(mean: Float[Tensor, "..."], deviation: float) -> Float[Tensor, "..
     p = (alpha[..., None] * raw + (1 - alpha * a)[..., None] / LEVELS).clamp(min=0)
     p = p / p.sum(-1, keepdim=True)
     off = ((levels * p).sum(-1) - mean).abs() > 0.1
-    return torch.where(off[..., None], two_points, p)
+    return torch.where(off[..., None] | narrow, two_points, p)
 
 
 def min_norm_weights(gradients: Float[Tensor, "T P"], *, steps: int = 250) -> Float[Tensor, " T"]:

@@ -11,9 +11,15 @@ from align.errors import UserError
 
 
 def with_ratings(
-    lists: Dataset, rows: Sequence[Row], *, names: Sequence[str], strength: str, sets: dict[str, int]
+    lists: Dataset,
+    rows: Sequence[Row],
+    *,
+    names: Sequence[str],
+    strength: str,
+    sets: dict[str, int],
+    deviation: str | None = None,
 ) -> Dataset:
-    """Lists with the columns `attributes` [K, A] (NaN where a rating is missing), `strength` and `set`.
+    """Lists with the columns `attributes` [K, A] (NaN where a rating is missing), `strength`, `set` and `deviations`.
 
     Args:
         lists: tokenised, with `kept`.
@@ -21,16 +27,21 @@ def with_ratings(
         names: of the ratings, in the order of the head's outputs.
         strength: the column that holds a row's strength of preference; NaN where a row has none.
         sets: number of each preference set by the file its rows come from.
+        deviation: the column that holds how far raters differ, if any is read; NaN [K, A] where a row has none.
 
     Raises:
         UserError: a rating or a strength is no number, or their count is not that of the completions.
     """
-    attributes, strengths = [], []
+    attributes, strengths, deviations = [], [], []
     for row, kept in zip(rows, lists["kept"][:], strict=True):
         rated = ratings_of(row, names)
         attributes.append([rated[k] for k in kept])
         strengths.append(_strength(row, strength))
-    columns = {"attributes": attributes, "strength": strengths, "set": [sets[row.source] for row in rows]}
+        if deviation is not None:
+            spread = _deviations(row, names, deviation)
+            deviations.append([spread[k] for k in kept])
+    columns: dict[str, list] = {"deviations": deviations} if deviation is not None else {}
+    columns |= {"attributes": attributes, "strength": strengths, "set": [sets[row.source] for row in rows]}
     for name, values in columns.items():
         lists = lists.add_column(name, values)
     return lists
@@ -53,6 +64,21 @@ def ratings_of(row: Row, names: Sequence[str]) -> list[list[float]]:
     if not isinstance(rated, list) or len(rated) != count or not all(isinstance(r, dict | None) for r in rated):
         raise UserError(f"{row.place}, field {ATTRIBUTES}: not a list of {count} objects; give one per completion")
     return [[_number(row, name, (r or {}).get(name)) for name in names] for r in rated]
+
+
+def _deviations(row: Row, names: Sequence[str], column: str) -> list[list[float]]:
+    """By completion and name: a number for all of a completion's ratings, or an object of numbers."""
+    value = row.meta.get(column)
+    if value is None:
+        return [[math.nan] * len(names)] * len(row.completions)
+    found = []
+    for k in range(len(row.completions)):
+        own = _of_completion(row, column, value, k)
+        given = [own.get(name) if isinstance(own, dict) else own for name in names]
+        found.append([_number(row, column, number) for number in given])
+    if bad := [number for own in found for number in own if number < 0]:
+        raise UserError(f"{row.place}, field {column}: a deviation of {bad[0]:g}; give 0 or more, or null")
+    return found
 
 
 def _of_completion(row: Row, name: str, value: Any, k: int) -> Any:

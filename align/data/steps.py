@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from align.data.collate import TOKEN_COLUMNS, draw_key
 from align.errors import UserError
 
-PER_COMPLETION = ("completion_ids", "grades", "attributes", *TOKEN_COLUMNS)
+PER_COMPLETION = ("completion_ids", "grades", "attributes", "deviations", *TOKEN_COLUMNS)
 """Columns of a tokenised list with an entry for each completion."""
 
 

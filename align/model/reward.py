@@ -42,6 +42,8 @@ class RewardBatch(ListBatch):
 
     attributes: Float[Tensor, "N A"] | None = None
     """Rating of each completion under the name of each output; NaN where there is none."""
+    deviations: Float[Tensor, "N A"] | None = None
+    """How far raters differ about each of these; NaN where the row does not say."""
     strengths: Float[Tensor, " B"] | None = None
     """How strong a list's preferences are stated to be; NaN where its row does not say."""
     sets: Int[Tensor, " B"] | None = None
@@ -65,7 +67,8 @@ class RewardModel(Policy):
         ratings: dict[str, Any] = {}
         if "attributes" in examples[0]:
             ratings = {
-                "attributes": torch.tensor([row for e in examples for row in e["attributes"]], dtype=torch.float32),
+                "attributes": _by_completion(examples, "attributes"),
+                "deviations": _by_completion(examples, "deviations") if "deviations" in examples[0] else None,
                 "strengths": torch.tensor([e["strength"] for e in examples], dtype=torch.float32),
                 "sets": torch.tensor([e["set"] for e in examples]),
             }
@@ -98,6 +101,10 @@ class RewardModel(Policy):
         super().load_state(folder, keep_reference=keep_reference)
         if (folder / MOMENTUM_FILE).is_file():
             self.set_gradients = load_file(folder / MOMENTUM_FILE)["set_gradients"].to(self.model.device)
+
+
+def _by_completion(examples: Sequence[Example], name: str) -> Float[Tensor, "N A"]:
+    return torch.tensor([row for example in examples for row in example[name]], dtype=torch.float32)
 
 
 class RewardScorer(nn.Module):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 
 from align.objectives.score_config import LikelihoodMean, ScoreConfig
 from align.section import Strict
@@ -76,7 +76,7 @@ class PartialOrder(Objective):
 
     name: Literal["partial_order"] = "partial_order"
     score: ScoreConfig | None = LikelihoodMean(beta=1.0)
-    """Mean log-probability, as in both papers; null takes the recipe's score."""
+    """Mean log-probability, as in both papers (Rescue: `length_power: 0.85`); null takes the recipe's score."""
 
 
 class PointwiseMse(Objective):
@@ -115,6 +115,8 @@ class Sft(Objective):
     """Next-token loss of the best completion, beside another objective (RPO)."""
 
     name: Literal["sft"] = "sft"
+    ties: Literal["mean", "first"] = "mean"
+    """Several best completions: their mean, or the first of the row (RRHF and Rescue)."""
     score: ScoreConfig | None = LikelihoodMean(beta=1.0)
     """Mean log-probability of a token; null takes the recipe's score."""
 
@@ -197,6 +199,12 @@ class Aft(Objective):
     """How far a worse completion is pushed below the better one, in nats per token; `boundary` and `ranking` only."""
     score: ScoreConfig | None = LikelihoodMean(beta=1.0)
     """Mean log-probability of a token; null takes the recipe's score."""
+
+    @model_validator(mode="after")
+    def _margin_counts(self) -> "Aft":
+        if self.margin != 0.1 and self.variant in ("plain", "detached"):
+            raise ValueError(f"margin: `{self.variant}` has none; remove it, or take `boundary` or `ranking`")
+        return self
 
 
 class PlPolicyGradient(Objective):

@@ -207,7 +207,7 @@ def partial_order(
     Returns:
         One loss per list, in nats; 0 for a list of ties.
 
-    Source: Rescue, arXiv:2311.09136 (authors' code: weight 0.1 beside `sft`, whose likelihood term it goes with);
+    Source: Rescue, arXiv:2311.09136 (authors' code: weight 0.1 beside `sft` with `ties: first`);
     RRHF, arXiv:2304.05302.
     """
     places = settled(scores, list_mask, noise)

@@ -110,7 +110,11 @@ def apo_zero_unpaired(
 
 
 def sft(
-    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    ties: str = "mean",
 ) -> Float[Tensor, " B"]:
     """The likelihood term: minus the score of the best-graded completion.
 
@@ -119,14 +123,16 @@ def sft(
     Args:
         scores: mean log-probability of a token (`likelihood_mean` with beta 1; a recipe gives that by default).
         grades, list_mask: see the module.
+        ties: "first" takes the first of several best completions in the order of the row.
 
     Returns:
         One loss per list, in nats; for a list of ties the mean over the whole list.
 
     Source: RPO, arXiv:2404.19733. TRL averages over the tokens of all best completions of a micro-batch; here every
-    list counts the same.
+    list counts the same. RRHF, arXiv:2304.05302, and Rescue, arXiv:2311.09136 (authors' code): the first.
     """
-    return -masked_mean(scores, best_graded(grades, list_mask))
+    best = best_graded(grades, list_mask)
+    return -masked_mean(scores, best & (best.cumsum(dim=1) == 1) if ties == "first" else best)
 
 
 def _unpaired(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 
 from align.section import Strict, named
 
@@ -77,6 +77,8 @@ class LikelihoodMean(Strict):
     name: Literal["likelihood_mean"] = "likelihood_mean"
     beta: PositiveFloat = 2.0
     """Scale."""
+    length_power: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The sum is divided by this power of the length; Rescue takes 0.85 for sampled completions."""
 
 
 ScoreConfig = Annotated[
@@ -99,6 +101,12 @@ class TokenReg(Strict):
     """Hold a pair's weight sigmoid(s_worse - s_better) constant in the backward pass."""
     static_weight: PositiveFloat | None = None
     """A constant in place of that weight (the paper's ablation)."""
+
+    @model_validator(mode="after")
+    def _weight_is_live(self) -> "TokenReg":
+        if self.static_weight is not None and not self.detach_weight:
+            raise ValueError("detach_weight: a static_weight has no gradient; remove one of the two")
+        return self
 
 
 class Tgdpo(Strict):

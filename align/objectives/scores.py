@@ -149,10 +149,11 @@ def likelihood_mean(
     list_index: Int[Tensor, " N"],
     *,
     beta: float = 2.0,
+    length_power: float = 1.0,
 ) -> Float[Tensor, " N"]:
     """SimPO's score: the mean log-probability of a token, without a reference.
 
-    s = beta / T * sum_t lp_t
+    s = beta / T^length_power * sum_t lp_t
 
     Args:
         policy_logprobs: log p(token) under the policy, in nats.
@@ -160,14 +161,15 @@ def likelihood_mean(
         completion_mask: True on a completion's own tokens.
         list_index: not used.
         beta: scale; SimPO takes 2 to 10, ORPO, RRHF, AFT and a plain likelihood term 1.
+        length_power: 1 is the mean; Rescue takes 0.85 for sampled completions.
 
     Returns:
         One score per completion; 0 for an empty one.
 
-    Source: SimPO, arXiv:2405.14734.
+    Source: SimPO, arXiv:2405.14734; the power: Rescue, arXiv:2311.09136 (authors' code).
     """
     total = likelihood(policy_logprobs, reference_logprobs, completion_mask, list_index, beta=beta)
-    return total / _lengths(completion_mask)
+    return total / _lengths(completion_mask) ** length_power
 
 
 def _ratios(

@@ -110,8 +110,8 @@ class TransferQ(Strict):
     continuation: Annotated[int, Field(ge=0)] = 20
     """Tokens that the baseline adds at most; 0 scores the text as it is."""
     baseline: str | None = None
-    """Folder of the model that continues, of the policy's vocabulary and best trained for a similar reward; by
-    default the policy's base model."""
+    """Folder of the model that continues: of the policy's vocabulary, and aligned already, for this reward or another;
+    an unaligned one (the policy's base) makes it controlled decoding."""
     baseline_reward: ScorerConfig | None = None
     """What the baseline was trained for, where that is not `reward`: r becomes exp((r - r_baseline) / 2) r."""
 
@@ -121,6 +121,15 @@ class TransferQ(Strict):
         if getattr(reward, "answer_column", None) or getattr(reward, "listwise", False):
             raise ValueError(f"{reward.name} needs a reference answer or a whole list; name a scorer of single texts")
         return reward
+
+    @model_validator(mode="after")
+    def _has_a_baseline(self) -> "TransferQ":
+        if not self.baseline:
+            raise ValueError(
+                "baseline: missing; name the folder of an aligned model with the policy's vocabulary, such as what "
+                "`align export RUN FOLDER --merge` writes (with the unaligned base it would be controlled decoding)"
+            )
+        return self
 
 
 DecodingConfig = Annotated[Contrast | TransferQ, Field(discriminator="name"), named("contrast")]

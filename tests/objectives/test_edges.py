@@ -5,7 +5,8 @@ from math import exp
 import torch
 from torch.testing import assert_close
 
-from align.objectives import OBJECTIVES
+from align.objectives import OBJECTIVES, dpop_penalty
+from align.objectives.noise import resolution, settled, sum_noise
 
 PAIR = torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
 
@@ -17,6 +18,56 @@ def test_odds_of_a_certain_completion_are_finite():
         loss = OBJECTIVES["odds_ratio"](scores, *PAIR)
         assert 0 <= loss.item() < 1e-5
         assert torch.autograd.grad(loss.sum(), scores)[0].isfinite().all()
+
+
+def test_the_likelihood_term_may_be_of_the_first_of_several_best():
+    """RRHF's and Rescue's code: argmax of the grades, which is the first."""
+    scores = torch.tensor([[9.0, -1.0, -2.0, -4.0], [-3.0, -5.0, 9.0, 9.0]], requires_grad=True)
+    grades = torch.tensor([[9.0, 1.0, 2.0, 2.0], [1.0, 1.0, 7.0, 7.0]])
+    real = torch.tensor([[False, True, True, True], [True, True, False, False]])
+    sft = OBJECTIVES["sft"]
+    assert sft(scores, grades, real).tolist() == [3.0, 4.0]
+    first = sft(scores, grades, real, ties="first")
+    assert first.tolist() == [2.0, 3.0]
+    assert torch.autograd.grad(first.sum(), scores)[0].tolist() == [[0, 0, -1, 0], [-1, 0, 0, 0]]
+
+
+def test_noise_neither_ranks_nor_pushes():
+    """A score of the reference's own noise is no fall (DPOP), and a margin of noise no violation (Rescue's hinge)."""
+    grades, real = torch.tensor([[1.0, 0.0, 0.5]]), torch.ones(1, 3, dtype=torch.bool)
+    noise = torch.full((1, 3), 1e-4)
+    for sign in (1, -1):
+        scores = (sign * torch.tensor([[-0.9e-4, 0.9e-4, 0.0]])).requires_grad_()
+        loss = OBJECTIVES["partial_order"](scores, grades, real, noise=noise)
+        penalty = dpop_penalty(scores, grades, real, strength=5.0, noise=noise)
+        assert loss.item() == 0 and (penalty == 0).all()
+        assert (torch.autograd.grad(loss.sum() + penalty.sum(), scores)[0] == 0).all()
+    scores = torch.tensor([[-0.5, 0.25, 0.0]])
+    assert OBJECTIVES["partial_order"](scores, grades, real, noise=noise).item() == 0.75 + 0.5 + 0.25
+    assert dpop_penalty(scores, grades, real, strength=5.0, noise=noise).tolist() == [[2.5, 0, 0]]
+
+
+def test_ties_are_groups_by_sorted_gaps():
+    nan = float("nan")
+    scores = torch.tensor([[0.0, 3.0, 1.9, 1.0, nan], [5.0, nan, nan, nan, nan], [1.0, 1.0, 2.0, -7.0, 9.0]])
+    real = ~scores.isnan()
+    real[2, 4] = False
+    places = settled(scores, real, torch.full((3, 5), 0.5)).masked_fill(~real, -1)
+    assert places.tolist() == [[1, 2, 1, 1, -1], [1, -1, -1, -1, -1], [2, 2, 2, 1, -1]]
+    order = [3, 0, 4, 1, 2]
+    moved = settled(scores[:, order], real[:, order], torch.full((3, 5), 0.5)).masked_fill(~real[:, order], -1)
+    assert moved.tolist() == places[:, order].tolist()
+
+
+def test_the_noise_of_a_sum_grows_with_its_tokens_and_their_size():
+    """relative * sqrt(sum of (slope (1 + |lp|))^2), and a step of the score's own last digit."""
+    lp = torch.tensor([[-3.0, -1.0, 50.0], [-3.0, -1.0, -7.0]])
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    beta, relative = 0.5, 1e-3
+    found = sum_noise(lambda own: beta * own.masked_fill(~mask, 0).sum(dim=1), lp, mask, relative)
+    expected = [relative * beta * (16 + 4) ** 0.5, relative * beta * (16 + 4 + 64) ** 0.5]
+    assert_close(found, torch.tensor(expected), rtol=1e-3, atol=0)
+    assert resolution(torch.float32, torch.bfloat16) > 1000 * resolution(torch.float32)
 
 
 def test_no_gradient_reaches_the_baseline_of_kto():

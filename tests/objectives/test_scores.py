@@ -47,6 +47,15 @@ def test_is_the_formula_and_padding_is_inert(name):
     assert (gradient[mask] > 0).all()
 
 
+@pytest.mark.parametrize("power", [0.85, 0.0])
+def test_the_sum_may_be_divided_by_a_power_of_the_length(power):
+    """Rescue: sum / T^0.85; a power of 0 is the sum itself."""
+    policy, _, mask, list_index = tokens()
+    scores = SCORES["likelihood_mean"](policy, None, mask, list_index, beta=1.0, length_power=power)
+    expected = [sum(p[:n].tolist()) / n**power for p, n in zip(policy, LENGTHS, strict=True)]
+    assert_close(scores, torch.tensor(expected, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("name", SCORES)
 def test_an_empty_completion_scores_zero(name):
     empty = torch.full((1, 3), torch.nan)

@@ -128,6 +128,24 @@ def test_fidelity_is_the_formula():
     assert_close(loss, torch.tensor(expected, dtype=torch.float64))
 
 
+def test_each_completion_has_a_deviation_of_its_own():
+    """Thurstone's: Phi((y_i - y_j) / sqrt(s_i^2 + s_j^2)); two ratings without any are certain."""
+    rewards, ratings = torch.randn(1, 3).double(), torch.tensor([[3.0, 2.0, 2.5]]).double()
+    s = [0.0, 0.0, 1.3]
+    terms = []
+    for i, j in itertools.combinations(range(3), 2):
+        gap, spread = (ratings[0, i] - ratings[0, j]).item(), math.hypot(s[i], s[j])
+        p = norm.cdf(gap / spread) if spread else float(gap > 0)
+        q = norm.cdf((rewards[0, i] - rewards[0, j]).item() / math.sqrt(2))
+        terms.append(1 - math.sqrt(p * q + 1e-8) - math.sqrt((1 - p) * (1 - q) + 1e-8))
+    mask, deviation = torch.ones(1, 3, dtype=torch.bool), torch.tensor([s]).double()
+    assert fidelity(rewards, ratings, mask, deviation=deviation).item() == pytest.approx(sum(terms) / 3)
+
+    means, stds = torch.tensor([1.3, 2.5, 4.8]).double(), torch.tensor([0.1, 0.7, 1.0]).double()
+    apart = torch.stack([soft_bins(mean, std.item()) for mean, std in zip(means, stds, strict=True)])
+    assert_close(soft_bins(means, stds), apart)
+
+
 @pytest.mark.parametrize("sets", [2, 3, 5])
 def test_min_norm_weights_are_the_shortest_point_of_the_simplex(sets):
     gradients = torch.randn(sets, 6, dtype=torch.float64) + 0.3

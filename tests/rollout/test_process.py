@@ -156,7 +156,9 @@ def test_options_do_not_take_the_place_of_what_our_sampler_needs(name):
 
 def test_a_baseline_on_a_gpu_leaves_room_and_does_not_sleep(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    arguments = VllmArguments("m", "bfloat16", 32, decoding={"name": "transfer_q"}, options={"seed": 3})
+    arguments = VllmArguments(
+        "m", "bfloat16", 32, decoding={"name": "transfer_q", "baseline": "b"}, options={"seed": 3}
+    )
     given = llm_arguments(arguments, ours=True)
     assert given["enable_sleep_mode"] and given["gpu_memory_utilization"] == 0.5
     second = llm_arguments(baseline(arguments), ours=False)

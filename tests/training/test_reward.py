@@ -2,7 +2,9 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,13 +25,17 @@ from transformers import (
 )
 
 from align.build import load_options, prepare
+from align.data.ratings import with_ratings
+from align.data.schema import Row
 from align.errors import UserError
 from align.export import export
 from align.inspect import inspect_recipe
-from align.model.reward import load_reward_model
+from align.model.reward import RewardModel, load_reward_model
 from align.recipe import load_recipe, parse_recipe
 from align.runs import train
+from align.settings import RewardSection
 from rewards import load_scorer
+from rewards.head_config import Attributes
 
 ADAPTERS = ("lora", "rslora", "dora", "pissa", "olora", "eva", "adalora", "miss", "ia3", "full")
 SMALL = {"rank": 4, "alpha": 8}
@@ -225,6 +231,44 @@ def test_more_weighs_the_sets_by_the_gradients_on_the_head(reward_recipe, rows_f
     assert_close(loss.set_weights, weights, atol=1e-4, rtol=1e-3)
     loss.begin_step(model, [[e for e in lists if e["set"] == 1]], Accelerator())
     assert loss.set_weights.tolist() == [0.0, 1.0, 1.0], "a set alone in a step"
+
+
+@pytest.mark.parametrize(
+    ("column", "deviations"),
+    [
+        ([0.5, 0.25, 1.5], [[0.5, 0.5], [0.25, 0.25], [1.5, 1.5]]),
+        ([{"a": 0.5}, {"a": None, "b": 2}, {"b": 0}], [[0.5, math.nan], [math.nan, 2.0], [math.nan, 0.0]]),
+        (None, [[math.nan] * 2] * 3),
+    ],
+)
+def test_deviations_of_the_rows_reach_the_loss(column, deviations):
+    from align.reward_loss import build_reward_loss
+    from rewards.heads import fidelity
+
+    rated = [{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 1.0}, {"a": 2, "b": 2.5}]
+    meta = {"std": column, "attributes": rated}
+    row = Row("1", "p", ("a", "b", "c"), (0.0, 1.0, 2.0), None, meta=meta, source="f", number=1)
+    columns = {"prompt_ids": [1], "completion_ids": [[2]] * 3, "grades": [0.0, 1.0, 2.0], "kept": [0, 1, 2]}
+    lists = Dataset.from_list([columns])
+    options = {"names": ["a", "b"], "strength": "margin", "sets": {"f": 0}, "deviation": "std"}
+    example = with_ratings(lists, [row], **options)[0]
+    assert_close(torch.tensor(example["deviations"]), torch.tensor(deviations), equal_nan=True)
+
+    objective = Attributes(fidelity=2.0, deviation=0.3, deviation_field="std")
+    loss = build_reward_loss(RewardSection(outputs=("a", "b")), [objective], sources=1)
+    model = SimpleNamespace(packing=False, pad_id=0, model=SimpleNamespace(device="cpu"))
+    batch = RewardModel.collate(model, [example])
+    rewards, mask = torch.randn(3, 2), torch.ones(1, 3, dtype=torch.bool)
+    columns = (rewards, batch.attributes, torch.tensor(deviations).nan_to_num(0.3))
+    pairs = [
+        fidelity(r[None], y[None], mask, deviation=s[None]) for r, y, s in zip(*(c.T for c in columns), strict=True)
+    ]
+    errors = (rewards - batch.attributes).square().mean()
+    assert_close(loss(rewards, None, batch), errors + 2.0 * torch.stack(pairs).mean(0))
+
+    bad = replace(row, meta=row.meta | {"std": [1.0, -1.0, 1.0]})
+    with pytest.raises(UserError, match="f, row 1, field std: a deviation of -1; give 0 or more"):
+        with_ratings(lists, [bad], **options)
 
 
 @pytest.mark.parametrize("form", ["squared", "soft_bins"])

@@ -76,7 +76,7 @@ def goes_on(texts, ends):
 
 @pytest.mark.parametrize("indirect", [False, True])
 def test_transfer_q_weighs_the_likeliest_tokens_by_what_follows(untied, indirect):
-    config = TransferQ(reward={"name": "length", "min": 1}, candidates=4, strength=0.7)
+    config = TransferQ(reward={"name": "length", "min": 1}, candidates=4, strength=0.7, baseline="b")
     other = Words(-0.3) if indirect else None
     decoding = Guided(config, load_tokenizer(str(untied)), goes_on, Words(1.0), other)
     logits = torch.randn(3, 64, generator=torch.Generator().manual_seed(1))
@@ -99,7 +99,7 @@ def test_transfer_q_weighs_the_likeliest_tokens_by_what_follows(untied, indirect
 
 
 def test_transfer_q_gives_scorers_a_conversation_as_they_know_it(untied):
-    config = TransferQ(reward={"name": "length", "min": 1}, candidates=1)
+    config = TransferQ(reward={"name": "length", "min": 1}, candidates=1, baseline="b")
     decoding = Guided(config, load_tokenizer(str(untied)), goes_on, Words(1.0))
     chat = [{"role": "user", "content": "w9"}]
     params = SimpleNamespace(stop_token_ids=[2], stop=[], extra_args={"prompt": chat})
@@ -111,7 +111,10 @@ def test_transfer_q_gives_scorers_a_conversation_as_they_know_it(untied):
 
 def test_transfer_q_reads_prompts_as_scorers_do(online_recipe):
     recipe = online_recipe(
-        rollout={"engine": "vllm", "decoding": {"name": "transfer_q", "reward": {"name": "length", "min": 1}}}
+        rollout={
+            "engine": "vllm",
+            "decoding": {"name": "transfer_q", "reward": {"name": "length", "min": 1}, "baseline": "b"},
+        }
     )
     prompts = read_prompts(recipe)
     assert prompts.contexts == [row.prompt for row in prompts.rows]
@@ -144,6 +147,10 @@ def test_a_prompt_that_the_template_makes_too_long_is_counted(online_recipe):
     ("sections", "sentence"),
     [
         ({"engine": "transformers"}, "contrast needs `engine: vllm`, not transformers"),
+        (
+            {"decoding": {"name": "transfer_q", "reward": {"name": "length", "min": 1}}},
+            "baseline: missing; name the folder of an aligned model",
+        ),
         (
             {"decoding": {"name": "transfer_q", "reward": {"name": "answer"}}},
             "answer needs a reference answer or a whole list",
@@ -208,7 +215,10 @@ def test_weights_that_cannot_be_held_against_each_other(online_recipe, untied, m
 
 def test_transfer_q_scores_what_a_stop_text_leaves(untied):
     decoding = Guided(
-        TransferQ(reward={"name": "length", "min": 1}, candidates=1), load_tokenizer(str(untied)), goes_on, Words(1.0)
+        TransferQ(reward={"name": "length", "min": 1}, candidates=1, baseline="b"),
+        load_tokenizer(str(untied)),
+        goes_on,
+        Words(1.0),
     )
     params = SimpleNamespace(stop_token_ids=[2], stop=["w24"], extra_args={"prompt": "w9"})
     decoding.alter(torch.eye(64)[20:21], [Request(params, [9], [7])])
@@ -216,14 +226,17 @@ def test_transfer_q_scores_what_a_stop_text_leaves(untied):
 
 
 @pytest.mark.parametrize("key", ["rollout.reward", "sampling.reward", "rollout.decoding.reward"])
-def test_a_reward_model_that_is_not_there_is_named_before_anything_is_sampled(online_recipe, monkeypatch, key):
+def test_a_reward_model_that_is_not_there_is_named_before_anything_is_sampled(online_recipe, untied, monkeypatch, key):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # as if vLLM were installed
     missing = {"name": "sequence_classifier", "model": "no/where"}
     sections = {
         "rollout.reward": {"rollout": {"reward": missing}},
         "sampling.reward": {"sampling": {"reward": missing}},
         "rollout.decoding.reward": {
-            "rollout": {"engine": "vllm", "decoding": {"name": "transfer_q", "reward": missing}}
+            "rollout": {
+                "engine": "vllm",
+                "decoding": {"name": "transfer_q", "reward": missing, "baseline": str(untied)},
+            }
         },
     }[key]
     with pytest.raises(UserError, match=f"{key}: no/where: cannot be loaded"):

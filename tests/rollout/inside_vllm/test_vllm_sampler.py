@@ -70,6 +70,7 @@ class SmallNumbers:
 def guided(untied):
     """Weighs four candidates by the reward of up to five tokens more."""
     section = {"name": "transfer_q", "reward": {"name": "length", "min": 1}, "candidates": 4, "continuation": 5}
+    section["baseline"] = str(untied)
     arguments = VllmArguments(str(untied), "float32", 256, cache_bytes=16 << 20, decoding=section)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("align.rollout.inside_vllm.transfer_q.load_scorer", lambda config: SmallNumbers())
@@ -81,7 +82,9 @@ def guided(untied):
 @pytest.fixture(scope="module")
 def ruled(untied):
     """The same with a reward that every process has."""
-    engine = VllmEngine(VllmArguments(str(untied), "float32", 256, cache_bytes=16 << 20, decoding=RULED))
+    engine = VllmEngine(
+        VllmArguments(str(untied), "float32", 256, cache_bytes=16 << 20, decoding=RULED | {"baseline": str(untied)})
+    )
     yield engine
     engine.close()
 
