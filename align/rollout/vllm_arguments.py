@@ -157,7 +157,7 @@ def llm_arguments(arguments: VllmArguments, *, ours: bool) -> dict[str, Any]:
 def baseline(arguments: VllmArguments) -> VllmArguments:
     """The engine beside a policy's that continues texts for Transfer Q*."""
     assert arguments.decoding is not None
-    folder = str(Path(arguments.decoding["baseline"]).expanduser())
+    folder = str(Path(arguments.decoding.get("baseline") or arguments.folder).expanduser())
     # The policy has half of the memory, the trainer more; and only one engine of a process can sleep.
     room = {"gpu_memory_utilization": 0.2, "enable_sleep_mode": False} if torch.cuda.is_available() else {}
     options = arguments.options | room
