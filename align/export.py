@@ -13,11 +13,12 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import UserError
 from align.exported import describe
 from align.model.attach import TRAINED, adapter_tensors, check_loaded
+from align.model.checkpoint import export_tokenizer
 from align.model.classifier import is_classifier, load_classifier, output_names
 from align.model.load import (
     HUB_ERRORS,
@@ -129,7 +130,7 @@ def write_files(trained: Trained, output: Path, *, merge: bool, dtype: str | Non
         _copy_adapter(trained, output, dtype)
     else:
         differences = _write_model(trained, tokenizer, output, dtype)
-    tokenizer.save_pretrained(output)
+    export_tokenizer(tokenizer, output, source=None if differences == {} else _source(trained))
     return differences
 
 
@@ -210,11 +211,7 @@ def _write_model(
     trained: Trained, tokenizer: PreTrainedTokenizerBase, output: Path, dtype: str | None
 ) -> dict[str, float]:
     """Write the whole model; returns what `write_files` does."""
-    source = (
-        trained.folder
-        if trained.base is None
-        else model_folder(trained.base, trained.revision, trust_remote_code=trained.trust_remote_code)
-    )
+    source = _source(trained)
     if trained.base is not None and is_of_other_weights(trained.folder / ADAPTER_FILE, source):
         raise UserError(
             f"{trained.folder} was trained on other weights than {trained.base} holds now; put the old ones back there "
@@ -243,13 +240,21 @@ def _write_model(
         read_with = AutoConfig.from_pretrained(trained.folder, trust_remote_code=trained.trust_remote_code)
         model.config.get_text_config().pad_token_id = read_with.get_text_config().pad_token_id
     else:
-        _tie_if_equal(model)
+        _tie_if_equal(model, AutoConfig.from_pretrained(source, trust_remote_code=trained.trust_remote_code))
     if model.can_generate() and model.generation_config.eos_token_id is None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
+        log.info("the base names no token that ends a text; the export names its tokenizer's, %s", tokenizer.eos_token)
     model.save_pretrained(output)
     del model
     moved = (exact - _read(_load_float32(output, trained), probe, trained)).abs()
     return differences | {"stored": moved.max().item(), "stored_mean": moved.mean().item()}
+
+
+def _source(trained: Trained) -> Path:
+    """The folder that the model's own files are in."""
+    if trained.base is None:
+        return trained.folder
+    return model_folder(trained.base, trained.revision, trust_remote_code=trained.trust_remote_code)
 
 
 def _load_float32(folder: Path, trained: Trained) -> PreTrainedModel:
@@ -286,20 +291,28 @@ def _with_adapter(base: PreTrainedModel, trained: Trained) -> PeftModel:
 
 def _untie(model: PreTrainedModel) -> None:
     """Give the LM head a weight of its own, so that an adapter merged into it does not move the embeddings too."""
-    text = model.config.get_text_config()
-    if text.tie_word_embeddings:
-        head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
+    for config in _tying(model.config):
+        config.tie_word_embeddings = False
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
-        text.tie_word_embeddings = False
 
 
-def _tie_if_equal(model: PreTrainedModel) -> None:
-    """Store one matrix where LM head and embeddings are still the same."""
+def _tie_if_equal(model: PreTrainedModel, source: PreTrainedConfig) -> None:
+    """Store one matrix, as the base does, where LM head and embeddings are still the same."""
     head: Any = model.get_output_embeddings().weight
     embeddings: Any = model.get_input_embeddings().weight
-    if head.shape == embeddings.shape and torch.equal(head, embeddings):
-        model.config.get_text_config().tie_word_embeddings = True
-        model.tie_weights()
+    if not _tying(source) or head.shape != embeddings.shape or not torch.equal(head, embeddings):
+        return
+    for own, its in ((model.config, source), (model.config.get_text_config(), source.get_text_config())):
+        if hasattr(its, "tie_word_embeddings"):
+            own.tie_word_embeddings = its.tie_word_embeddings
+    model.tie_weights()
+
+
+def _tying(config: PreTrainedConfig) -> list[Any]:
+    """Which of a config and its text part say that LM head and embeddings are one."""
+    parts = [config] if config.get_text_config() is config else [config, config.get_text_config()]
+    return [part for part in parts if getattr(part, "tie_word_embeddings", False)]
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from align.evaluate.samples import Measured, side_by_side
 from align.evaluate.sampling import sample_completions
 from align.evaluate.token_view import TokenView
 from align.loss import ListLoss
+from align.model.checkpoint import export_tokenizer
 from align.model.checkpointing import checkpoint_layers, layers_to_checkpoint
 from align.model.checks import check_token_ids
 from align.model.policy import Policy
@@ -315,7 +316,7 @@ def _save_adapter(run: RunDirectory, policy: Policy) -> None:
     temporary = run.path / "adapter.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     policy.save_adapter(temporary)
-    policy.tokenizer.save_pretrained(temporary)
+    export_tokenizer(policy.tokenizer, temporary, source=policy.folder)
     shutil.rmtree(run.adapter, ignore_errors=True)
     temporary.rename(run.adapter)
 

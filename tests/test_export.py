@@ -19,6 +19,7 @@ from align import export as export_module
 from align.errors import UserError
 from align.export import export
 from align.model_card import model_card
+from align.runs import train
 
 VOCABULARY = 40
 IDS = torch.randint(3, VOCABULARY, (2, 17), generator=torch.Generator().manual_seed(0))
@@ -317,3 +318,21 @@ def test_push_uploads_the_finished_folder(tmp_path, monkeypatch):
     files = {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"}
     assert calls[0] == ("someone/aligned", True)
     assert calls[1][0] == "someone/aligned" and files <= set(calls[1][1])
+
+
+@pytest.mark.parametrize("adapter", [{"name": "lora", "rank": 2}, {"name": "full"}], ids=lambda a: a["name"])
+@pytest.mark.parametrize("merge", [False, True], ids=["as it is", "merged"])
+def test_an_export_has_the_bases_special_tokens_and_configs(adapter, merge, make_recipe, tmp_path, save_llama):
+    """The base has no padding token; training borrows one."""
+    base = save_llama(tmp_path / "base", attention_dropout=0.1)
+    generation = {"eos_token_id": [2, 5], "bos_token_id": 1, "do_sample": True, "temperature": 0.6}
+    (base / "generation_config.json").write_text(json.dumps(generation))
+    recipe = make_recipe(policy={"model": str(base), "adapter": adapter}, train={"steps": 1}, sampling={"prompts": 0})
+    made = export(train(recipe).path, tmp_path / "out", merge=merge)
+    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (base, made))
+    assert before.pad_token is None and after.special_tokens_map == before.special_tokens_map
+    if adapter["name"] == "full" or merge:
+        old, new = (json.loads((folder / "config.json").read_text()) for folder in (base, made))
+        assert new == old
+        stored = json.loads((made / "generation_config.json").read_text())
+        assert {key: stored[key] for key in generation} == generation and stored.get("pad_token_id") is None

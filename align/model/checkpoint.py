@@ -1,6 +1,7 @@
 """What training changed, written and read: for going on bit for bit, and for use elsewhere."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import UserError
 from align.model.adapters import MUTATES_BASE
@@ -96,12 +97,31 @@ def export_adapter(model: PeftModel, folder: Path, *, base: Identity) -> None:
 
 def export_model(model: PreTrainedModel, folder: Path, *, dropout: dict[str, float]) -> None:
     """A whole model; its config gets back the dropout that was off while it trained."""
-    present = {name: getattr(model.config, name) for name in dropout}
+    config = model.config.get_text_config()
+    present = {name: getattr(config, name) for name in dropout}
     try:
-        model.config.update(dropout)
+        config.update(dropout)
         model.save_pretrained(folder)
     finally:
-        model.config.update(present)
+        config.update(present)
+
+
+def export_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, *, source: Path | None = None) -> None:
+    """A tokenizer as its model has it: without the padding token that was only borrowed for training.
+
+    Args:
+        source: folder of the model; what reads its images or sounds is copied from there.
+    """
+    borrowed = getattr(tokenizer, "pad_is_borrowed", False)
+    try:
+        if borrowed:
+            tokenizer.pad_token = None
+        tokenizer.save_pretrained(folder)
+    finally:
+        if borrowed:
+            tokenizer.pad_token = tokenizer.eos_token
+    for file in source.glob("*processor*.json") if source else ():
+        shutil.copy(file, folder)
 
 
 def start_was_subtracted(model: PreTrainedModel | PeftModel) -> bool:

@@ -214,6 +214,7 @@ def load_tokenizer(
         if tokenizer.eos_token_id is None:
             raise UserError(f"the tokenizer of {folder} has neither a padding nor an end-of-text token: give it one")
         tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_is_borrowed = True  # which an export must not say
     if chat_template is not None:
         if not template_file(chat_template).is_file():
             raise UserError(f"policy.chat_template: there is no file {chat_template}; `plain` suits base models")

@@ -59,6 +59,7 @@ class Policy:
         frozen: PreTrainedModel | None = None,
         dropout: dict[str, float] | None = None,
         packing: bool = False,
+        folder: Path | None = None,
     ) -> None:
         """Args:
         adapter: the adapter's name in the recipe, "full" or "start_adapter".
@@ -66,7 +67,9 @@ class Policy:
         frozen: the reference as a model of its own, for full training.
         dropout: the model's own dropout probabilities, where they are off while it trains.
         packing: whether the model can take packed rows, and is to.
+        folder: the base's files.
         """
+        self.folder = folder
         self.model = model
         self.tokenizer = tokenizer
         self.adapter = adapter
@@ -238,7 +241,8 @@ def load_policy(
     enable_fusing(trained, name=model)
     frozen = deepcopy(base).requires_grad_(False).eval() if what == "full" and keep_reference else None
     identity = {**base_identity(model, folder), "quantization": quantization}
-    return Policy(trained, tokenizer, adapter=what, base=identity, frozen=frozen, dropout=own_dropout, packing=packing)
+    options: dict[str, Any] = {"frozen": frozen, "dropout": own_dropout, "packing": packing, "folder": folder}
+    return Policy(trained, tokenizer, adapter=what, base=identity, **options)
 
 
 def _with_adapter(
