@@ -38,7 +38,7 @@ from align.record import hold_to_record, record_lists
 from align.report import write_report
 from align.reward_loss import check_ratings, columns_read, deviation_field, set_of, strength_field
 from align.run_directory import RunDirectory, read_json, start_log, write_json
-from align.summary import print_summary
+from align.summary import next_steps, print_summary
 from align.tracking import flat, run_name, set_project
 from align.trainer import AlignTrainer
 from align.training import fit_to_plan, grow, planned_steps, training_arguments
@@ -100,6 +100,7 @@ def train(recipe: Recipe, *, measured: Path | None = None, show: bool = True) ->
     elif main:
         print_summary(str(run.path), summary, show=recipe.sampling.show)
         print(f"report: {write_report([run.path])}")
+        print(next_steps(str(run.path), summary["task"]))
     return RunResult(run.path, summary)
 
 

@@ -1,5 +1,6 @@
 """The table at the end of a run."""
 
+import shlex
 from typing import Any
 
 from rich.console import Console
@@ -36,6 +37,9 @@ def print_summary(path: str, summary: dict[str, Any], *, show: int, console: Con
         console.print(_table(before, after, summary["data"]["heldout_lists"], task=summary["task"]))
     if "displacement" in summary:
         console.print(sentence(summary["displacement"]))
+    if summary["samples"][:show]:
+        rewarded = ", with their rewards in brackets" if "reward_after" in summary["samples"][0] else ""
+        console.print(f"sampled completions of held-out prompts, before and after training{rewarded}")
     for sample in summary["samples"][:show]:
         console.print(_sample(sample))
     console.print(
@@ -44,6 +48,14 @@ def print_summary(path: str, summary: dict[str, Any], *, show: int, console: Con
         f"peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
     console.print(Text(f"run directory: {path}"), soft_wrap=True)
+
+
+def next_steps(path: str, task: str) -> str:
+    """What a newcomer does with a finished run."""
+    run = shlex.quote(path)
+    if task == "reward":
+        return f"next: `align export {run} FOLDER --merge` makes a model, `align score IN OUT --reward FOLDER` uses it"
+    return f"next: `align chat {run}` answers side by side, `align export {run} FOLDER --merge` makes a model"
 
 
 def _table(before: dict[str, float], after: dict[str, float], lists: int, *, task: str) -> Table:

@@ -56,6 +56,7 @@ def test_train_then_evaluate_then_export(recipe_file, make_recipe, rows_file, tm
     run = make_recipe().output
     out = capsys.readouterr().out
     assert f"run directory: {run}" in out.replace("\n", "")
+    assert out.splitlines()[-1].startswith(f"next: `align chat {run}`")
     assert f"report: {run}/report.html" in out and Path(run, "report.html").exists()
     main(["report", run, "--output", str(tmp_path / "page.html")])
     assert (tmp_path / "page.html").read_text() == Path(run, "report.html").read_text()

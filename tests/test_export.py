@@ -291,7 +291,7 @@ def test_users_mistakes(tmp_path):
         ("absent", {}, "absent does not exist; give a run directory"),
         ("empty", {}, "neither a run directory .* nor an adapter"),
         ("unfinished", {}, "has no adapter yet; run `align train"),
-        ("lost", {"merge": True}, "gone is not a folder here"),
+        ("lost", {"merge": True}, "gone: there is no such folder"),
         ("more", {"merge": True}, "made for another base .* 1 weights have no counterpart, first .*layers.7"),
         ("fewer", {"merge": True}, "made for another base .* 14 weights have no counterpart"),
     ]
