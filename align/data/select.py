@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from align.data.schema import ATTRIBUTES, Row, Text
+from align.data.schema import Row, Text
 
 Selection = Literal["all", "best_worst", "best"]
 
@@ -78,11 +78,13 @@ def reduce_row(row: Row, *, select: Selection, list_size: int | None, seed: int)
 
 
 def _reduced(meta: dict[str, Any], kept: Sequence[int], size: int) -> dict[str, Any]:
-    """The other columns, with the attributes of the kept completions."""
-    attributes = meta.get(ATTRIBUTES)
-    if not isinstance(attributes, list) or len(attributes) != size:
-        return meta
-    return {**meta, ATTRIBUTES: [attributes[k] for k in kept]}
+    """The other columns; of ratings, which are a number or an object for each completion, the kept ones'."""
+
+    def rates(value: Any) -> bool:
+        by_completion = isinstance(value, list) and len(value) == size
+        return by_completion and all(isinstance(own, int | float | dict | None) for own in value)
+
+    return {name: [value[k] for k in kept] if rates(value) else value for name, value in meta.items()}
 
 
 def prompt_key(prompt: Text) -> str:

@@ -428,15 +428,14 @@ def test_strengths_and_attributes_stay_with_their_completions(tiny_policy, tmp_p
     items = [{"text": " w3", "grade": 3, "scores": {"a": 0.0, "b": None}}] + [
         {"text": " w4" * (9 if n == 2 else n), "grade": -n, "scores": {"a": float(n), "b": n / 10}} for n in range(1, 5)
     ]
-    rows.write_text(json.dumps({"prompt": "w5", "items": items, "margin": 2}) + "\n")
+    rows.write_text(json.dumps({"prompt": "w5", "items": items, "margin": 2, "std": [0.0, 0.1, 0.2, 0.3, 0.4]}) + "\n")
     tokenizer = Fast.from_pretrained(tiny_policy)
     options = {"tokenizer": tokenizer, "eval_fraction": 0.0, "max_length": 8, "overlong": "drop_completion"}
     for select, expected in (("all", [0, 1, 3, 4]), ("best_worst", [0, 4])):
         prepared = prepare_data(sources=[Source(str(rows))], select=select, append_eos=None, **options)
-        lists = with_ratings(
-            prepared.train, prepared.train_rows, names=["a", "b"], strength="margin", sets={str(rows): 0}
-        )
-        (example,) = lists
+        options_of_rows = {"names": ["a", "b"], "strength": "margin", "sets": {str(rows): 0}, "deviation": "std"}
+        (example,) = with_ratings(prepared.train, prepared.train_rows, **options_of_rows)
+        assert example["deviations"] == [[n / 10] * 2 for n in expected]
         assert [a for a, _ in example["attributes"]] == expected and example["strength"] == 2.0
         assert math.isnan(example["attributes"][0][1]) and example["attributes"][-1][1] == 0.4
         assert [len(ids) for ids in example["completion_ids"]] == [max(1, n) for n in expected]

@@ -61,6 +61,20 @@ def test_processes_share_a_step_without_overlap():
         assert sorted(taken) == sorted(rows)
 
 
+def test_the_draws_of_a_list_follow_from_its_row_and_the_step_alone():
+    """Not from the number of processes; a row that a step has twice draws twice."""
+    lists = [{"id": f"r{i}", "prompt_ids": [0], "completion_ids": [[0] * (1 + i % 3)]} for i in range(6)]
+    steps = [[0, 1, 2, 3], [0, 4, 5, 0]]
+
+    def keys(world: int, step: int) -> list[tuple[str, int]]:
+        shares = [StepLists(lists, steps, rank=rank, world_size=world)[step] for rank in range(world)]
+        return sorted((example["id"], example["key"]) for share in shares for example in share)
+
+    assert keys(1, 0) == keys(2, 0) == keys(3, 0) and keys(1, 1) == keys(3, 1)
+    found = [key for step in (0, 1) for _, key in keys(1, step)]
+    assert len(set(found)) == 8, "another step, row or repeat, another draw"
+
+
 def test_shares_are_balanced_by_tokens():
     lists = [{"prompt_ids": [0] * n, "completion_ids": [[0]]} for n in (1, 50, 2, 48, 3, 49, 1, 1)]
     loads = [sum(map(packed_size, share)) for share in balanced_shares(lists, 3)]
