@@ -22,7 +22,7 @@ from align.data import Audit, Prepared, Row, in_one_line, prompt_text, render
 from align.data.ratings import with_ratings
 from align.errors import UserError
 from align.evaluate.displacement import diagnose
-from align.evaluate.samples import Measured, side_by_side
+from align.evaluate.samples import Measured, paired_changes, side_by_side
 from align.evaluate.sampling import sample_completions
 from align.evaluate.token_view import TokenView
 from align.loss import ListLoss
@@ -38,7 +38,7 @@ from align.record import hold_to_record, record_lists
 from align.report import write_report
 from align.reward_loss import check_ratings, columns_read, deviation_field, set_of, strength_field
 from align.run_directory import RunDirectory, read_json, start_log, write_json
-from align.summary import next_steps, print_summary
+from align.summary import ROWS, next_steps, print_summary
 from align.tracking import flat, run_name, set_project
 from align.trainer import AlignTrainer
 from align.training import fit_to_plan, grow, planned_steps, training_arguments
@@ -140,13 +140,15 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments, meas
     view = TokenView(trainer.scorer, policy, heldout, trainer.accelerator, count=shown)
 
     def measure(when: str) -> Measured:
-        moved: dict[int, float] = {}
-        metrics = trainer.evaluate_heldout(moved, label=f"evaluating {when} training")
-        changes = [change for _, change in sorted(gather_object(list(moved.items())))]
+        found: dict[str, dict[int, float]] = {name: {} for name, *_ in ROWS}
+        metrics = trainer.evaluate_heldout(found, label=f"evaluating {when} training")
+        by_list = {
+            name: [value for _, value in sorted(gather_object(list(own.items())))] for name, own in found.items()
+        }
         with trainer.accelerator.autocast():
             completions = _sample(recipe, policy, heldout) if sampled_rows else []
         rewards = stage("scoring the samples")(scorer.score)(prompts, completions) if scorer else []
-        return Measured(metrics, completions, list(rewards), view.logprobs(), changes)
+        return Measured(metrics, completions, list(rewards), view.logprobs(), by_list)
 
     before = _measured_once(
         run.before,
@@ -335,7 +337,7 @@ def _summarise(
     seconds = run.seconds()
     displacement = {}
     if "ches_normalised" in annotated.heldout.column_names and any(annotated.heldout["ches_normalised"]):
-        displacement["displacement"] = diagnose(after.changes, list_ches(annotated.heldout))
+        displacement["displacement"] = diagnose(after.by_list["best_logprob_change"], list_ches(annotated.heldout))
     return {
         "task": recipe.task,
         "objective": [term.model_dump(mode="json") for term in recipe.objective] or recipe.task,
@@ -349,6 +351,7 @@ def _summarise(
         "peak_memory_bytes": peak_memory_bytes(),
         "eval_before": before.all_metrics(),
         "eval_after": after.all_metrics(),
+        "eval_change": paired_changes(before, after),
         "samples": side_by_side(prompts[: len(after.completions)], before, after),
         **displacement,
     }

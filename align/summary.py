@@ -23,6 +23,9 @@ ROWS = (
     ("sample_reward", "mean reward of sampled completions", "{:+.4f}"),
 )
 """Key of `eval_before` and `eval_after`, what it is called, and its format."""
+FEWEST, FEW = 5, 30
+"""Lists below which a standard error says nothing, and below which only large changes show."""
+LOWER_IS_BETTER = {"loss", "best_fell_share"}
 SQUARED_ERROR = "squared_error/"
 """How the keys of a reward model's attributes begin."""
 
@@ -34,7 +37,10 @@ def print_summary(path: str, summary: dict[str, Any], *, show: int, console: Con
     if "iterations" in summary:
         console.print(_iterations(summary))
     elif before:
-        console.print(_table(before, after, summary["data"]["heldout_lists"], task=summary["task"]))
+        lists = summary["data"]["heldout_lists"]
+        console.print(_table(before, after, summary.get("eval_change", {}), lists, task=summary["task"]))
+        if lists < FEW:
+            console.print(few_lists(lists))
     if "displacement" in summary:
         console.print(sentence(summary["displacement"]))
     if summary["samples"][:show]:
@@ -58,17 +64,57 @@ def next_steps(path: str, task: str) -> str:
     return f"next: `align chat {run}` answers side by side, `align export {run} FOLDER --merge` makes a model"
 
 
-def _table(before: dict[str, float], after: dict[str, float], lists: int, *, task: str) -> Table:
+def few_lists(lists: int) -> str:
+    """What so small a held-out set cannot show, and how to make it larger."""
+    return (
+        f"{lists} held-out lists show large changes only; a larger `data.eval_fraction`, or rows of their own in "
+        f"`data.eval_sources`, shows smaller ones ({FEW} or more are worth having)"
+    )
+
+
+def verdict(key: str, change: dict[str, float] | None) -> str:
+    """What a paired change says: better or worse only where it is more than twice its standard error.
+
+    Args:
+        key: of `ROWS`.
+        change: a figure of `eval_change`; None where it is not known.
+
+    Returns:
+        better, worse, within noise, too few lists, or nothing.
+    """
+    if change is None:
+        return ""
+    if change["lists"] < FEWEST:
+        return "too few lists"
+    difference = change["difference"]
+    if difference == 0 or abs(difference) <= 2 * change["standard_error"]:
+        return "within noise"
+    return "better" if (difference < 0) == (key in LOWER_IS_BETTER) else "worse"
+
+
+def _table(
+    before: dict[str, float], after: dict[str, float], changes: dict[str, dict[str, float]], lists: int, *, task: str
+) -> Table:
     table = Table(title=f"{lists} held-out lists", title_justify="left")
-    for header, justify in (("", "left"), ("before", "right"), ("after", "right")):
+    for header, justify in (("", "left"), ("before", "right"), ("after", "right"), ("change", "right"), ("", "left")):
         table.add_column(header, justify=justify)  # type: ignore[arg-type]
     for key, label, pattern in ROWS:
         if key in after:
-            table.add_row(in_words(label, task), figure(pattern, before[key]), figure(pattern, after[key]))
+            figures = (figure(pattern, before[key]), figure(pattern, after[key]))
+            change = changes.get(key)
+            table.add_row(in_words(label, task), *figures, plus_minus(pattern, change), verdict(key, change))
     for key in sorted(key for key in after if key.startswith(SQUARED_ERROR)):
         label = f"squared error of {key.removeprefix(SQUARED_ERROR)}"
         table.add_row(label, f"{before[key]:.4f}", f"{after[key]:.4f}")
     return table
+
+
+def plus_minus(pattern: str, change: dict[str, float] | None) -> str:
+    """A change and its standard error, in a figure's format; nothing where it is not known."""
+    if change is None:
+        return ""
+    digits = pattern[pattern.index(".") :]
+    return f"{figure('{:+' + digits, change['difference'])} ± {figure('{:' + digits, change['standard_error'])}"
 
 
 def figure(pattern: str, value: float) -> str:

@@ -271,12 +271,12 @@ class AlignTrainer(Trainer):
             self.run.append_metrics(place | values)
 
     def evaluate_heldout(
-        self, changes: dict[int, float] | None = None, *, label: str = "evaluating"
+        self, by_list: dict[str, dict[int, float]] | None = None, *, label: str = "evaluating"
     ) -> dict[str, float]:
         """Metrics of the policy as it is on the held-out lists; empty if there are none.
 
         Args:
-            changes, label: as for `evaluate_lists`.
+            by_list, label: as for `evaluate_lists`.
         """
         metrics = evaluate_lists(
             self.scorer,
@@ -285,7 +285,7 @@ class AlignTrainer(Trainer):
             self.heldout,
             tokens_per_batch=self.tokens_per_batch,
             accelerator=self.accelerator,
-            changes=changes,
+            by_list=by_list,
             label=label,
         )
         self._refuse_divergence("loss on the held-out lists", metrics.get("loss", 0.0))

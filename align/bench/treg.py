@@ -210,7 +210,7 @@ def _displacement(folder: Path, name: str, rows: list[dict[str, Any]], overrides
     lists = annotate_lists(recipe, policy, prepared, reference=True, ches=True).train
     changes: dict[int, float] = {}
     options_ = {"tokens_per_batch": recipe.train.tokens_per_batch, "accelerator": Accelerator(cpu=True)}
-    evaluate_lists(TokenScorer(policy), policy, loss, lists, changes=changes, **options_)
+    evaluate_lists(TokenScorer(policy), policy, loss, lists, by_list={"best_logprob_change": changes}, **options_)
     scores = np.array(list_ches(lists))
     kept = (
         np.argsort(scores, kind="stable")[: round(len(scores) * (recipe.data.ches.keep_fraction or 1))]

@@ -27,7 +27,7 @@ def evaluate_lists(
     *,
     tokens_per_batch: int,
     accelerator: Accelerator,
-    changes: dict[int, float] | None = None,
+    by_list: dict[str, dict[int, float]] | None = None,
     label: str = "evaluating",
 ) -> dict[str, float]:
     """Mean loss and metrics over lists; the same figures for every `tokens_per_batch` and number of processes.
@@ -35,7 +35,8 @@ def evaluate_lists(
     Args:
         scorer: the policy's model, in any mode; its mode is restored.
         lists: the same on every process, which takes its share.
-        changes: filled with `best_logprob_change` by the place in `lists` of those that this process took.
+        by_list: by the name of a figure of lists, filled with its value for each that this process took, by its place
+            in `lists`; NaN where a list does not define it. A name that nothing measures stays empty.
         label: beside the progress bar.
     """
     sums = Sums()
@@ -56,8 +57,8 @@ def evaluate_lists(
             values = {"loss": losses, **loss.metrics(batch, stats, reference, scores)}
             sums.add(values, counts=bool(examples))
             advance(len(examples))
-            if changes is not None and policy.has_reference:
-                changes |= zip([e["place"] for e in examples], values["best_logprob_change"].tolist(), strict=False)
+            for name in (by_list or {}).keys() & values.keys():
+                by_list[name] |= zip([e["place"] for e in examples], values[name].tolist(), strict=False)  # type: ignore[index]
     return sums.means(accelerator)
 
 

@@ -1,9 +1,10 @@
 """What the policy writes for held-out prompts, and its mean reward."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from align.evaluate.token_view import TokenValues
@@ -13,24 +14,46 @@ from align.run_directory import read_json, write_json
 @dataclass(frozen=True)
 class Measured:
     """The policy at one moment: metrics on held-out lists, one sampled completion per prompt with its reward, a few
-    lists token by token, and how far every held-out list's best completion has moved in log-probability."""
+    lists token by token, and every held-out list's own figures by their names."""
 
     metrics: dict[str, float]
     completions: list[str]
     rewards: list[float]
     token_logprobs: TokenValues = field(default_factory=list)
-    changes: list[float] = field(default_factory=list)
+    by_list: dict[str, list[float]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))
 
     @staticmethod
     def load(path: Path) -> "Measured":
-        return Measured(**read_json(path))
+        kept = read_json(path)
+        return Measured(**{name: kept[name] for name in kept.keys() & Measured.__dataclass_fields__.keys()})
 
     def all_metrics(self) -> dict[str, float]:
         """The metrics, with the mean reward of the samples where they have one."""
         return self.metrics | ({"sample_reward": fmean(self.rewards)} if self.rewards else {})
+
+
+def paired_changes(before: Measured, after: Measured) -> dict[str, dict[str, float]]:
+    """By figure: its mean change over the lists (or samples) that define it both times, and how sure that is.
+
+    d_i = after_i - before_i;  mean(d),  standard error std(d, ddof 1) / sqrt(n)
+
+    Returns:
+        `difference`, `standard_error` and `lists` (n) of the figures with two lists at least.
+
+    Source: the standard error of paired differences.
+    """
+    found = {}
+    rewards = {"sample_reward": (before.rewards, after.rewards)}
+    both = {name: (before.by_list.get(name, []), own) for name, own in after.by_list.items()} | rewards
+    for name, (earlier, later) in both.items():
+        gaps = [b - a for a, b in zip(earlier, later, strict=False) if not (math.isnan(a) or math.isnan(b))]
+        if len(gaps) > 1:
+            error = stdev(gaps) / math.sqrt(len(gaps))
+            found[name] = {"difference": fmean(gaps), "standard_error": error, "lists": len(gaps)}
+    return found
 
 
 def side_by_side(prompts: Sequence[str], before: Measured, after: Measured) -> list[dict[str, Any]]:

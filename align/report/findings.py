@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 from align.report.reading import Run
-from align.summary import ROWS, figure
+from align.summary import ROWS, figure, plus_minus, verdict
 
 SMALL = 0.005
 """A change of less than this, in a share or against the larger of two figures, is called none."""
-LOWER_IS_BETTER = {"loss", "best_fell_share"}
 CARDS = (
     "sample_reward",
     "pair_accuracy",
@@ -50,7 +49,8 @@ class Figure:
     after: str
     change: str
     verdict: str
-    """better, worse, unchanged; empty where neither direction is good by itself."""
+    """better, worse, unchanged, within noise, too few lists; empty where neither direction is good by itself, or where
+    the run did not keep how sure the change is."""
 
     @property
     def sentence(self) -> str:
@@ -87,18 +87,19 @@ def _figure(run: Run, key: str, label: str, pattern: str) -> Figure | None:
     before, after = (figures.get(key) for figures in _evaluated(run))
     if before is None or after is None:
         return None
-    change = _shown("{:+" + pattern[pattern.index(".") :], after - before)
-    texts = _shown(pattern, before), _shown(pattern, after)
-    return Figure(key, label, *texts, change, _verdict(key, before, after))
+    paired = (run.summary or {}).get("eval_change", {}).get(key)
+    change = plus_minus(pattern, paired) or figure("{:+" + pattern[pattern.index(".") :], after - before)
+    texts = (figure(pattern, before), figure(pattern, after), change)
+    return Figure(key, label, *map(_typeset, texts), _verdict(key, before, after, paired))
 
 
-def _verdict(key: str, before: float, after: float) -> str:
+def _verdict(key: str, before: float, after: float, change: dict[str, float] | None) -> str:
     if key not in {row for row, *_ in ROWS}:
         return ""
     if abs(after - before) < SMALL * (1 if key in BOUNDED else max(abs(before), abs(after))) or after == before:
         return "unchanged"
-    return "better" if (after < before) == (key in LOWER_IS_BETTER) else "worse"
+    return verdict(key, change)
 
 
-def _shown(pattern: str, value: float) -> str:
-    return figure(pattern, value).replace("-", "−").replace("%", " %")
+def _typeset(text: str) -> str:
+    return text.replace("-", "−").replace("%", " %")

@@ -17,6 +17,7 @@ from align.report import charts, findings
 from align.report.reading import Run
 from align.report.tokens import token_view
 from align.run_directory import differing_keys
+from align.summary import FEW, few_lists
 
 SAMPLES = 12
 """Sampled completions that the page shows."""
@@ -63,6 +64,7 @@ def _described(run: Run) -> dict[str, Any]:
         "finished": run.summary is not None,
         "heldout": heldout,
         "uncertainty": round(50 / math.sqrt(heldout)) if heldout else None,
+        "few": few_lists(heldout) if heldout < FEW else None,
         "cards": findings.cards(run),
         "table": findings.table(run),
         "other": findings.other_figures(run),

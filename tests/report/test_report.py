@@ -102,6 +102,12 @@ def write_run(folder: Path, *, steps: int = STEPS, seed: int = 0, **recipe) -> P
         "train_seconds": 67.5,
         "eval_before": {"loss": 0.7, "pair_accuracy": 0.5, "ndcg": 0.9, "best_fell_share": 0.0, "kl": 0.0},
         "eval_after": {"loss": 0.5, "pair_accuracy": 0.66, "ndcg": 0.9001, "best_fell_share": 0.875, "kl": 0.25},
+        "eval_change": {
+            "loss": {"difference": -0.2, "standard_error": 0.03, "lists": 25},
+            "pair_accuracy": {"difference": 0.16, "standard_error": 0.09, "lists": 25},
+            "ndcg": {"difference": 0.0001, "standard_error": 0.00001, "lists": 25},
+            "best_fell_share": {"difference": 0.875, "standard_error": 0.07, "lists": 25},
+        },
         "samples": [{"prompt": "One", "before": "bad", "after": "good", "reward_before": -1.0, "reward_after": 2.0}],
     }
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -236,20 +242,34 @@ def test_the_table_is_the_summary_s_figures_and_says_which_way_is_better(run):
     for row in page.all("tr"):
         cells = [c["text"].strip() for c in page.all(inside=row) if c["tag"] in ("th", "td")]
         rows[cells[0]] = cells[1:]
-    assert rows["loss"] == ["0.7000", "0.5000", "−0.2000 better"]
-    assert rows["pair accuracy by implicit reward"] == ["0.5000", "0.6600", "+0.1600 better"]
-    assert rows["NDCG by implicit reward"] == ["0.9000", "0.9001", "+0.0001"]
-    assert rows["share of lists whose best completion fell"] == ["0.000", "0.875", "+0.875 worse"]
+    assert rows["loss"] == ["0.7000", "0.5000", "−0.2000 ± 0.0300 better"]
+    assert rows["pair accuracy by implicit reward"] == ["0.5000", "0.6600", "+0.1600 ± 0.0900 within noise"]
+    assert rows["NDCG by implicit reward"] == ["0.9000", "0.9001", "+0.0001 ± 0.0000"]
+    assert rows["share of lists whose best completion fell"] == ["0.000", "0.875", "+0.875 ± 0.070 worse"]
     assert rows["kl"] == ["0.0000", "0.2500", "+0.2500"]
 
 
 def test_the_words_at_the_top_sort_the_figures(run):
     page = page_of(run)
     words = page.one("div", "words")
-    texts = {c: page.one("div", c, inside=words)["text"] for c in ("better", "worse")}
-    assert "from 0.7000 to 0.5000" in texts["better"] and "66.0 %" in texts["better"]
+    texts = {c: page.one("div", c, inside=words)["text"] for c in ("better", "worse", "within-noise")}
+    assert "from 0.7000 to 0.5000" in texts["better"] and "66.0 %" in texts["within-noise"]
     assert "In 87.5 % of the lists the best completion is less probable" in texts["worse"]
     assert "up to 10 points" in page.one("div", "run")["text"]  # 0.5 / sqrt(25)
+    assert "25 held-out lists show large changes only" in page.one("div", "run")["text"]
+
+
+def test_a_run_that_did_not_keep_how_sure_it_is_gets_no_verdict(run):
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["eval_change"]
+    summary["data"]["heldout_lists"] = 30
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = page_of(run)
+    assert [card["class"] for card in page.all("li", inside=page.one("ul", "cards"))] == ["", "", ""]
+    assert (
+        not page.all("small", inside=page.all("table", "figures")[0])
+        and "show large changes only" not in page.one("div", "run")["text"]
+    )
 
 
 def test_the_diagnosis_of_displacement_is_told(run):
