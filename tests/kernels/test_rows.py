@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from align.kernels import linear_logprobs, log_softmax, logsumexp, native, sample, selective_logprobs, softmax
+from align.kernels import linear_logprobs, log_softmax, logsumexp, native, selective_logprobs, softmax
 from align.kernels.rows import reference
 from align.kernels.rows.op import selective_logprobs_op, softmax_op
 from align.kernels.rows.tile import _torch_gradient, logit_gradient, statistics
+from align.kernels.sampling.op import sample_op
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # One element, below and above a vector and a block of each instruction set, not multiples of 8, several segments.
@@ -245,7 +246,8 @@ def test_portable_c_runs_where_it_beats_torch(monkeypatch: pytest.MonkeyPatch) -
     assert called == []
     softmax(x, method="sparse", k=3)
     statistics(x, targets, 1.0, moments=True)
-    sample(x, seed=1, position=1)
+    one, row = torch.ones(2), torch.arange(2)
+    sample_op(x, one, row, one, 0 * one, row, row)
     assert called == ["align_softmax", "align_row_statistics", "align_sample"]
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.kernels import contrast_logits, native, sample
+from align.kernels import Sample, contrast_logits, native, sample
 from align.kernels.contrast.op import contrast_logits_op
 from align.kernels.sampling.op import sample_op
 from align.kernels.sampling.reference import keep, uniform
@@ -69,7 +70,7 @@ def grid(count: int) -> list[Tensor]:
     heats, counts, nuclei, least = (
         (0.0, 1e-6, 0.7, 1.0, 1e4),
         (0, 1, 5, 300, 10**6),
-        (1.0, 0.9001, 0.3003, 0.0),
+        (1.0, 0.9001, 0.3003, 2e-6),
         (0.0, 0.05, 1.0),
     )
     chosen = random.Random(0).sample(list(itertools.product(heats, counts, nuclei, least)), count)
@@ -116,14 +117,97 @@ def test_min_p_decides_between_neighbouring_floats(isa: str) -> None:
 
 
 def test_rows_without_a_distribution(isa: str) -> None:
-    """All masked, a NaN, an infinity: token 0 and no log-probability; temperature 0 still says 0."""
+    """All masked, a NaN, an infinity: refused on a CPU; on a GPU token 0 and no log-probability, as of the operator."""
     logits = torch.randn(6, 300)
     logits[:2], logits[2:4, 7], logits[4:, 9] = -torch.inf, torch.nan, torch.inf
     for options in ({}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.1}):
-        got = sample(logits, temperature=torch.arange(6) % 2, seed=1, position=1, **options)  # type: ignore[arg-type]
+        given = {"temperature": torch.arange(6) % 2, "seed": 1, "position": 1, **options}
+        if isa != "cuda":
+            for row, what in ((0, "no token but -inf"), (2, "a NaN"), (4, "an infinity")):
+                rows = torch.cat([torch.randn(1, 300), logits[row : row + 2]])
+                with pytest.raises(ValueError, match=f"sample: row 1 of logits has {what}"):
+                    sample(rows, **given | {"temperature": torch.tensor([1, 0, 1])})  # type: ignore[arg-type]
+        got = operator(logits, **given)
         assert got.token.eq(0).all() and got.raw_logprob.isnan().all() and got.entropy.isnan().all()
         assert got.processed_logprob[1::2].isnan().all() and got.processed_logprob[::2].eq(0).all()
         assert torch.equal(got.rank, 1 + (logits > logits[:, :1]).sum(1))
+
+
+def operator(logits: Tensor, **options: object) -> Sample:
+    """`sample` without its checks."""
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 0, "position": 0} | options
+    whole = ("top_k", "seed", "position")
+    own = [
+        torch.as_tensor(v, dtype=torch.int64 if k in whole else torch.float32).expand(len(logits))
+        for k, v in settings.items()
+    ]
+    return Sample(*sample_op(logits, *own, True))
+
+
+BEYOND = {
+    "temperature": (-1.0, -1e-6, math.nan, math.inf),
+    "top_k": (-1, -(2**40)),
+    "top_p": (0.0, -0.5, 1.0001, 2.0, math.nan),
+    "min_p": (-0.1, 1.0001, 2.0, math.nan),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, own in BEYOND.items() for value in own])
+def test_a_setting_out_of_its_range_is_refused(isa: str, name: str, value: float) -> None:
+    """As one number, and in a tensor among good ones, where the message names the row; never token 0 in silence."""
+    logits, others = torch.randn(5, 40), {"seed": 1, "position": 2}
+    with pytest.raises(ValueError, match=re.escape(f"sample: {name} is {value:g}; give")):
+        sample(logits, **{name: value}, **others)  # type: ignore[arg-type]
+    good = {"temperature": 0.7, "top_k": 3, "top_p": 0.9, "min_p": 0.1}
+    own = torch.full((5,), good[name], dtype=torch.int64 if name == "top_k" else torch.float32)
+    own[3] = value
+    for rest in ({}, {key: other for key, other in good.items() if key != name}):
+        raw = operator(logits, **{name: own}, **rest, **others).raw_logprob
+        assert raw.isnan().tolist() == [False, False, False, True, False]
+        if isa != "cuda":
+            with pytest.raises(ValueError, match=f"sample: {name} of row 3 is "):
+                sample(logits, **{name: own}, **rest, **others)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("logits", "options", "message"),
+    [
+        (torch.randn(3, 0), {}, r"sample: logits \[3, 0\] have no token"),
+        (torch.randn(0, 0), {}, "have no token"),
+        (torch.zeros(3, 5, dtype=torch.int64), {}, r"sample: logits are torch.int64 \[3, 5\]; give floating"),
+        (torch.randn(5), {}, r"sample: logits are torch.float32 \[5\]"),
+        (torch.randn(2, 3, 5), {}, "give floating numbers"),
+        (torch.randn(3, 5), {"top_k": 2.5}, "sample: top_k is 2.5; give a whole number"),
+        (torch.randn(3, 5), {"top_k": torch.tensor([1.0, 2.0, 3.0])}, "top_k is torch.float32; give whole numbers"),
+        (torch.randn(3, 5), {"seed": torch.ones(3)}, "seed is torch.float32; give whole numbers"),
+        (torch.randn(3, 5), {"top_p": torch.ones(4)}, r"sample: top_p \[4\] for 3 rows; give one number, or one for"),
+        (torch.randn(3, 5), {"position": torch.ones(3, 2, dtype=torch.int64)}, r"position \[3, 2\] for 3 rows"),
+    ],
+)
+def test_other_shapes_and_kinds_are_refused(logits: Tensor, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample(logits, **{"seed": 1, "position": 1} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask_tau": 0.0}, "contrast_logits: mask_tau is 0; give a number above 0 and at most 1"),
+        ({"mask_tau": 2.0}, "mask_tau is 2"),
+        ({"mask_tau": math.nan}, "mask_tau is nan"),
+        ({"alpha": math.nan}, "contrast_logits: alpha is nan; give a finite number"),
+        ({"alpha": torch.ones(2)}, r"alpha \[2\] for 3 rows"),
+        ({"pair": torch.tensor([0, 3, 1])}, "contrast_logits: pair of row 1 is 3; there are 3 rows"),
+        ({"pair": torch.tensor([0, 1])}, r"contrast_logits: pair \[2\] for rows \[3\]; give one for each row"),
+        ({"pair": torch.tensor([0.0, 1.0, 2.0])}, "contrast_logits: pair .* are torch.float32; give whole numbers"),
+        ({"logits": torch.randn(3, 0)}, r"contrast_logits: logits \[3, 0\] have no token"),
+        ({"logits": torch.ones(3, 5, dtype=torch.int32)}, "contrast_logits: logits are torch.int32"),
+    ],
+)
+def test_contrast_refuses_by_name(options: dict, message: str) -> None:
+    given = {"logits": torch.randn(3, 5), "pair": torch.tensor([1, -1, 0]), "alpha": 0.5} | options
+    with pytest.raises(ValueError, match=message):
+        contrast_logits(**given)
 
 
 def test_views_of_rows(isa: str) -> None:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from align.kernels.checks import check_floating, check_number, check_targets
 from align.kernels.head import chunked
 from align.kernels.head.op import linear_logprobs_op
 
@@ -75,8 +76,9 @@ def linear_logprobs(
         The statistics asked for; zeros where a row has no target, empty for N = 0.
 
     Raises:
-        ValueError: unknown output, targets that are not one (or one row) per hidden state, or "direction" with a head
-            that requires gradients.
+        ValueError: unknown output, targets that are not one (or one row) per hidden state, other shapes that do not fit
+            or numbers of another kind, a setting out of its range, or "direction" with a head that requires gradients.
+        IndexError: a target beyond the vocabulary (on a CPU).
 
     Source: ours; the idea of a gradient taken in the forward pass is Liger's and quack's, for scalar losses.
     """
@@ -87,13 +89,17 @@ def linear_logprobs(
             f"targets {list(targets.shape)} for hidden {list(hidden.shape)}; give one or more for each row"
         )
     lora_a, lora_b, lora_scale = lora if lora is not None else (None, None, 1.0)
+    _check_shapes(hidden, weight, targets, bias, lora_a, lora_b)
+    for name, value in (("temperature", temperature), ("softcap", softcap), ("chunk_rows", chunk_rows)):
+        if value is not None:
+            check_number("linear_logprobs", name, value, "a finite number above 0")
     trainable = any(t is not None and t.requires_grad for t in (weight, bias, lora_a, lora_b))
     moments = "entropy" in outputs or "log_sum_sq_probs" in outputs
     mode = _mode(grad, hidden.requires_grad, trainable, moments)
     results = linear_logprobs_op(
         hidden.to(weight.dtype),
         weight,
-        targets if targets.ndim == 2 else targets[:, None],
+        (targets if targets.ndim == 2 else targets[:, None]).long(),
         bias,
         lora_a,
         lora_b,
@@ -106,6 +112,21 @@ def linear_logprobs(
         chunk_rows or chunked.default_chunk_rows(weight.shape[0], hidden.device),
     )
     return _select(results, outputs, squeeze=targets.ndim == 1, detached=mode == "direction")
+
+
+def _check_shapes(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, lora_a: Tensor | None, lora_b: Tensor | None
+) -> None:
+    """Refuse what the C kernels would read beyond its end."""
+    check_floating("linear_logprobs", hidden=hidden, weight=weight, bias=bias, lora_a=lora_a, lora_b=lora_b)
+    check_targets("linear_logprobs", targets, targets.shape)
+    (columns, width), rank = weight.shape, 0 if lora_a is None else lora_a.shape[0]
+    shapes = {"hidden": (hidden, (len(hidden), width)), "bias": (bias, (columns,))}
+    shapes |= {"lora A": (lora_a, (rank, width)), "lora B": (lora_b, (columns, rank))}
+    for name, (value, shape) in shapes.items():
+        if value is not None and value.shape != shape:
+            wanted = f"weight {list(weight.shape)} goes with {list(shape)}"
+            raise ValueError(f"linear_logprobs: {name} is {list(value.shape)}; {wanted}")
 
 
 def _mode(grad: Mode, hidden_needs: bool, trainable: bool, moments: bool) -> str:

@@ -42,7 +42,7 @@ class Head:
 def default_chunk_rows(vocabulary: int, device: torch.device) -> int:
     """Rows whose float32 logits fill the workspace: 192 MiB on a CPU, 640 MiB on a GPU; between 32 and 4096."""
     budget = CPU_WORKSPACE_BYTES if device.type == "cpu" else GPU_WORKSPACE_BYTES
-    return max(32, min(4096, budget // (4 * vocabulary)))
+    return max(32, min(4096, budget // (4 * max(1, vocabulary))))
 
 
 def chunks(rows: Int[Tensor, " R"], chunk_rows: int) -> Iterator[Int[Tensor, " C"]]:

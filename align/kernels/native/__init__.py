@@ -16,7 +16,7 @@ from torch import Tensor
 
 LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-INTERFACE = "align_interface_2"
+INTERFACE = "align_interface_3"
 """A symbol of the C library; its number goes up with every change of an argument or of what a kernel does."""
 ELEMENTS_PER_THREAD = 2**18
 _forced = os.environ.get("ALIGN_KERNELS_ISA")

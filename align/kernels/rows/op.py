@@ -109,7 +109,7 @@ def _selective_gradient(
     grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
     g_logprob = g_logprob.masked_fill(targets < 0, 0)
     a = g_lse.to(g_logprob.dtype) - g_logprob.sum(1)
-    rows = max(1, BACKWARD_BYTES // (4 * logits.shape[1]))
+    rows = max(1, BACKWARD_BYTES // (4 * max(1, logits.shape[1])))
     for start in range(0, logits.shape[0], rows):
         s = slice(start, start + rows)
         z = logits[s].to(result_dtype(logits)) / temperature

@@ -33,7 +33,13 @@ def statistics(z: Float[Tensor, "C V"], targets: Int[Tensor, "C M"], scale: floa
         IndexError: a target beyond the columns, on a CPU; a GPU's would have to be waited for.
     """
     if z.device.type == "cpu" and targets.numel() and (largest := int(targets.max())) >= z.shape[1]:
-        raise IndexError(f"target {largest} is beyond the vocabulary of {z.shape[1]}")
+        row = int((targets >= z.shape[1]).any(1).nonzero()[0, 0])
+        raise IndexError(f"target {largest} is beyond the vocabulary of {z.shape[1]} (the first such is in row {row})")
+    if z.shape[1] == 0:
+        nothing = z.new_zeros(z.shape[0], dtype=torch.float32)
+        return RowStats(
+            nothing.new_zeros(targets.shape), torch.full_like(nothing, -torch.inf).double(), nothing, nothing
+        )
     if scale <= 0 or not (native.usable(z, scalar_wins=moments) or cuda.usable(z)):
         return _torch_statistics(z, targets, scale, moments)
     rows, cols = z.shape
@@ -112,10 +118,15 @@ def logit_gradient(
         In the memory of z. On a CPU a 16-bit result's rows lie one behind the other: torch's bf16 product on AMX reads
         behind the end of a row, where a view of every other half would have stale bits (torch 2.13).
     """
+    if z.shape[1] == 0:
+        return torch.empty_like(z, dtype=dtype)
     fits = z.dtype == torch.float32 and dtype in native.DTYPES and (native.usable(z) or cuda.usable(z))
     if not fits:
-        return _torch_gradient(z, targets, logsumexp, a, g, quadratic, cap, slope).to(dtype)
+        d = _torch_gradient(z, targets, logsumexp, a, g, quadratic, cap, slope)
+        return d if d.dtype == dtype else d.to(dtype, memory_format=torch.contiguous_format)
     rows, cols = z.shape
+    if cols == 1:  # whatever the stride of an axis of one is, the halves of its element are neighbours
+        z = z.as_strided(z.shape, (z.stride(0), 1))
     b, c = quadratic if quadratic is not None else (None, None)
     held = [None if t is None else t.contiguous() for t in (targets, logsumexp, a, b, c, g)]
     if z.is_cuda:

@@ -63,13 +63,18 @@ def sample(
     position: Int[Tensor, " B"],
     with_rank: bool = True,
 ) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"], Int[Tensor, " R"]]:
-    """Token by inverse CDF in token order, raw and processed log-prob, raw entropy, rank from 1 or else [0]."""
-    z = keep(logits, temperature, top_k, top_p, min_p)
+    """Token by inverse CDF in token order, raw and processed log-prob, raw entropy, rank from 1 or else [0].
+
+    Where the logits have no distribution, or a setting is out of its range, the raw log-prob and the entropy are NaN.
+    """
+    z = keep(logits, temperature, top_k.clamp_min(0), top_p, min_p.clamp(0, 1))
     cdf = torch.softmax(z, 1).cumsum(1)
     u = torch.where(temperature > 0, uniform(seed, position), 0.0)
     last = z.shape[1] - 1 - (z > -torch.inf).flip(1).int().argmax(1)  # rounding must not pass the last kept token
     token = torch.minimum((cdf <= u[:, None] * cdf[:, -1:]).sum(1), last)
-    log_p = torch.log_softmax(logits.double(), 1)
+    valid = (temperature >= 0) & (temperature < torch.inf) & (top_k >= 0)
+    valid &= (top_p > 0) & (top_p <= 1) & (min_p >= 0) & (min_p <= 1)
+    log_p = torch.log_softmax(logits.double(), 1).masked_fill(~valid[:, None], torch.nan)
     entropy = -torch.special.xlogy(log_p.exp(), log_p.exp()).sum(1)
     chosen = token[:, None]
     processed = torch.log_softmax(z, 1).gather(1, chosen).squeeze(1).masked_fill(temperature <= 0, 0.0)

@@ -347,7 +347,9 @@ __device__ void sample(PTR(const T) logits, int64_t stride, int64_t cols, PTR(co
     float heat = temperature[r], inverse = (float)(LOG2E / (heat > 0.0f ? heat : 1.0f));
     auto row = in_segments<T>(logits + r * stride, cols, inverse);
     Sums s = inverse == (float)LOG2E ? read_once<false>(row) : read_once<true>(row);
-    bool proper = s.sum > 0.0f && s.m < INFINITY; /* neither -inf everywhere nor NaN or +inf anywhere */
+    bool valid = heat >= 0.0f && heat < INFINITY && top_k[r] >= 0 && top_p[r] > 0.0f && top_p[r] <= 1.0f &&
+                 min_p[r] >= 0.0f && min_p[r] <= 1.0f;
+    bool proper = valid && s.sum > 0.0f && s.m < INFINITY; /* neither -inf everywhere nor NaN or +inf anywhere */
     uint64_t total = 0;
     if (proper) {
         row.top = s.m;

@@ -202,7 +202,8 @@ FN void F(sample_row)(const sample_args *q, int64_t r, int dtype, F(work) * h) {
     double heat = q->temperature[r], p = q->top_p[r], u = 0, back = 1 / (double)(float)LOG2E;
     double lse = F(row_logsumexp)(&s, back);
     F(drawn) d = {0, scalar_load(x, 0, dtype), NAN};
-    int proper = s.sum > 0 && s.top < INFINITY; /* neither -inf everywhere nor NaN or +inf anywhere */
+    int valid = heat >= 0 && heat < INFINITY && k >= 0 && p > 0 && p <= 1 && q->min_p[r] >= 0 && q->min_p[r] <= 1;
+    int proper = valid && s.sum > 0 && s.top < INFINITY; /* neither -inf everywhere nor NaN or +inf anywhere */
     h->top = h->least = s.top, h->inverse = 1; /* at temperature 0 the largest stay, all of one weight */
     if (heat > 0) {
         h->least = proper && q->min_p[r] > 0 ? F(least_by_min_p)(s.top, heat, q->min_p[r]) : -FLT_MAX;
