@@ -1,20 +1,17 @@
 """A reward model behind HTTP, as `vllm serve` offers it."""
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 from itertools import groupby
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
+from rewards.client import Client, Passing, Refused, again
 from rewards.texts import as_messages, plain
 from rewards.types import RowError, ScorerError, Tally, Text
 
-RETRIES = 4
-"""How often a request is sent again after a failure that may pass, waiting 1, 2, 4, 8 seconds."""
+TRIES = 5
+"""Attempts at a request, where a failure may pass, waiting 1, 2, 4, 8 seconds between them."""
 
 
 class ServedScorer:
@@ -34,7 +31,8 @@ class ServedScorer:
     ) -> None:
         self.address = f"{url.rstrip('/')}/{endpoint}"
         self.model, self.endpoint, self.label, self.activation = model, endpoint, label, activation
-        self.texts_per_request, self.requests_at_once, self.timeout = texts_per_request, requests_at_once, timeout
+        self.texts_per_request, self.requests_at_once = texts_per_request, requests_at_once
+        self.client = Client(timeout=timeout)
         self.tally = Tally()
 
     def score(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
@@ -94,20 +92,19 @@ class ServedScorer:
         return found
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        data = json.dumps(body).encode()
-        request = Request(self.address, data=data, headers={"Content-Type": "application/json"})
-        for attempt in range(RETRIES + 1):
-            try:
-                with urlopen(request, timeout=self.timeout) as response:
-                    found: dict[str, Any] = json.load(response)
-                    return found
-            except HTTPError as error:
-                reason = f"{error.code} {error.read().decode(errors='replace')[:300]}"
-                if error.code < 500 and error.code != 429:
-                    kind = RowError if error.code in (400, 413, 422) else ScorerError
-                    raise kind(f"{self.address}: the server refuses the request: {reason}") from None
-            except (URLError, TimeoutError, OSError, HTTPException, json.JSONDecodeError) as error:
-                reason = str(error)
-            if attempt < RETRIES:
-                time.sleep(2**attempt)
-        raise ScorerError(f"{self.address}: no answer after {RETRIES + 1} attempts ({reason}); is the server running?")
+        try:
+            return again(lambda: self._answer(body), tries=TRIES)
+        except Refused as error:
+            kind = RowError if error.code in (400, 413, 422) else ScorerError
+            raise kind(f"{self.address}: the server refuses the request: {error}") from None
+        except Passing as error:
+            raise ScorerError(
+                f"{self.address}: no answer after {TRIES} attempts ({error}); is the server running?"
+            ) from None
+
+    def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads(self.client.send(self.address, body))
+        except ValueError as error:  # neither JSON nor text: an answer that was cut off
+            raise Passing(f"the answer is no JSON: {error}") from None
+        return found

@@ -16,7 +16,17 @@ MAY_IMPORT = {
     | {"datasets", "transformers", "tokenizers"}
     | {"align.progress", "pyarrow", "rich", "jinja2", "accelerate"},
     "rewards": LIBRARIES
-    | {"rewards", "align.kernels", "align.packing", "transformers", "safetensors", "peft", "huggingface_hub", "yaml"},
+    | {
+        "rewards",
+        "httpx",
+        "align.kernels",
+        "align.packing",
+        "transformers",
+        "safetensors",
+        "peft",
+        "huggingface_hub",
+        "yaml",
+    },
 }
 """Folder -> packages and modules that its files may import besides the standard library."""
 EVERYWHERE_REFUSED = {"trl", "pickle", "vllm"}

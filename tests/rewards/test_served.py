@@ -5,9 +5,10 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 
-from rewards import RowError, ScorerError, load_scorer, served
+from rewards import RowError, ScorerError, client, load_scorer
 
 
 class Stub(BaseHTTPRequestHandler):
@@ -44,10 +45,16 @@ class Stub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def spec(monkeypatch) -> Iterator[dict]:
+def waits() -> list[float]:
+    """The seconds between attempts, which nobody waits here."""
+    return []
+
+
+@pytest.fixture
+def spec(monkeypatch, waits) -> Iterator[dict]:
     monkeypatch.setattr(Stub, "bodies", [])
     monkeypatch.setattr(Stub, "failures", 0)
-    monkeypatch.setattr(served.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(client.time, "sleep", waits.append)
     server = ThreadingHTTPServer(("localhost", 0), Stub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield {"name": "served", "url": f"http://localhost:{server.server_port}/", "model": "rm", "label": 1}
@@ -75,18 +82,55 @@ def test_score_asks_once_for_the_completions_of_a_prompt(spec):
     assert [body["text_2"] for body in Stub.bodies] == [["a", "ab"], ["abc"]]
 
 
-def test_a_failure_that_passes_is_tried_again(spec, monkeypatch):
+def test_a_failure_that_passes_is_tried_again(spec, waits, monkeypatch):
     monkeypatch.setattr(Stub, "failures", 4)
     assert load_scorer(spec).score(["a"], ["b"]) == [2.0]
+    assert waits == [1.0, 2.0, 4.0, 8.0]
     monkeypatch.setattr(Stub, "failures", 5)
-    with pytest.raises(ScorerError, match="no answer after 5 attempts .503"):
+    with pytest.raises(ScorerError, match="no answer after 5 attempts .HTTP 503"):
         load_scorer(spec).score(["a"], ["b"])
 
 
 def test_what_the_server_cannot_do_is_said(spec):
-    with pytest.raises(RowError, match="refuses the request: 400 .*no such conversation"):
+    with pytest.raises(RowError, match="refuses the request: HTTP 400: .*no such conversation"):
         load_scorer(spec).score(["refuse"], ["b"])
     with pytest.raises(ScorerError, match="holds no classify result"):
         load_scorer({**spec, "label": 2}).score(["a"], ["b"])
     with pytest.raises(ScorerError, match="is the server running"):
         load_scorer({**spec, "url": "http://localhost:9"}).score(["a"], ["b"])
+    for url in ("localhost:8000", "ftp://localhost:8000"):
+        with pytest.raises(ScorerError, match="refuses the request: .*protocol"):
+            load_scorer({**spec, "url": url}).score(["a"], ["b"])
+
+
+@pytest.mark.parametrize("code", [200, 204, 301, 400, 401, 404, 408, 413, 422, 425, 429, 500, 501, 502, 503, 504])
+def test_every_code_has_its_kind(code):
+    """A good answer, one to ask for again, or a refusal with the server's own words; asked and posted alike."""
+    seen = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((request.method, request.content))
+        return httpx.Response(code, text="its words")
+
+    own = client.Client(timeout=1.0)
+    own.http = httpx.Client(transport=httpx.MockTransport(answer))
+    for content in (None, {"text": "é \ud83d"}):
+        if code in (200, 204):
+            assert own.send("http://server/x", content) == b"its words"
+            continue
+        kind = client.Passing if code in (408, 425, 429, 500, 502, 503, 504) else client.Refused
+        with pytest.raises(kind, match=f"HTTP {code}: its words"):
+            own.send("http://server/x", content)
+    assert seen == [("GET", b""), ("POST", json.dumps({"text": "é \ud83d"}).encode())]
+
+
+def test_waits_double_up_to_the_longest(monkeypatch):
+    waited = []
+    monkeypatch.setattr(client.time, "sleep", waited.append)
+
+    def fail():
+        raise client.Passing("busy")
+
+    with pytest.raises(client.Passing, match="busy"):
+        client.again(fail, tries=8, first_wait=0.5)
+    assert waited == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
