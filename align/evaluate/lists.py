@@ -57,8 +57,9 @@ def evaluate_lists(
             values = {"loss": losses, **loss.metrics(batch, stats, reference, scores)}
             sums.add(values, counts=bool(examples))
             advance(len(examples))
-            for name in (by_list or {}).keys() & values.keys():
-                by_list[name] |= zip([e["place"] for e in examples], values[name].tolist(), strict=False)  # type: ignore[index]
+            for name, found in (by_list or {}).items():
+                if name in values:
+                    found.update(zip([e["place"] for e in examples], values[name].tolist(), strict=False))
     return sums.means(accelerator)
 
 

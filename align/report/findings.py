@@ -89,8 +89,8 @@ def _figure(run: Run, key: str, label: str, pattern: str) -> Figure | None:
         return None
     paired = (run.summary or {}).get("eval_change", {}).get(key)
     change = plus_minus(pattern, paired) or figure("{:+" + pattern[pattern.index(".") :], after - before)
-    texts = (figure(pattern, before), figure(pattern, after), change)
-    return Figure(key, label, *map(_typeset, texts), _verdict(key, before, after, paired))
+    was, now = _typeset(figure(pattern, before)), _typeset(figure(pattern, after))
+    return Figure(key, label, was, now, _typeset(change), _verdict(key, before, after, paired))
 
 
 def _verdict(key: str, before: float, after: float, change: dict[str, float] | None) -> str:
