@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rewards.files import is_of_other_weights
 from rewards.positions import table_size
@@ -56,6 +56,9 @@ def load_model(
     """
     kind = auto_class.__name__.removeprefix("AutoModelFor") or "Encoder"
     try:
+        read_with = AutoConfig.from_pretrained(folder).get_text_config()
+        if getattr(read_with, "attn_logit_softcapping", None) is not None:  # which sdpa leaves out
+            config["attn_implementation"] = "eager"
         model, report = auto_class.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
