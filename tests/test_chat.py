@@ -44,7 +44,13 @@ def by_hand(folder: str | Path, prompt: str, **sampling) -> str:
 
 
 @pytest.mark.parametrize(
-    "adapter", [{"name": "lora", "rank": 4, "alpha": 8}, {"name": "full"}, {"name": "pissa", "rank": 4}]
+    "adapter",
+    [
+        {"name": "lora", "rank": 4, "alpha": 8},
+        {"name": "full"},
+        {"name": "pissa", "rank": 4},
+        {"name": "eva", "rank": 4},
+    ],
 )
 def test_before_is_the_start_and_after_is_what_an_export_says(run, tmp_path, tiny_policy, adapter):
     recipe = run(policy={"model": str(tiny_policy), "adapter": adapter})
