@@ -9,19 +9,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from align.errors import UserError
+from rewards.client import Passing, wait_after
 
 log = logging.getLogger("align")
 
-LONGEST_WAIT = 30.0
-"""Seconds between two attempts at a server that failed, at most."""
 POLL = 0.05
 """Seconds after which a request looks again whether another one has found a server to answer."""
 
 T = TypeVar("T")
-
-
-class Passing(Exception):
-    """A failure that another attempt, or another server, may not have."""
 
 
 @dataclass
@@ -135,7 +130,7 @@ class Endpoints:
                 return  # it was in flight when the server went, which is known
             endpoint.failures += 1
             endpoint.failed_at, endpoint.problem, endpoint.ready = self.clock(), str(error), False
-            endpoint.again_at = endpoint.failed_at + min(LONGEST_WAIT, self.first_wait * 2 ** (endpoint.failures - 1))
+            endpoint.again_at = endpoint.failed_at + wait_after(endpoint.failures, self.first_wait)
             first = endpoint.failures == 1
         if first:
             others = any(not one.failures for one in self.all)

@@ -3,22 +3,18 @@
 import json
 import logging
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from http.client import HTTPException
 from typing import Any
 
 from align.errors import UserError
 from align.evaluate.sampling import Sampled, row_seed
 from align.rollout.endpoints import Endpoints, Passing
 from align.rollout.engine import Contexts, Prompts, Sampling, Weights
+from rewards.client import Client, Refused
 
 log = logging.getLogger("align")
 
-PASSING = (408, 425, 429, 500, 502, 503, 504)
-"""HTTP codes after which another attempt may succeed."""
 FLAGS = "--generation-config vllm --logprobs-mode processed_logprobs"
 """What every server is to be started with."""
 NEUTRAL = {
@@ -67,12 +63,12 @@ class VllmServers:
             UserError: no server answers, one serves another model or draws in another way than it is asked to, or the
                 key's variable is not set.
         """
-        self.concurrency, self.timeout = concurrency, timeout
-        self.headers = {"Content-Type": "application/json"}
-        if api_key is not None:
-            if api_key not in os.environ:
-                raise UserError(f"rollout.engine.api_key: the environment has no variable {api_key}")
-            self.headers["Authorization"] = f"Bearer {os.environ[api_key]}"
+        self.concurrency = concurrency
+        if api_key is not None and api_key not in os.environ:
+            raise UserError(f"rollout.engine.api_key: the environment has no variable {api_key}")
+        self.client = Client(
+            timeout=timeout, headers={"Authorization": f"Bearer {os.environ[api_key]}"} if api_key else None
+        )
         self.base = model
         self.weights: Weights | None = None
         self.names: set[str] = set()
@@ -202,19 +198,11 @@ class VllmServers:
             Passing: another attempt may have an answer.
             UserError: the server refuses.
         """
-        data = None if content is None else json.dumps(content).encode()
-        request = urllib.request.Request(url + path, data=data, headers=self.headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                body = response.read()
-        except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")[:500]
-            if error.code in PASSING:
-                raise Passing(f"HTTP {error.code}: {said}") from None
+            body = self.client.send(url + path, content)
+        except Refused as error:
             remedy = f" (start the server with {needs})" if needs else ""
-            raise UserError(f"rollout.engine.urls: {url}{path} refuses: HTTP {error.code}: {said}{remedy}") from None
-        except (OSError, HTTPException) as error:
-            raise Passing(str(error)) from None
+            raise UserError(f"rollout.engine.urls: {url}{path} refuses: {error}{remedy}") from None
         try:
             return json.loads(body)
         except json.JSONDecodeError:  # some endpoints answer with a word, or with nothing
