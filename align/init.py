@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 import yaml
 
 from align.errors import UserError
@@ -62,6 +61,8 @@ def init(task: str, file: str | None = None, *, model: str = MODEL, data: str = 
     Raises:
         UserError: there is a file already.
     """
+    import jinja2  # here, as the command line imports this module for its list of tasks
+
     path = Path(file or f"{task}.yaml")
     if path.exists():
         raise UserError(f"{path}: is there already; give another file name: align init {task} --output mine.yaml")

@@ -58,15 +58,26 @@ NAMES: Mapping[str, Here] = {
     "tokenizer_name_or_path": Here("", "the tokenizer is the model's own, from `policy.model`"),
     "model_init_kwargs": Here("", "what can be set of the model is in `policy`: dtype, attention, revision"),
     "model_type": Here("", "the architecture is read from the model's config.json"),
+    "use_hf": Here("", "a name that is no local folder is looked up on the Hugging Face hub"),
     "tokenizer_type": Here("", "the tokenizer is the model's own, from `policy.model`"),
     "template": Here("policy.chat_template", "the model's own by default; else a Jinja file"),
     "chat_template_path": Here("policy.chat_template"),
     "custom_chat_template": Here("policy.chat_template"),
     "trust_code": Here("policy.trust_remote_code"),
+    **dict.fromkeys(("quantization_method", "quant_method"), Here("policy.quantization=4bit", "by bitsandbytes")),
+    **dict.fromkeys(
+        ("pad_token", "eos_token", "special_tokens", "tokens", "resize_vocab", "add_tokens"),
+        Here("", "special tokens are the tokenizer's own; data.append_eos says whether a completion ends with one"),
+    ),
+    **dict.fromkeys(
+        ("use_cache", "rope_scaling", "shift_attn", "upcast_layernorm", "ignore_bias_buffers", "base_model_config"),
+        Here("", "the model runs as its own config.json says"),
+    ),
+    "xformers_attention": Here("policy.attention", "transformers' name, such as sdpa"),
     # adapters
-    **dict.fromkeys(("lora_r", "lora_rank", "r", "adapter_rank"), Here("policy.adapter.rank")),
-    **dict.fromkeys(("lora_alpha", "adapter_alpha"), Here("policy.adapter.alpha")),
-    "lora_dropout": Here("policy.adapter.dropout"),
+    **dict.fromkeys(("lora_r", "lora_rank", "r", "rank", "adapter_rank"), Here("policy.adapter.rank")),
+    **dict.fromkeys(("lora_alpha", "adapter_alpha", "alpha"), Here("policy.adapter.alpha")),
+    **dict.fromkeys(("lora_dropout", "dropout"), Here("policy.adapter.dropout", "the model's own: train.dropout")),
     **dict.fromkeys(
         ("lora_target_modules", "target_modules", "lora_target", "lora_target_parameters"),
         Here("policy.adapter.targets", "a list of layer names, or all-linear (elsewhere `all`)"),
@@ -97,9 +108,23 @@ NAMES: Mapping[str, Here] = {
     **dict.fromkeys(
         ("modules_to_save", "lora_modules_to_save", "additional_target", "lora_bias", "bias", "lora_task_type")
         + ("task_type", "layers_to_transform", "lora_layers_to_transform", "rank_pattern", "alpha_pattern")
-        + ("lora_fan_in_fan_out", "loraplus_lr_ratio", "lora_ga_config", "peft_layers_to_transform"),
+        + ("lora_fan_in_fan_out", "loraplus_lr_ratio", "lora_ga_config", "peft_layers_to_transform")
+        + (
+            "layers_pattern",
+            "exclude_modules",
+            "fan_in_fan_out",
+            "inference_mode",
+            "loftq_config",
+            "target_parameters",
+        ),
         Here("", _ADAPTER),
     ),
+    **dict.fromkeys(
+        ("freeze_trainable_layers", "freeze_vision_tower", "freeze_vit", "freeze_llm", "unfrozen_parameters"),
+        Here("policy.adapter.targets", "the layers that an adapter acts on; without one every weight trains"),
+    ),
+    "base_model_name_or_path": Here("policy.model"),
+    "ref_model_adapters": Here("", "the reference is the policy as it starts: `policy.start_adapter`"),
     "ref_model": Here("", "the reference is the policy as it starts: see `policy.start_adapter` and `policy.adapter`"),
     "ref_model_name_or_path": Here("", "the reference is the policy as it starts; train from that model instead"),
     "reference_model": Here("", "the reference is the policy as it starts; train from that model instead"),
@@ -163,6 +188,10 @@ NAMES: Mapping[str, Here] = {
         Here("", "only completions are learnt, never a prompt"),
     ),
     "shuffle_dataset": Here("train.seed", "lists are always shuffled, by this seed"),
+    "dataset_shuffle": Here("train.seed", "lists are always shuffled, by this seed"),
+    **dict.fromkeys(("mask_history", "loss_scale", "train_on_eos"), Here("", "only completions are learnt, whole")),
+    "system": Here("", "a system text is a message of the row, or its `system` column"),
+    "split": Here("data.sources.split"),
     "mix_strategy": Here("data.sources.0.weight", "how often a source's rows are seen"),
     # objective
     "beta": Here("score.beta"),
@@ -186,10 +215,10 @@ NAMES: Mapping[str, Here] = {
     "f_divergence_type": Here("score.divergence.name", "reverse_kl, forward_kl, js or alpha"),
     "f_alpha_divergence_coef": Here("score.divergence.alpha"),
     "discopop_tau": Here("objective.temperature", "of `objective=discopop`"),
-    "use_weighting": Here("wpo=clamped"),
+    **dict.fromkeys(("use_weighting", "dpo_use_weighting"), Here("wpo=clamped")),
     **dict.fromkeys(("dpop_lambda", "dpop_coef"), Here("dpop")),
     **dict.fromkeys(
-        ("kto_chosen_weight", "rl_kto_desirable_weight", "desirable_weight"),
+        ("kto_chosen_weight", "kto_desirable_weight", "desirable_weight"),
         Here("objective.desirable_weight", "of `objective=kto`"),
     ),
     **dict.fromkeys(
@@ -199,6 +228,14 @@ NAMES: Mapping[str, Here] = {
     "center_rewards_coefficient": Here("objective.center", "of bradley_terry, with `task=reward`"),
     "router_aux_loss_coef": Here("", "a mixture of experts' balance loss is no part of training here"),
     "num_generations": Here("rollout.completions"),
+    **{
+        name: Here(f"rollout.{name}", "of the table at the end: `sampling`")
+        for name in ("temperature", "top_p", "top_k")
+    },
+    "min_p": Here("rollout.min_p"),
+    "max_tokens": Here("rollout.max_tokens", "the table at the end has sampling.max_tokens"),
+    **dict.fromkeys(("fast_inference", "vllm_mode"), Here("rollout.engine=vllm")),
+    "gpu_memory_utilization": Here("rollout.engine.options", "{gpu_memory_utilization: ...}"),
     "max_new_tokens": Here("rollout.max_tokens", "the table at the end has sampling.max_tokens"),
     "use_vllm": Here("rollout.engine=vllm"),
     "vllm_server_base_url": Here("rollout.engine.urls", "with `rollout.engine.name=vllm-server`"),
@@ -212,7 +249,7 @@ NAMES: Mapping[str, Here] = {
     **dict.fromkeys(("num_train_epochs", "num_epochs", "n_epochs", "max_epochs"), Here("train.epochs")),
     **dict.fromkeys(
         ("per_device_train_batch_size", "micro_batch_size", "train_batch_size", "batch_size", "global_batch_size")
-        + ("gradient_accumulation_steps", "per_gpu_train_batch_size", "micro_train_batch_size"),
+        + ("gradient_accumulation_steps", "per_gpu_train_batch_size", "micro_train_batch_size", "grad_accum"),
         Here("train.lists_per_step", _STEP),
     ),
     **dict.fromkeys(
@@ -229,26 +266,32 @@ NAMES: Mapping[str, Here] = {
     "warmup_fraction": Here("train.warmup_ratio"),
     "optim": Here("train.optimizer"),
     "optim_args": Here("", "an optimizer is set by train.learning_rate, weight_decay, adam_beta1 and adam_beta2"),
+    "optim_target_modules": Here("", "an optimizer acts on all that trains, which `policy.adapter.targets` says"),
+    **dict.fromkeys(("use_galore", "use_badam", "use_apollo"), Here("train.optimizer", "of those that train here")),
+    "average_tokens_across_devices": Here("", _ALWAYS),
     "adam_epsilon": Here("", "1e-8, transformers' default"),
     **dict.fromkeys(("max_grad_norm_clip", "gradient_clipping", "grad_clip", "clip_grad"), Here("train.max_grad_norm")),
-    **dict.fromkeys(("bf16", "pure_bf16"), Here("train.precision=bfloat16")),
-    "fp16": Here("train.precision=float16"),
+    **dict.fromkeys(("bf16", "pure_bf16", "bf16_full_eval", "bfloat16"), Here("train.precision=bfloat16")),
+    **dict.fromkeys(("fp16", "fp16_full_eval", "float16"), Here("train.precision=float16")),
     "tf32": Here("", "set by torch: torch.set_float32_matmul_precision"),
     "mixed_precision": Here("train.precision"),
     "use_gradient_checkpointing": Here("train.gradient_checkpointing"),
     "gradient_checkpointing_kwargs": Here("", "train.gradient_checkpointing has no options"),
     "activation_offloading": Here("train.activation_memory_gb", "recomputes layers to fit, and moves nothing"),
     "disable_dropout": Here("train.dropout", "the other way round, and off by default"),
-    **dict.fromkeys(("random_state", "data_seed", "manual_seed", "random_seed"), Here("train.seed")),
+    "disable_gradient_checkpointing": Here("train.gradient_checkpointing=false"),
+    **dict.fromkeys(("seed", "random_state", "data_seed", "manual_seed", "random_seed"), Here("train.seed")),
     "full_determinism": Here("train.seed", "everything random follows from it"),
     **dict.fromkeys(
-        ("padding_free", "sample_packing", "group_by_length", "packing_strategy", "eval_packing", "neat_packing"),
+        ("padding_free", "sample_packing", "group_by_length", "packing_strategy", "eval_packing", "neat_packing")
+        + ("eval_sample_packing",),
         Here("train.packing", _SHARED),
     ),
     "pad_to_sequence_len": Here("train.packing", _SHARED),
     "pad_to_multiple_of": Here("train.packing", _SHARED),
     **dict.fromkeys(
-        ("use_liger_kernel", "liger_kernel", "enable_liger_kernel", "use_unsloth", "unsloth", "torch_compile"),
+        ("use_liger_kernel", "liger_kernel", "enable_liger_kernel", "use_unsloth", "unsloth", "torch_compile")
+        + ("liger_kernel_config", "torch_compile_backend", "torch_compile_mode", "use_logits_to_keep", "plugins"),
         Here("", "our own kernels run wherever they can; `align doctor` says which"),
     ),
     "neftune_noise_alpha": Here("", "embeddings are trained on without noise"),
@@ -272,20 +315,53 @@ NAMES: Mapping[str, Here] = {
         ("resume_from_checkpoint", "overwrite_output_dir", "auto_resume_from_checkpoints"),
         Here("", "the same command on the same `output` goes on; another run needs another `output`"),
     ),
+    "compute_accuracy": Here("", "held-out pair accuracy is always measured"),
+    **dict.fromkeys(
+        ("prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "label_names", "skip_memory_metrics"),
+        Here("", "what is measured is fixed; every figure is in summary.json"),
+    ),
+    **dict.fromkeys(
+        ("log_level_replica", "log_on_each_node", "disable_tqdm", "debug"), Here("", "see train.logging_steps")
+    ),
+    "logging_nan_inf_filter": Here("", "nothing is filtered from the metrics"),
+    "eval_delay": Here("train.eval_steps"),
+    "strict": Here("", "an unknown key is always refused"),
     "log_level": Here("", "a run prints one line a step at most; see train.logging_steps"),
     "logging_strategy": Here("train.logging_steps"),
     **dict.fromkeys(
-        ("logging_first_step", "plot_loss", "include_num_input_tokens_seen", "save_safetensors", "save_only_model"),
+        ("logging_first_step", "plot_loss", "include_num_input_tokens_seen", "save_safetensors", "save_only_model")
+        + ("save_on_each_node", "add_version", "model_author", "resume_only_model", "ignore_data_skip"),
         Here("", _FILES),
     ),
-    **dict.fromkeys(("use_wandb", "wandb_mode"), Here("train.report_to", "[wandb]")),
-    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo"), Here("", _HUB)),
+    **dict.fromkeys(("use_wandb", "wandb_mode", "wandb_log_model"), Here("train.report_to", "[wandb]")),
+    **dict.fromkeys(("wandb_project", "trackio_project"), Here("train.project")),
+    **dict.fromkeys(("wandb_name", "wandb_run_id"), Here("output", "a run is named after its folder")),
     **dict.fromkeys(
-        ("dataloader_num_workers", "dataloader_drop_last", "dataloader_pin_memory", "remove_unused_columns"),
+        ("wandb_entity", "wandb_watch", "trackio_space_id"), Here("", "by the tracker's environment variables")
+    ),
+    **dict.fromkeys(
+        (
+            "push_to_hub",
+            "hub_model_id",
+            "hub_token",
+            "hub_strategy",
+            "hub_private_repo",
+            "hub_always_push",
+            "hub_revision",
+        ),
+        Here("", _HUB),
+    ),
+    **dict.fromkeys(
+        ("dataloader_num_workers", "dataloader_drop_last", "dataloader_pin_memory", "remove_unused_columns")
+        + ("dataloader_persistent_workers", "dataloader_prefetch_factor", "torch_empty_cache_steps"),
         Here("", _LOADING),
     ),
     **dict.fromkeys(("do_train", "do_predict"), Here("", "`align train` trains; `align evaluate rows` measures")),
-    **dict.fromkeys(("num_gpus", "num_processes", "ddp_timeout", "ddp_backend", "local_rank"), Here("", _LAUNCH)),
+    **dict.fromkeys(
+        ("num_gpus", "num_processes", "ddp_timeout", "ddp_backend", "local_rank", "accelerator_config")
+        + ("ddp_find_unused_parameters", "ddp_bucket_cap_mb"),
+        Here("", _LAUNCH),
+    ),
     **dict.fromkeys(
         ("deepspeed", "fsdp", "fsdp_config", "sequence_parallel_size", "context_parallel_size", "tensor_parallel_size"),
         Here("", f"weights are not sharded over devices; {_LAUNCH}"),

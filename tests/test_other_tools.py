@@ -77,6 +77,59 @@ WANTED = {
 PAIRS = [(name, key) for key, names in WANTED.items() for name in names.split()]
 
 
+COMMON = """
+    output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
+    lr_scheduler_kwargs warmup_steps warmup_ratio optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon
+    optim_target_modules gradient_accumulation_steps average_tokens_across_devices max_grad_norm
+    label_smoothing_factor bf16 fp16 bf16_full_eval fp16_full_eval tf32 gradient_checkpointing
+    gradient_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode use_liger_kernel
+    liger_kernel_config use_cache neftune_noise_alpha torch_empty_cache_steps auto_find_batch_size logging_strategy
+    logging_steps logging_first_step log_on_each_node logging_nan_inf_filter include_num_input_tokens_seen log_level
+    log_level_replica disable_tqdm report_to run_name project trackio_space_id eval_strategy eval_steps eval_delay
+    per_device_eval_batch_size prediction_loss_only eval_on_start include_for_metrics batch_eval_metrics
+    save_only_model save_strategy save_steps save_on_each_node save_total_limit push_to_hub hub_token
+    hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision load_best_model_at_end
+    metric_for_best_model greater_is_better ignore_data_skip full_determinism seed data_seed use_cpu
+    accelerator_config dataloader_drop_last dataloader_num_workers dataloader_pin_memory
+    dataloader_persistent_workers dataloader_prefetch_factor remove_unused_columns label_names
+    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_timeout fsdp fsdp_config deepspeed debug skip_memory_metrics
+    do_train do_eval do_predict resume_from_checkpoint local_rank model_init_kwargs trust_remote_code
+    router_aux_loss_coef disable_dropout dataset_num_proc max_length max_prompt_length max_completion_length
+    truncation_mode padding_free pad_to_multiple_of precompute_ref_log_probs precompute_ref_batch_size loss_type
+    loss_weights ld_alpha f_divergence_type f_alpha_divergence_coef label_smoothing beta use_weighting discopop_tau
+    activation_offloading sync_ref_model ref_model_mixup_alpha ref_model_sync_steps pad_token chat_template_path
+    eos_token center_rewards_coefficient dataset_text_field dataset_kwargs shuffle_dataset packing packing_strategy
+    eval_packing completion_only_loss assistant_only_loss model_name_or_path model_revision dtype
+    attn_implementation use_peft lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters
+    lora_modules_to_save lora_task_type use_rslora use_dora load_in_8bit load_in_4bit bnb_4bit_quant_type
+    use_bnb_nested_quant bnb_4bit_quant_storage dataset_name dataset_config dataset_train_split dataset_test_split
+    dataset_streaming ignore_bias_buffers task_type peft_type base_model_name_or_path revision inference_mode r
+    target_modules exclude_modules fan_in_fan_out bias modules_to_save init_lora_weights layers_to_transform
+    layers_pattern rank_pattern alpha_pattern loftq_config target_parameters desirable_weight undesirable_weight
+    stage finetuning_type lora_rank lora_target pref_beta pref_loss pref_ftx simpo_gamma dpo_label_smoothing
+    kto_chosen_weight kto_rejected_weight template cutoff_len max_samples overwrite_cache preprocessing_num_workers
+    plot_loss overwrite_output_dir val_size dataset dataset_dir eval_dataset quantization_bit quantization_method
+    flash_attn adapter_name_or_path create_new_adapter ref_model ref_model_adapters reward_model enable_liger_kernel
+    use_unsloth rope_scaling shift_attn additional_target loraplus_lr_ratio pissa_init use_galore use_badam
+    freeze_trainable_layers freeze_vision_tower mix_strategy interleave_probs train_on_prompt mask_history streaming
+    neat_packing pure_bf16 upcast_layernorm compute_accuracy resize_vocab disable_gradient_checkpointing base_model
+    base_model_config model_type tokenizer_type adapter lora_model_dir sequence_len sample_packing
+    pad_to_sequence_len eval_sample_packing micro_batch_size eval_batch_size num_epochs lr_scheduler optimizer
+    evals_per_epoch saves_per_epoch val_set_size datasets test_datasets dataset_prepared_path rl rl_beta dpo_beta
+    dpo_use_weighting cpo_alpha rpo_alpha orpo_alpha kto_desirable_weight kto_undesirable_weight lora_target_linear
+    lora_fan_in_fan_out peft_use_dora peft_use_rslora wandb_project wandb_entity wandb_name wandb_watch
+    wandb_log_model flash_attention xformers_attention sdp_attention group_by_length train_on_inputs strict
+    special_tokens tokens early_stopping_patience chat_template gradient_clipping save_safetensors
+    auto_resume_from_checkpoints unfrozen_parameters liger_kernel plugins bfloat16 float16 rlhf_type model
+    train_type tuner_type torch_dtype split_dataset_ratio val_dataset attn_impl quant_bits quant_method
+    num_generations use_vllm vllm_mode system dataset_shuffle truncation_strategy loss_scale use_logits_to_keep
+    add_version model_author use_hf ddp_backend adapters resume_only_model freeze_llm freeze_vit model_name
+    max_seq_length full_finetuning random_state use_gradient_checkpointing fast_inference gpu_memory_utilization
+    epochs batch_size lr grad_accum
+"""
+"""Arguments of TRL's DPO, KTO and reward trainers, PEFT's LoraConfig, LLaMA-Factory, axolotl, ms-swift and Unsloth."""
+
+
 def said(tree: dict) -> str:
     with pytest.raises(UserError) as caught:
         parse_recipe(SMALL | tree, origin="r")
@@ -94,6 +147,14 @@ def test_a_name_leads_to_its_key_wherever_it_stands(name, key):
         message = said(tree)
         assert message.startswith(f"r: unknown key `{place}`; ") and f" `{key}` here" in message, message
     assert f" `{key}` here" in said({"data": {"sources": ["rows.jsonl"], name: value}})
+
+
+@pytest.mark.parametrize("name", [name for name in COMMON.split() if name not in {key.split(".")[0] for key in KEYS}])
+def test_a_common_name_is_answered(name):
+    """By the table, or by a key of ours that is called the same."""
+    message = said({name: 1})
+    same = re.search(r"did you mean `([\w.]+)`", message)
+    assert " here" in message or "has no counterpart: " in message or (same and same[1].endswith(f".{name}")), message
 
 
 @pytest.mark.parametrize("name", NAMES)
