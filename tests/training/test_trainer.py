@@ -189,6 +189,18 @@ def test_an_interrupted_run_ends_with_the_identical_adapter(make_recipe, monkeyp
     assert whole.summary["eval_before"] == resumed.summary["eval_before"]
 
 
+def test_an_interrupted_run_draws_what_the_whole_one_draws(make_recipe, monkeypatch):
+    """The key of a draw is the row's id and the step, which a resumed run counts on."""
+    sections = {"objective": {"name": "pl_policy_gradient", "samples": 4}, "train": {"steps": 4, "save_steps": 1}}
+    whole = train(make_recipe("whole", **sections))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 2)
+        train(make_recipe("killed", **sections))
+    assert_same_adapter(whole.path, train(make_recipe("killed", **sections)).path, rtol=0, atol=0)
+    cut = train(make_recipe("cut", **{**sections, "train": sections["train"] | {"tokens_per_batch": 1}}))
+    assert metrics(cut.path)[0]["grad_norm"] == pytest.approx(metrics(whole.path)[0]["grad_norm"], rel=1e-4)
+
+
 def test_a_checkpoint_cut_short_and_a_torn_line_are_passed_over(make_recipe, monkeypatch):
     whole = train(make_recipe("whole"))
     with monkeypatch.context() as patch, pytest.raises(Killed):
