@@ -13,7 +13,7 @@ from torch import Tensor
 
 FULL, HALF = 32.0, 2.0
 """Rounding steps by which a token's log-probability may be off, per nat. Measured on lists of up to 1,000 tokens under
-every cut, the largest error of a sum was 14 steps of float32. Under bfloat16, where sums and softmax stay in float32, it
+every cut, the largest error of a sum was 14 steps of float32. Under bfloat16, whose sums and softmax are float32, it
 was 0.7 on text that a model knows, and 5 (1.2 on average) on text that it does not; to allow for all of that would hide
 small margins."""
 
