@@ -20,6 +20,7 @@ from align.annotate import Annotated, annotate_lists, filter_by_ches, list_ches
 from align.build import build_policy, check_objectives, check_positions, load_options, loss_of, prepare
 from align.data import Audit, Prepared, Row, in_one_line, prompt_text, render
 from align.data.ratings import with_ratings
+from align.data.select import with_trained_places
 from align.errors import UserError
 from align.evaluate.displacement import diagnose
 from align.evaluate.samples import Measured, paired_changes, side_by_side
@@ -116,7 +117,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments, meas
     if arguments.process_index == 0:
         _show(prepared.audit)
     policy, annotated = _load(recipe, prepared, rated, loss, device=arguments.device)
-    lists, heldout = filter_by_ches(recipe, prepared, annotated.train), annotated.heldout
+    lists, heldout = filter_by_ches(recipe, prepared, annotated.train), _heldout(recipe, annotated)
     plan = _plan(recipe, run, lists, arguments)
     _advise(recipe, run, prepared.audit, steps=len(plan), lists=len(lists))
     start_from(recipe.policy.start_run, policy)
@@ -171,6 +172,17 @@ def _conclude(run: RunDirectory, trainer: AlignTrainer, after: Measured, summary
     after.save(run.after)  # which an online run's next iteration need not measure again
     write_json(run.summary, summary)
     trainer.end_tracking(summary)
+
+
+def _heldout(recipe: Recipe, annotated: Annotated) -> Dataset:
+    """The held-out lists, which know what training would keep of them."""
+    data = recipe.data
+    lists = with_trained_places(annotated.heldout, select=data.select, list_size=data.list_size, seed=recipe.train.seed)
+    if "trained" in lists.column_names:
+        log.info(
+            "the held-out loss is of the completions that training would keep of a list; the rest is of whole lists"
+        )
+    return lists
 
 
 def _plan(recipe: Recipe, run: RunDirectory, lists: Dataset, arguments: TrainingArguments) -> list[list[int]]:

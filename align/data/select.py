@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from datasets import Dataset
+
 from align.data.schema import Row, Text
 
 Selection = Literal["all", "best_worst", "best"]
@@ -57,15 +59,10 @@ def reduce_row(row: Row, *, select: Selection, list_size: int | None, seed: int)
 
     Source: ours
     """
-    size = {"all": list_size, "best_worst": 2, "best": 1}[select]
     grades = row.grades or ()
-    if size is None or len(grades) <= size:
+    kept = kept_places(grades, row.id, select=select, list_size=list_size, seed=seed)
+    if len(kept) == len(grades):
         return row
-    order = random.Random(f"{seed} {row.id}").sample(range(len(grades)), len(grades))
-    best = max(order, key=grades.__getitem__)
-    others = [k for k in order if k != best]
-    worst = min(others, key=grades.__getitem__)
-    kept = sorted([best, worst, *(k for k in others if k != worst)][:size])
     return replace(
         row,
         completions=tuple(row.completions[k] for k in kept),
@@ -75,6 +72,31 @@ def reduce_row(row: Row, *, select: Selection, list_size: int | None, seed: int)
         token_weights=row.token_weights and tuple(row.token_weights[k] for k in kept),
         completion_ids=row.completion_ids and tuple(row.completion_ids[k] for k in kept),
     )
+
+
+def kept_places(
+    grades: Sequence[float], name: str | None, *, select: Selection, list_size: int | None, seed: int
+) -> list[int]:
+    """The places of the completions that `reduce_row` keeps of a list, in their order."""
+    size = {"all": list_size, "best_worst": 2, "best": 1}[select]
+    if size is None or len(grades) <= size:
+        return list(range(len(grades)))
+    order = random.Random(f"{seed} {name}").sample(range(len(grades)), len(grades))
+    best = max(order, key=grades.__getitem__)
+    others = [k for k in order if k != best]
+    worst = min(others, key=grades.__getitem__)
+    return sorted([best, worst, *(k for k in others if k != worst)][:size])
+
+
+def with_trained_places(lists: Dataset, *, select: Selection, list_size: int | None, seed: int) -> Dataset:
+    """Whole lists with the column `trained`, the completions that training would keep of each; as they are if all."""
+    if not len(lists) or (select == "all" and list_size is None):
+        return lists
+    options: dict[str, Any] = {"select": select, "list_size": list_size, "seed": seed}
+    rows = zip(lists["id"][:], lists["grades"][:], strict=True)
+    places = [kept_places(grades, name, **options) for name, grades in rows]
+    reduces = any(len(own) < len(grades) for own, grades in zip(places, lists["grades"][:], strict=True))
+    return lists.add_column("trained", places) if reduces else lists
 
 
 def _reduced(meta: dict[str, Any], kept: Sequence[int], size: int) -> dict[str, Any]:

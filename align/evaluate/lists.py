@@ -1,21 +1,29 @@
 """A policy measured on held-out lists."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor
 
-from align.data.collate import draw_key
+from align.data.collate import Example, draw_key
 from align.data.steps import agreed_micro_batches
 from align.loss import ListLoss
 from align.metrics import Sums
 from align.model.forward import TokenScorer, evaluating
 from align.model.policy import Policy
 from align.progress import progress
-from align.types import ListBatch
+from align.types import ListBatch, TokenStats
 
 OUTPUTS = ("logprob", "entropy")
+PER_COMPLETION = (
+    *("targets", "predict_at", "list_index", "slot", "ends_at", "attributes"),
+    *("reference_logprobs", "token_rewards", "token_weights"),
+)
+"""Fields of a batch with an entry for each completion."""
 
 
 @torch.no_grad()
@@ -31,6 +39,9 @@ def evaluate_lists(
     label: str = "evaluating",
 ) -> dict[str, float]:
     """Mean loss and metrics over lists; the same figures for every `tokens_per_batch` and number of processes.
+
+    The loss is that of the completions that training keeps of a list (column `trained`), so that it is the figure that
+    training shows; what ranks is measured on whole lists.
 
     Args:
         scorer: the policy's model, in any mode; its mode is restored.
@@ -53,7 +64,7 @@ def evaluate_lists(
                 stats = scorer(batch, tuple(dict.fromkeys([*OUTPUTS, *loss.outputs])))
                 reference = reference_logprobs(scorer, policy, batch) if policy.has_reference else None
             scores = loss.scores(stats, reference, batch)
-            losses = loss(stats, reference, batch)
+            losses = loss(*_as_trained(stats, reference, batch, examples or [lists[0]]))
             values = {"loss": losses, **loss.metrics(batch, stats, reference, scores)}
             sums.add(values, counts=bool(examples))
             advance(len(examples))
@@ -61,6 +72,34 @@ def evaluate_lists(
                 if name in values:
                     found.update(zip([e["place"] for e in examples], values[name].tolist(), strict=False))
     return sums.means(accelerator)
+
+
+def _as_trained(
+    stats: Any, reference: Tensor | None, batch: ListBatch, examples: Sequence[Example]
+) -> tuple[Any, Tensor | None, ListBatch]:
+    """Statistics and batch without the completions that training leaves out."""
+    if "trained" not in examples[0]:
+        return stats, reference, batch
+    places = [torch.tensor(example["trained"]) for example in examples]
+    sizes = torch.tensor([len(example["completion_ids"]) for example in examples])
+    starts = (sizes.cumsum(0) - sizes).tolist()
+    kept = torch.cat([start + own for start, own in zip(starts, places, strict=True)]).to(batch.targets.device)
+    fields = vars(batch) | {
+        name: value[kept] for name, value in vars(batch).items() if name in PER_COMPLETION and value is not None
+    }
+    fields["slot"] = torch.cat([torch.arange(len(own)) for own in places]).to(kept.device)
+    width = max(map(len, places))
+    index = torch.stack([torch.nn.functional.pad(own, (0, width - len(own))) for own in places]).to(kept.device)
+    counts = torch.tensor([len(own) for own in places], device=kept.device)
+    fields["list_mask"] = torch.arange(width, device=kept.device) < counts[:, None]
+    fields["grades"] = batch.grades.gather(1, index).where(fields["list_mask"], 0.0)
+    own_stats = stats[kept] if isinstance(stats, Tensor) else _of(stats, kept)
+    return own_stats, None if reference is None else reference[kept], type(batch)(**fields)
+
+
+def _of(stats: TokenStats, kept: Tensor) -> TokenStats:
+    found: dict[str, Any] = {name: None if value is None else value[kept] for name, value in vars(stats).items()}
+    return TokenStats(**found)
 
 
 def reference_logprobs(scorer: TokenScorer, policy: Policy, batch: ListBatch) -> Float[Tensor, "N C"]:

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
 from align.build import policy_loss
 from align.data import Prepared, Source, prepare_data, read_chat_template, render
+from align.data.select import with_trained_places
 from align.errors import UserError
 from align.evaluate.lists import evaluate_lists
 from align.loss import ListLoss, build_loss
@@ -70,7 +72,7 @@ def evaluate_rows(
         TokenScorer(policy),
         policy,
         loss,
-        prepared.train,
+        _as_trained(Path(model), prepared.train),
         tokens_per_batch=tokens_per_batch,
         accelerator=Accelerator(),
     )
@@ -124,6 +126,15 @@ def _reading(folder: Path) -> dict[str, Any]:
     data = load_recipe(folder / "recipe.yaml").data
     own = {name: getattr(data, name) for name in ("grades", "max_length", "max_prompt_length", "overlong")}
     return own | {"append_eos": data.append_eos is not False}
+
+
+def _as_trained(folder: Path, lists: Dataset) -> Dataset:
+    """The lists with what a run's training would keep of them, so that its loss is that of its summary."""
+    if not (folder / "recipe.yaml").exists():
+        return lists
+    recipe = load_recipe(folder / "recipe.yaml")
+    data = recipe.data
+    return with_trained_places(lists, select=data.select, list_size=data.list_size, seed=recipe.train.seed)
 
 
 def _table(model: str, metrics: dict[str, float], prepared: Prepared) -> Table:
