@@ -121,10 +121,18 @@ def language_targets(base: PreTrainedModel, targets: Any) -> Any:
     return names
 
 
-def _takes_adapter(base: PreTrainedModel, name: str, layer: nn.Module) -> bool:
+@torch.no_grad()
+def _takes_adapter(base: PreTrainedModel, name: str, layer: Any) -> bool:
     """Whether a linear layer is called as one: routers that return tuples and Mamba's `out_proj` are not."""
-    called = type(layer).forward in (nn.Linear.forward, Conv1D.forward) or "bitsandbytes" in type(layer).__module__
-    return called and not (base.config.model_type in MAMBAS and name.split(".")[-1] == "out_proj")
+    if base.config.model_type in MAMBAS and name.split(".")[-1] == "out_proj":
+        return False
+    if type(layer).forward in (nn.Linear.forward, Conv1D.forward) or "bitsandbytes" in type(layer).__module__:
+        return True
+    try:
+        found = layer(layer.weight.new_zeros(1, layer.in_features))
+    except Exception:  # whatever a model's own layer makes of a plain input
+        return False
+    return isinstance(found, Tensor) and found.shape == (1, layer.out_features)
 
 
 def _check_rank(wrapped: PeftModel, rank: int) -> None:

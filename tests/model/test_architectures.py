@@ -62,6 +62,7 @@ CONFIGS = {
     "falcon h1, multiplier": lambda: t.FalconH1Config(
         **SMALL, mamba_d_ssm=16, mamba_n_heads=2, mamba_d_head=8, mamba_d_state=4, lm_head_multiplier=0.25
     ),
+    "falcon, linear layers of its own": lambda: t.FalconConfig(**WITHOUT_GROUPS),
     "mamba": lambda: t.MambaConfig(
         vocab_size=40, hidden_size=16, num_hidden_layers=2, state_size=4, time_step_rank=4, initializer_range=0.4
     ),
