@@ -27,6 +27,7 @@ from align.evaluate.samples import Measured, paired_changes, side_by_side
 from align.evaluate.sampling import sample_completions
 from align.evaluate.token_view import TokenView
 from align.loss import ListLoss
+from align.memory import memory_in_words
 from align.model.checkpoint import export_tokenizer
 from align.model.checkpointing import checkpoint_layers, layers_to_checkpoint
 from align.model.checks import check_token_ids
@@ -91,7 +92,8 @@ def train(recipe: Recipe, *, measured: Path | None = None, show: bool = True) ->
     elif finished:
         _hold_to_record(recipe, run, arguments)
     else:
-        _train(recipe, run, arguments, measured)
+        with memory_in_words(recipe, run):
+            _train(recipe, run, arguments, measured)
     summary = read_json(run.summary)
     if finished and main:
         print(f"finished before; nothing was done; `align report {run.path}` shows its figures")

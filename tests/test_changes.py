@@ -190,3 +190,39 @@ def test_a_checkpoint_of_a_grown_run_is_the_newest(make_recipe):
     assert [path.name for path in complete_checkpoints(folder)] == ["checkpoint-2", "checkpoint-3"]
     RunDirectory(folder.parent).grow(make_recipe("grown"), folder / "checkpoint-2")
     assert [path.name for path in complete_checkpoints(folder)] == ["checkpoint-2"]
+
+
+LACKS = {
+    "GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "CPU": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    "Python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("place", LACKS)
+def test_a_lack_of_memory_is_one_sentence_and_the_run_goes_on_with_half(make_recipe, monkeypatch, place):
+    whole = train(make_recipe("whole", train=SGD | {"tokens_per_batch": 120}))
+    original = AlignTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == 5 and self.tokens_per_batch > 60:
+            raise LACKS[place]
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(AlignTrainer, "training_step", training_step)
+    said = r"passes of up to 120 tokens: call again with train.tokens_per_batch=60, or .* goes on from step 4$"
+    with pytest.raises(UserError, match=said):
+        train(make_recipe("begun", train=SGD | {"tokens_per_batch": 120}))
+    run = train(make_recipe("begun", train=SGD | {"tokens_per_batch": 60})).path
+    for name, tensor in tensors(whole.path).items():
+        assert_close(tensors(run)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_another_error_stays_what_it_is(make_recipe, monkeypatch):
+    def training_step(*_, **__):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(AlignTrainer, "training_step", training_step)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        train(make_recipe())
