@@ -64,6 +64,8 @@ def alone(folder, lists):
 
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
 def test_policy_reference_and_gradients_are_those_of_every_row_alone(folder, ragged, packing):
+    longest = {"prompt_ids": [1, 5, 6], "completion_ids": [list(range(7, 19))], "grades": [0.0]}
+    ragged = [longest, *ragged]  # whose frequencies must not stay for the next ones
     assert {len(e["prompt_ids"]) + len(ids) > 8 for e in ragged for ids in e["completion_ids"]} == {True, False}
     policy = load_policy(str(folder), adapter=Full(), packing=packing)
     assert policy.packing == packing
