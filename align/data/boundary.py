@@ -148,6 +148,7 @@ def fit(
         "truncated": 0 if refused else sum(long[k] for k in kept),
         "dropped": 0 if refused else len(completions) - len(kept),
         "missing_eos": sum(ids[-1] not in special.ends for ids in kept_ids),
+        "identical_uncut": all(ids == completions[0] for ids in completions),
         "identical": len(kept_ids) > 1 and all(ids == kept_ids[0] for ids in kept_ids),
     }
 

@@ -210,13 +210,13 @@ def _without_shared_prompts(rows: list[Row], heldout: list[Row], owners: Owners)
 def _usable(rows: list[Row], tokens: Dataset, owners: Owners, min_completions: int) -> tuple[Dataset, list[Row]]:
     """Tokens and rows without those of which too little is left; every row is counted with its source."""
     kept = []
-    names = ("refused", "identical", "grades", "completion_left_out")
+    names = ("refused", "identical", "grades", "completion_left_out", "identical_uncut")
     left = zip(*(tokens[name][:] for name in names), strict=True)
-    for position, (reason, identical, grades, left_out) in enumerate(left):
+    for position, (reason, identical, grades, left_out, uncut) in enumerate(left):
         if not reason and len(grades) < min_completions:
             reason = f"fewer than {min_completions} completions within max_length"
         if not reason and min_completions > 1 and identical:
-            reason = _why_identical(left_out)
+            reason = _why_identical(left_out if uncut else [])
         if not reason and min_completions > 1 and len(set(grades)) == 1:
             reason = "all grades tied among the completions within max_length"
         if reason:

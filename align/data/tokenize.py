@@ -46,6 +46,7 @@ COUNTS = Features(
         "dropped": Value("int64"),
         "missing_eos": Value("int64"),
         "identical": Value("bool"),
+        "identical_uncut": Value("bool"),
         **RENDERED,
     }
 )

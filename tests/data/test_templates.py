@@ -165,6 +165,13 @@ def test_lists_that_differ_only_in_what_is_left_out_are_refused_for_that(tmp_pat
         prepared(tmp_path, tokenizer, "r1", *cut)
 
 
+def test_lists_that_max_length_alone_makes_equal_are_not_said_to_differ_in_what_is_left_out(tmp_path, tokenizer):
+    source = write(tmp_path / "r.jsonl", pair(thought("the same a", "x"), thought("the same b", "y")), pair("a", "b"))
+    options = {"eval_fraction": 0, "tokenizer": tokenizer, "chat_template": TEMPLATES["chatml"]}
+    audit = prepare_data(sources=[source], max_length=30, **options).audit
+    assert audit.refused == {"all completions identical within max_length": 1}
+
+
 def test_the_end_of_a_prompt_that_is_in_no_completion_is_dropped_and_not_moved(tmp_path, tokenizer):
     audit = prepared(tmp_path, tokenizer, "r1", pair("a", "b")).audit
     assert (audit.boundary_rows, audit.boundary_tokens) == (0, 0)
