@@ -44,6 +44,8 @@ ITEM_TEXTS = ("text", "completion", "response", "answer", "content")
 ITEM_ATTRIBUTES = ("attributes", "scores")
 COMPLETIONS = ("completion", "response")
 SIDES = ("chosen", "rejected")
+SAMPLING_RECORD = ("sampled_logprobs", "raw_logprobs", "entropies", "ended", "policy_version")
+"""What `align rollout` writes beside its samples, of how they were drawn; it is kept with the row."""
 HH_ASSISTANT = "\n\nAssistant:"
 
 
@@ -80,9 +82,9 @@ def read_row(raw: object, source: str, number: int, *, ignore: Sequence[str] = (
     options = template_options(columns.pop(TEMPLATE_OPTIONS, {}))
     parts, names = _read_parts(columns)
     unread = {**columns, **parts.pop("unread", {})}
-    guessed = parts.pop("guessed", False)
+    guessed, kept = parts.pop("guessed", False), parts.pop("kept", {})
     try:
-        row = make_row(id=identity, meta={**unread, **meta}, source=source, number=number, **parts)
+        row = make_row(id=identity, meta={**unread, **kept, **meta}, source=source, number=number, **parts)
         row = replace(row, template_options=options) if options else row
         if weights is not None:
             row = replace(row, token_weights=weights_of_tokens(weights, row.completion_ids or row.completions))
@@ -179,7 +181,8 @@ def read_list(columns: Columns) -> Columns:
 def read_sampled(columns: Columns) -> Columns:
     """{prompt, completions, prompt_ids, completion_ids}: a policy's own samples, as `align rollout` writes them."""
     ids = {name: columns.pop(name) for name in ("prompt_ids", "completion_ids")}
-    return {**read_list(columns), **ids}
+    kept = {name: columns.pop(name) for name in SAMPLING_RECORD if name in columns}
+    return {**read_list(columns), **ids, "kept": kept}
 
 
 def read_items(columns: Columns) -> Columns:

@@ -123,7 +123,7 @@ def _kept(raw: dict[str, Any], row: Row, ignore: Sequence[str]) -> dict[str, Any
     canonical: dict[str, Any] = {"id": raw["id"]} if raw.get("id") is not None else {}
     canonical |= {"prompt": row.prompt, "completions": list(row.completions)}
     canonical |= {TEMPLATE_OPTIONS: row.template_options} if row.template_options else {}
-    unread = (*row.unread, *ignore, "meta")
+    unread = (*row.meta, *ignore, "meta")
     others = {name: value for name, value in raw.items() if name in unread and value is not None}
     others |= {name: row.meta[name] for name in row.unread}
     given = {GIVEN[name]: list(getattr(row, name)) for name in GIVEN if getattr(row, name) is not None}

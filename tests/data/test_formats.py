@@ -163,6 +163,7 @@ def test_sampled_rows_keep_the_token_ids_beside_the_texts():
     row = read_source(str(FOLDER / "sampled.jsonl")).rows[0]
     assert row.prompt_ids == list(PROMPT.encode())
     assert row.completion_ids == tuple([*text.encode(), 0] for text in THREE)
+    assert row.meta == {"policy_version": 40} and row.unread == ()
 
 
 @pytest.mark.parametrize(

