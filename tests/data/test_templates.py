@@ -114,6 +114,13 @@ def test_a_text_that_also_stands_elsewhere_is_not_taken_for_its_other(name, key,
     assert entry["completion_left_out"] == [key]
 
 
+def test_a_long_text_that_is_part_of_another_is_not_taken_for_it(tokenizer):
+    thought_of = "a thought that is much longer than what one finds by chance"
+    answer = {"role": "assistant", "content": f"He had {thought_of}, he said.", "thinking": thought_of}
+    entry = tokenize([row((("user", "hi"),), answer, "no")], tokenizer, "chatml")[0]
+    assert entry["completion_left_out"] == ["thinking"]
+
+
 def test_short_texts_that_are_there_are_not_said_to_be_missing(tokenizer):
     for name in TEMPLATES:
         entry = tokenize([row((("user", "a"), ("assistant", "b"), ("user", "user")), "a", "b", "4")], tokenizer, name)[
