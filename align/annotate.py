@@ -20,6 +20,7 @@ from align.build import build_policy, check_objectives, prepare
 from align.data import Prepared
 from align.data.ches import ches_scores, choose_lists
 from align.errors import UserError
+from align.memory import in_memory
 from align.model.adapters import Full
 from align.model.config import TrainedSection
 from align.model.policy import Policy, load_policy
@@ -66,8 +67,12 @@ def annotate(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     with state.main_process_first():
         prepared = prepare(recipe)
     check_objectives(recipe, prepared)
-    policy = build_policy(recipe, prepared, total_steps=1, device=state.device, keep_reference=False)
-    annotated = annotate_lists(recipe, policy, prepared, reference=True, ches=True)
+
+    def compute(own: Recipe) -> Annotated:
+        policy = build_policy(own, prepared, total_steps=1, device=state.device, keep_reference=False)
+        return annotate_lists(own, policy, prepared, reference=True, ches=True)
+
+    annotated: Annotated = in_memory(recipe, compute, goes_on=lambda: "goes on from what is in the cache")
     if state.is_main_process:
         (console or Console()).print(annotation_table(annotated.figures, len(annotated.train)))
     return annotated.figures
@@ -105,7 +110,7 @@ def _annotate_part(
     if not len(lists):
         return lists
     options: dict[str, Any] = {
-        "tokens_per_batch": recipe.train.tokens_per_batch,
+        "tokens_per_batch": recipe.train.batch_tokens,
         "cache_dir": recipe.reference.cache_dir,
         "precision": recipe.train.precision,
     }

@@ -183,7 +183,7 @@ def load_options(recipe: Recipe, prepared: Prepared, *, total_steps: int, device
     if isinstance(recipe.policy.adapter, Eva):
         pad_id = tokenizer_of(recipe.policy).pad_token_id
         examples = list(prepared.train.select(range(min(256, len(prepared.train)))))
-        batches = micro_batches(examples, tokens_per_batch=recipe.train.tokens_per_batch)
+        batches = micro_batches(examples, tokens_per_batch=recipe.train.batch_tokens)
         init_batches = [collate(batch, pad_id=pad_id) for batch in batches]
     return {
         **recipe.policy.keywords(),

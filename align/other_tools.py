@@ -253,9 +253,10 @@ NAMES: Mapping[str, Here] = {
         Here("train.lists_per_step", _STEP),
     ),
     **dict.fromkeys(
-        ("per_device_eval_batch_size", "eval_batch_size", "auto_find_batch_size", "eval_accumulation_steps"),
+        ("per_device_eval_batch_size", "eval_batch_size", "eval_accumulation_steps"),
         Here("train.tokens_per_batch", _MEMORY),
     ),
+    "auto_find_batch_size": Here("train.tokens_per_batch=auto", _MEMORY),
     **dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "scheduler", "lr_schedule"), Here("train.schedule")),
     "lr_scheduler_kwargs": Here("", "a schedule has no options besides `train.warmup_ratio`"),
     "cosine_min_lr_ratio": Here("", "every schedule ends at 0"),

@@ -134,6 +134,11 @@ class RunDirectory:
         whole = complete_checkpoints(self.checkpoints)
         return whole[-1] if whole else None
 
+    def goes_on(self) -> str:
+        """Where the run goes on if it is called again, in words."""
+        last = self.last_checkpoint()
+        return f"goes on from step {_step(last)}" if last else "begins again"
+
     def final_state(self) -> Path:
         """The state of the policy that the run gave, or has come to: its best, if it keeps that, or its last.
 

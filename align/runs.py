@@ -27,7 +27,7 @@ from align.evaluate.samples import Measured, paired_changes, side_by_side
 from align.evaluate.sampling import sample_completions
 from align.evaluate.token_view import TokenView
 from align.loss import ListLoss
-from align.memory import memory_in_words
+from align.memory import in_memory
 from align.model.checkpoint import export_tokenizer
 from align.model.checkpointing import checkpoint_layers, layers_to_checkpoint
 from align.model.checks import check_token_ids
@@ -92,8 +92,7 @@ def train(recipe: Recipe, *, measured: Path | None = None, show: bool = True) ->
     elif finished:
         _hold_to_record(recipe, run, arguments)
     else:
-        with memory_in_words(recipe, run):
-            _train(recipe, run, arguments, measured)
+        in_memory(recipe, lambda own: _train(own, run, arguments, measured), goes_on=run.goes_on)
     summary = read_json(run.summary)
     if finished and main:
         print(f"finished before; nothing was done; `align report {run.path}` shows its figures")
@@ -130,7 +129,7 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments, meas
         plan=plan,
         heldout=heldout,
         run=run,
-        tokens_per_batch=recipe.train.tokens_per_batch,
+        tokens_per_batch=recipe.train.batch_tokens,
         keep_checkpoints=recipe.train.keep_checkpoints,
         keep_best=recipe.train.keep_best,
         args=arguments,
@@ -193,6 +192,7 @@ def _plan(recipe: Recipe, run: RunDirectory, lists: Dataset, arguments: Training
     fit_to_plan(arguments, recipe.train, steps=len(plan))
     if run.grows_from:
         grow(run, recipe, planned_steps(run.grows_from.train, lists), plan, main=arguments.process_index == 0)
+        run.grows_from = None  # what it did is the beginning of this run
     return plan
 
 
@@ -240,7 +240,7 @@ def _set_checkpointing(recipe: Recipe, trainer: AlignTrainer) -> None:
         budget = train.activation_memory_gb * 1e9 if train.activation_memory_gb else None
         batch = trainer.policy.collate([trainer.lists[0]])
         with trainer.accelerator.autocast():
-            count = layers_to_checkpoint(trainer.scorer, batch, tokens=train.tokens_per_batch, budget=budget)
+            count = layers_to_checkpoint(trainer.scorer, batch, tokens=train.batch_tokens, budget=budget)
         counts = trainer.accelerator.gather(torch.tensor([count], device=trainer.args.device))
         count = int(counts.max())
     if train.gradient_checkpointing and count != 0:
@@ -314,7 +314,7 @@ def _sample(recipe: Recipe, policy: Policy, heldout: Dataset) -> list[str]:
             prompts,
             **sampling.model_dump(include={"max_tokens", "temperature", "top_k", "top_p"}),
             seed=recipe.train.seed,
-            tokens_per_batch=recipe.train.tokens_per_batch,
+            tokens_per_batch=recipe.train.batch_tokens,
             advance=advance,
         )
     return [texts[0] for texts in completions]

@@ -93,8 +93,9 @@ class TrainSection(Strict):
     """Optimizer steps; takes the place of `epochs`."""
     lists_per_step: PositiveInt = 32
     """Lists of one optimizer step, over all processes: the statistical batch size."""
-    tokens_per_batch: Annotated[PositiveInt, Free()] = 8192
-    """Tokens of one forward pass at most, as the model reads them; changes memory and speed, not the result."""
+    tokens_per_batch: Annotated[PositiveInt | Literal["auto"], Free()] = 8192
+    """Tokens of one forward pass at most, as the model reads them; changes memory and speed, not the result. `auto`
+    begins with 8192 and halves them, and says so, whenever memory runs out."""
     packing: Annotated[bool, Free()] = True
     """Run a list as one row, its prompt once, where the model allows; off: every completion in a padded row."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -124,6 +125,12 @@ class TrainSection(Strict):
     """Every random choice of the run follows from it."""
     threads: Annotated[PositiveInt | None, Free()] = None
     """Torch threads on a CPU; by default torch's choice. Models of a few million parameters are fastest with 1."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one forward pass at most, to begin with."""
+        own = self.tokens_per_batch
+        return int(type(self).model_fields["tokens_per_batch"].default) if own == "auto" else own
 
     @field_validator("optimizer")
     @classmethod

@@ -211,12 +211,75 @@ def test_a_lack_of_memory_is_one_sentence_and_the_run_goes_on_with_half(make_rec
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(AlignTrainer, "training_step", training_step)
-    said = r"passes of up to 120 tokens: call again with train.tokens_per_batch=60, or .* goes on from step 4$"
+    said = r"passes of up to 120 tokens: call again with train.tokens_per_batch=60, or .* it goes on from step 4$"
     with pytest.raises(UserError, match=said):
         train(make_recipe("begun", train=SGD | {"tokens_per_batch": 120}))
     run = train(make_recipe("begun", train=SGD | {"tokens_per_batch": 60})).path
     for name, tensor in tensors(whole.path).items():
         assert_close(tensors(run)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def lacks_above(monkeypatch, tokens: int, *steps: int) -> list[int]:
+    """Memory that lacks in some steps while passes may be larger; returns, as it fills, the tokens of every attempt."""
+    original, attempts = AlignTrainer.training_step, []
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step in steps and self.tokens_per_batch > tokens:
+            attempts.append(self.tokens_per_batch)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(AlignTrainer, "training_step", training_step)
+    return attempts
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_auto_halves_until_it_fits_and_gives_the_same_bytes(make_recipe, monkeypatch, step):
+    """Every pass here is below 1024 tokens, so that each of the halves cuts the lists in one and the same way."""
+    dropout = {"policy": {"adapter": {"name": "lora", "rank": 4, "dropout": 0.1}}}  # whose random numbers must not move
+    whole = train(make_recipe("whole", **dropout))
+    attempts = lacks_above(monkeypatch, 1024, step)
+    halved = train(make_recipe("halved", train={"tokens_per_batch": "auto"}, **dropout))
+    assert attempts == [8192, 4096, 2048]
+    names = ("adapter/adapter_model.safetensors",)
+    assert [(halved.path / n).read_bytes() for n in names] == [(whole.path / n).read_bytes() for n in names]
+    assert halved.summary["eval_after"] == whole.summary["eval_after"]
+    lines = [[line["loss"] for line in RunDirectory(run.path).read_metrics()] for run in (whole, halved)]
+    assert lines[0] == lines[1]
+    events = (halved.path / "events.log").read_text()
+    place = "goes on from step 4" if step else "begins again"
+    assert events.count("out of memory") == 3 and f"so it {place} with 1024, which does not" in events
+    assert load_recipe(halved.path / "recipe.yaml").train.tokens_per_batch == "auto"
+
+
+def test_auto_gives_the_same_sums_where_a_half_cuts_otherwise(make_recipe, monkeypatch):
+    whole = train(make_recipe("whole", train=SGD))
+    monkeypatch.setattr("align.memory.FLOOR", 60)
+    attempts = lacks_above(monkeypatch, 80, 3, 6)
+    halved = train(make_recipe("halved", train=SGD | {"tokens_per_batch": "auto"}))
+    assert attempts == [8192, 4096, 2048, 1024, 512, 256, 128]
+    for name, tensor in tensors(whole.path).items():
+        assert_close(tensors(halved.path)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_auto_goes_on_in_a_run_that_grows(make_recipe, monkeypatch):
+    options = CONSTANT | {"warmup_ratio": 0.0}
+    whole = train(make_recipe("whole", train=options | {"steps": 9}))
+    train(make_recipe("grown", train=options | {"steps": 5}))
+    attempts = lacks_above(monkeypatch, 2048, 8)
+    grown = train(make_recipe("grown", train=options | {"steps": 9, "tokens_per_batch": "auto"}))
+    assert attempts == [8192, 4096]
+    assert (grown.path / "events.log").read_text().count("so it goes on from step 8") == 2
+    for name, tensor in tensors(whole.path).items():
+        assert torch.equal(tensors(grown.path)[name], tensor)
+
+
+def test_auto_ends_in_the_sentence_where_memory_is_short_for_another_reason(make_recipe, monkeypatch):
+    attempts = lacks_above(monkeypatch, 0, 5)
+    said = r"passes of up to 256 tokens: call again with train.tokens_per_batch=128, or train.gradient_checkpointing"
+    with pytest.raises(UserError, match=said):
+        train(make_recipe(train={"tokens_per_batch": "auto"}))
+    assert attempts == [8192, 4096, 2048, 1024, 512, 256]
 
 
 def test_another_error_stays_what_it_is(make_recipe, monkeypatch):

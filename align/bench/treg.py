@@ -101,7 +101,7 @@ def _step(recipe: Recipe, lists: Dataset) -> Task:
     examples = lists.to_list()
 
     def step() -> None:
-        for part in micro_batches(examples, tokens_per_batch=recipe.train.tokens_per_batch, packed=policy.packing):
+        for part in micro_batches(examples, tokens_per_batch=recipe.train.batch_tokens, packed=policy.packing):
             batch = policy.collate(part)
             stats = scorer(batch, ("logprob", "entropy"))
             losses = loss(stats, batch.reference_logprobs, batch)
