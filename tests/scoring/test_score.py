@@ -279,7 +279,7 @@ def test_a_row_that_a_scorer_cannot_take_is_found_among_others(write, score, cla
 
 
 def test_a_broken_scorer_is_no_rows_fault(write, score, monkeypatch):
-    monkeypatch.setattr("rewards.served.RETRIES", 0)
+    monkeypatch.setattr("rewards.served.TRIES", 1)
     served = {"name": "served", "url": "http://localhost:9", "model": "rm"}
     with pytest.raises(ScorerError, match="is the server running"):
         score(write(*many(3)), served, on_error="collect")
