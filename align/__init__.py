@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from align.recipe import load_recipe
-    from align.runs import train
+    from align.training.train import train
 
 __all__ = ["load_recipe", "train"]
 
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return load_recipe
     if name == "train":
-        from align.runs import train
+        from align.training.train import train
 
         return train
     raise AttributeError(f"module 'align' has no attribute '{name}'")

@@ -68,7 +68,7 @@ def _recipe(parsed: argparse.Namespace, words: Sequence[str]) -> Any:
 
 def _as_override(option: str, words: Sequence[str], keys: frozenset[str]) -> str:
     """What to say of an option that another tool would take: `--learning_rate 5e-6`."""
-    from align.other_tools import override
+    from align.recipe.other_tools import override
 
     flag, equals, value = option.partition("=")
     after = [*words, ""][words.index(option) + 1]
@@ -195,7 +195,7 @@ def _share(text: str) -> float:
 
 
 def _add_init(commands: Any) -> None:
-    from align import init
+    from align.recipe import init
 
     own = commands.add_parser("init", help="write a commented recipe for your own model and rows")
     tasks = ", ".join(init.TASKS)
@@ -279,26 +279,26 @@ def _add_evaluate_winrate(what: Any) -> None:
 
 
 def _init(parsed: argparse.Namespace) -> None:
-    from align.init import init
+    from align.recipe.init import init
 
     path = init(parsed.task, parsed.output, model=parsed.model, data=parsed.data)
     print(f"{path}: set policy.model and data.sources there, then `align inspect {path}` and `align train {path}`")
 
 
 def _inspect(parsed: argparse.Namespace) -> None:
-    from align.inspect import inspect_recipe
+    from align.training.inspect import inspect_recipe
 
     inspect_recipe(parsed.recipe, rows=parsed.rows)
 
 
 def _annotate(parsed: argparse.Namespace) -> None:
-    from align.annotate import annotate
+    from align.training.annotate import annotate
 
     annotate(parsed.recipe)
 
 
 def _train(parsed: argparse.Namespace) -> None:
-    from align.runs import train
+    from align.training.train import train
 
     train(parsed.recipe)
 
@@ -310,7 +310,7 @@ def _rollout(parsed: argparse.Namespace) -> None:
 
 
 def _export(parsed: argparse.Namespace) -> None:
-    from align.export import export
+    from align.export.export import export
 
     export(parsed.run_directory, parsed.output, merge=parsed.merge, dtype=parsed.dtype, push=parsed.push)
 
@@ -356,7 +356,7 @@ def _evaluate_winrate(parsed: argparse.Namespace) -> None:
 
 
 def _chat(parsed: argparse.Namespace) -> None:
-    from align.chat import chat
+    from align.evaluate.chat import chat
 
     chat(
         parsed.model,
@@ -409,15 +409,15 @@ def _doctor(parsed: argparse.Namespace) -> None:
 
 
 MODULES = {
-    _inspect: "align.inspect",
-    _annotate: "align.annotate",
-    _train: "align.runs",
+    _inspect: "align.training.inspect",
+    _annotate: "align.training.annotate",
+    _train: "align.training.train",
     _rollout: "align.rollout.sample",
-    _export: "align.export",
+    _export: "align.export.export",
     _evaluate_rows: "align.evaluate.rows",
     _evaluate_rewards: "align.evaluate.rewards",
     _evaluate_winrate: "align.evaluate.annotations",
-    _chat: "align.chat",
+    _chat: "align.evaluate.chat",
     _report: "align.report",
     _score: "align.scoring",
     _doctor: "align.doctor",

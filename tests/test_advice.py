@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from align.advice import few_heldout, few_steps, much_cut
-from align.build import prepare
 from align.data import Audit
-from align.runs import train
-from align.settings import TrainSection
+from align.recipe.settings import TrainSection
+from align.runs.build import prepare
+from align.training.advice import few_heldout, few_steps, much_cut
+from align.training.train import train
 
 
 @pytest.mark.parametrize(

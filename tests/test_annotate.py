@@ -10,14 +10,14 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from align.annotate import annotate, annotate_lists, filter_by_ches, list_ches
-from align.build import prepare
 from align.cli import main
 from align.errors import UserError
 from align.model import reference, value_cache
 from align.model.policy import load_policy
 from align.recipe import dump_recipe
-from align.runs import train
+from align.runs.build import prepare
+from align.training.annotate import annotate, annotate_lists, filter_by_ches, list_ches
+from align.training.train import train
 
 CONTRAST = {"name": "contrast", "better": "w30 {prompt}", "worse": "w31 w32 {prompt}"}
 TREG = {"regularizer": {"name": "token_reg"}, "token_rewards": CONTRAST}

@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "align/kernels": LIBRARIES | {"align.kernels", "cuda"},
     "align/data": LIBRARIES
     | {"align.types", "align.section", "align.lazy", "align.shipped", "align.errors", "align.data", "rewards.grading"}
-    | {"rewards.templates"}
+    | {"rewards.templates", "align.packing.batch"}
     | {"datasets", "transformers", "tokenizers"}
     | {"align.progress", "pyarrow", "rich", "jinja2", "accelerate"},
     "rewards": LIBRARIES
@@ -29,6 +29,27 @@ MAY_IMPORT = {
     },
 }
 """Folder -> packages and modules that its files may import besides the standard library."""
+FLOORS = (
+    ("errors", "types", "section", "lazy", "files", "progress", "shipped"),
+    ("kernels", "objectives"),
+    ("fused", "packing"),
+    ("rewards",),
+    ("sections",),
+    ("data",),
+    ("model",),
+    ("recipe",),
+    ("losses",),
+    ("runs",),
+    ("report",),
+    ("evaluate", "scoring", "export"),
+    ("rollout",),
+    ("training",),
+    ("doctor", "bench"),
+    ("cli",),
+)
+"""Rooms from the ground up; none imports from a higher one, nor from another on its own floor but the ground's."""
+SECTIONS = {"align.data.config", "align.model.config", "align.model.adapters", "align.rollout.config"}
+"""What a recipe may say of a room stands in the room, and knows nothing of it."""
 EVERYWHERE_REFUSED = {"trl", "pickle", "vllm"}
 """TRL is a test's peer only; weights are safetensors; vLLM belongs to the rollout worker alone."""
 VLLM_MODULES = {"align/rollout/vllm_engine.py", "align/rollout/vllm_arguments.py"}
@@ -48,6 +69,34 @@ def imports(file: Path) -> set[str]:
     return names
 
 
+def modules() -> dict[str, Path]:
+    """Every module by its dotted name."""
+    files = [file for folder in ("align", "rewards") for file in sorted((ROOT / folder).rglob("*.py"))]
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+def imported_modules(known: dict[str, Path]) -> dict[str, set[str]]:
+    """The modules of ours that each imports, under TYPE_CHECKING and inside functions too."""
+    edges = {}
+    for name, file in known.items():
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                places = [f"{node.module}.{alias.name}" for alias in node.names]
+                found |= {place if place in known else node.module for place in places}
+        edges[name] = found & known.keys() - {name}
+    return edges
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    if module in SECTIONS:
+        return "sections"
+    return parts[0] if parts[0] == "rewards" or len(parts) == 1 else parts[1]
+
+
 def is_standard(name: str) -> bool:
     import sys
 
@@ -56,6 +105,25 @@ def is_standard(name: str) -> bool:
 
 def below(name: str, allowed: set[str]) -> bool:
     return any(name == a or name.startswith(f"{a}.") for a in allowed)
+
+
+def test_no_circle_of_imports():
+    edges = imported_modules(modules())
+    while leaves := [name for name, found in edges.items() if not found & edges.keys()]:
+        for name in leaves:
+            del edges[name]
+    assert not edges, f"these import each other, or one that does: {sorted(edges)}"
+
+
+def test_no_room_imports_from_a_higher_one():
+    floor = {name: level for level, names in enumerate(FLOORS) for name in names}
+    wrong = []
+    for module, found in imported_modules(modules()).items():
+        for other in found - {"align"}:
+            own, theirs = room(module), room(other)
+            if own != theirs and own != "align" and floor[theirs] >= max(floor[own], 1):
+                wrong.append(f"{module} imports {other}")
+    assert not wrong
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
@@ -80,7 +148,7 @@ def test_nothing_imports_what_the_package_refuses():
 
 
 def test_the_trainer_knows_nothing_of_rollouts():
-    assert not [name for name in imports(ROOT / "align/trainer.py") if below(name, {"align.rollout"})]
+    assert not [name for name in imports(ROOT / "align/training/trainer.py") if below(name, {"align.rollout"})]
 
 
 def test_vllm_is_imported_inside_functions_only():

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from align.build import prepare
 from align.cli import main
 from align.recipe import load_recipe
+from align.runs.build import prepare
 
 ROOT = Path(__file__).parents[1]
 CASES = ROOT.parent / "shared" / "cases"

@@ -12,10 +12,10 @@ from torch.testing import assert_close
 
 from align.errors import UserError
 from align.recipe import Recipe, load_recipe
-from align.run_directory import RunDirectory, complete_checkpoints
-from align.runs import train
+from align.runs.run_directory import RunDirectory, complete_checkpoints
 from align.section import Free, Grows
-from align.trainer import AlignTrainer
+from align.training.train import train
+from align.training.trainer import AlignTrainer
 
 SGD = {"optimizer": "sgd", "learning_rate": 0.1}
 
@@ -254,7 +254,7 @@ def test_auto_halves_until_it_fits_and_gives_the_same_bytes(make_recipe, monkeyp
 
 def test_auto_gives_the_same_sums_where_a_half_cuts_otherwise(make_recipe, monkeypatch):
     whole = train(make_recipe("whole", train=SGD))
-    monkeypatch.setattr("align.memory.FLOOR", 60)
+    monkeypatch.setattr("align.training.memory.FLOOR", 60)
     attempts = lacks_above(monkeypatch, 80, 3, 6)
     halved = train(make_recipe("halved", train=SGD | {"tokens_per_batch": "auto"}))
     assert attempts == [8192, 4096, 2048, 1024, 512, 256, 128]

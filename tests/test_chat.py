@@ -10,13 +10,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from align.chat import chat, open_chat
 from align.cli import main
 from align.errors import UserError
+from align.evaluate.chat import chat, open_chat
 from align.evaluate.sampling import sample_completions
 from align.model.adapters import Full
 from align.model.policy import load_policy
-from align.runs import train
+from align.training.train import train
 
 TEMPLATE = "{% for m in messages %}{{ m['role'][0] }} {{ m['content'] }} {% endfor %}w9 "
 """Roles by their first letter, which is no word of the vocabulary, and w9 before an answer."""

@@ -8,7 +8,7 @@ import pytest
 
 from align.cli import main
 from align.recipe import dump_recipe
-from align.runs import train
+from align.training.train import train
 
 
 @pytest.fixture

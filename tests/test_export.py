@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from align import export as export_module
 from align.errors import UserError
-from align.export import export
-from align.model_card import model_card
-from align.runs import train
+from align.export.export import export
+from align.export.model_card import model_card
+from align.training.train import train
 
 VOCABULARY = 40
 IDS = torch.randint(3, VOCABULARY, (2, 17), generator=torch.Generator().manual_seed(0))

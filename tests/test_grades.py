@@ -7,15 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.data.collate import collate
 from align.data.schema import Row
 from align.data.select import reduce_row
-from align.evaluate.ranking import ranking_metrics
-from align.loss import build_loss
+from align.losses.list_loss import build_loss
+from align.losses.ranking import ranking_metrics
 from align.objectives import pair_weights
 from align.objectives.config import Bco, Logistic
 from align.objectives.lists import best_graded, ordered_pairs
 from align.objectives.score_config import Likelihood
+from align.packing.batch import collate
 from align.packing.collate import packed_collate
 from align.types import TokenStats
 from rewards.grading import grades_from_rewards

@@ -6,8 +6,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from align.data.collate import collate
-from align.metrics import Sums, list_metrics
+from align.losses.metrics import Sums, list_metrics
+from align.packing.batch import collate
 from align.types import TokenStats
 
 

@@ -7,8 +7,8 @@ import yaml
 
 from align.cli import main
 from align.errors import UserError
-from align.other_tools import NAMES, TELLTALES, VALUES
 from align.recipe import load_recipe, parse_recipe, recipe_keys
+from align.recipe.other_tools import NAMES, TELLTALES, VALUES
 
 KEYS = recipe_keys()
 SMALL = {

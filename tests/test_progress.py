@@ -14,7 +14,7 @@ from align import progress as module
 from align.cli import main
 from align.progress import in_time, progress, stage
 from align.recipe import dump_recipe
-from align.runs import train
+from align.training.train import train
 
 
 class Terminal(io.StringIO):
@@ -180,7 +180,7 @@ def test_every_stage_of_a_run_announces_itself(make_recipe, capsys, tmp_path, mo
 
 
 def test_a_resumed_run_says_where_it_goes_on(make_recipe, capsys, monkeypatch):
-    from align.trainer import AlignTrainer
+    from align.training.trainer import AlignTrainer
 
     recipe = make_recipe(train={"steps": 4, "save_steps": 2})
     log = AlignTrainer.log

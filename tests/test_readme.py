@@ -13,7 +13,7 @@ import yaml
 
 from align.cli import _parser, main
 from align.recipe import dump_recipe, load_recipe, parse_recipe
-from align.runs import train
+from align.training.train import train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

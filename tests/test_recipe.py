@@ -11,7 +11,7 @@ from transformers.training_args import OptimizerNames
 
 from align.errors import UserError
 from align.recipe import dump_recipe, load_recipe, parse_recipe
-from align.settings import OPTIMIZERS
+from align.recipe.settings import OPTIMIZERS
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 TREG = {"name": "token_reg"}

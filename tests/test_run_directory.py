@@ -4,8 +4,8 @@ import pytest
 
 from align.errors import UserError
 from align.recipe import load_recipe
-from align.run_directory import RunDirectory
-from align.runs import train
+from align.runs.run_directory import RunDirectory
+from align.training.train import train
 
 
 def test_a_recipe_that_was_refused_before_any_work_can_be_mended_in_place(make_recipe, tmp_path):

@@ -11,8 +11,8 @@ import pytest
 from align.cli import main
 from align.data import read_chat_template
 from align.errors import UserError
-from align.init import TASKS, init
 from align.recipe import load_recipe
+from align.recipe.init import TASKS, init
 
 ROOT = Path(__file__).parents[1]
 
@@ -105,7 +105,11 @@ def test_the_wheel_holds_what_the_first_command_needs(installed):
     there = {str(file.relative_to(installed)) for file in installed.rglob("*") if file.is_file()}
     wanted = {f"align/share/recipes/{file.relative_to(ROOT / 'recipes')}" for file in (ROOT / "recipes").rglob("*.*")}
     wanted |= {f"align/share/data/story-policy/{name}" for name in ("model.safetensors", "tokenizer.json")}
-    wanted |= {"align/share/data/story-lists/train.jsonl.gz", "align/init.yaml.jinja", "align/report/page.html.jinja"}
+    wanted |= {
+        "align/share/data/story-lists/train.jsonl.gz",
+        "align/recipe/init.yaml.jinja",
+        "align/report/page.html.jinja",
+    }
     assert wanted <= there
     assert not [name for name in there if name.startswith(("tests/", "recipes/", "data/"))]
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from align.evaluate.samples import Measured, paired_changes
-from align.summary import figure, print_summary, verdict
+from align.report.summary import figure, print_summary, verdict
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from align.bench.measure import machine
 from align.recipe import load_recipe
-from align.runs import train
+from align.training.train import train
 
 RECIPES = {
     "DPO, best against worst": ("recipes/dpo.yaml", []),

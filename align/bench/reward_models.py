@@ -24,9 +24,9 @@ from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokeniz
 
 from align.bench.measure import machine
 from align.errors import UserError
+from align.files import write_json
 from align.recipe import parse_recipe
-from align.run_directory import write_json
-from align.runs import train
+from align.training.train import train
 from rewards import load_scorer
 from rewards.benchmarks import accuracy, length_figures, pair_margins
 

@@ -30,7 +30,7 @@ from align.rollout.transformers_engine import TransformersEngine
 from align.rollout.vllm_arguments import VllmArguments
 from align.rollout.vllm_engine import VllmEngine
 from align.rollout.weights import Kind, write_weights
-from align.runs import train
+from align.training.train import train
 
 RECIPE = "recipes/online_lipo.yaml"
 ROUNDS = 3

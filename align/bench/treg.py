@@ -23,19 +23,19 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file
 
-from align.annotate import annotate_lists, list_ches
 from align.bench.measure import Task, alternate, machine
-from align.build import policy_loss, prepare
 from align.data import read_source
 from align.data.steps import micro_batches
-from align.evaluate.displacement import spearman
 from align.evaluate.lists import evaluate_lists
 from align.evaluate.rows import load_run
-from align.metrics import list_metrics
+from align.losses.metrics import list_metrics
 from align.model.forward import TokenScorer
 from align.model.policy import load_policy
 from align.recipe import Recipe, load_recipe
-from align.runs import train
+from align.report.displacement import spearman
+from align.runs.build import policy_loss, prepare
+from align.training.annotate import annotate_lists, list_ches
+from align.training.train import train
 
 RECIPE = "recipes/treg.yaml"
 DPO = ["objective={name: logistic}", "data.select=best_worst"]

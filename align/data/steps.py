@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import Dataset
 
-from align.data.collate import TOKEN_COLUMNS, draw_key
 from align.errors import UserError
+from align.packing.batch import TOKEN_COLUMNS, draw_key
 
 PER_COMPLETION = ("completion_ids", "grades", "attributes", "deviations", *TOKEN_COLUMNS)
 """Columns of a tokenised list with an entry for each completion."""

@@ -9,12 +9,12 @@ from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor
 
-from align.data.collate import Example, draw_key
 from align.data.steps import agreed_micro_batches
-from align.loss import ListLoss
-from align.metrics import Sums
+from align.losses.list_loss import ListLoss
+from align.losses.metrics import Sums
 from align.model.forward import TokenScorer, evaluating
 from align.model.policy import Policy
+from align.packing.batch import Example, draw_key
 from align.progress import progress
 from align.types import ListBatch, TokenStats
 

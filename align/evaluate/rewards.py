@@ -14,8 +14,8 @@ from align.data.schema import Row, Text
 from align.data.sources import read_source
 from align.errors import UserError
 from align.evaluate.reward_tables import ALL, sentences, tables
+from align.files import write_json
 from align.progress import stage
-from align.run_directory import write_json
 from rewards import Reward, load_scorer, read_reward
 from rewards.benchmarks import (
     STYLES,

@@ -10,12 +10,12 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from align.build import policy_loss
 from align.data import Prepared, Source, prepare_data, read_chat_template, render
 from align.data.select import with_trained_places
 from align.errors import UserError
 from align.evaluate.lists import evaluate_lists
-from align.loss import ListLoss, build_loss
+from align.files import read_json, write_json
+from align.losses.list_loss import ListLoss, build_loss
 from align.model.adapters import Full
 from align.model.checks import check_fits
 from align.model.forward import TokenScorer
@@ -23,8 +23,9 @@ from align.model.policy import Policy, load_policy
 from align.objectives.config import Logistic
 from align.objectives.score_config import LikelihoodMean
 from align.recipe import load_recipe
-from align.run_directory import RunDirectory, read_json, write_json
-from align.summary import ROWS, figure
+from align.report.summary import ROWS, figure
+from align.runs.build import policy_loss
+from align.runs.run_directory import RunDirectory
 
 
 def evaluate_rows(

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from align.evaluate.token_view import TokenValues
-from align.run_directory import read_json, write_json
+from align.files import read_json, write_json
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from align.data.collate import Example
 from align.evaluate.lists import reference_logprobs
+from align.files import write_text
 from align.model.forward import TokenScorer, evaluating
 from align.model.policy import Policy
+from align.packing.batch import Example
 from align.progress import progress
-from align.run_directory import write_text
 from align.types import ListBatch
 
 TokenValues = list[list[list[float]]]

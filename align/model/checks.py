@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -12,17 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.data.collate import Example, collate
 from align.errors import UserError
-from align.model.forward import TokenScorer, base_model, evaluating, score_tokens
+from align.model.forward import base_model, evaluating, score_tokens
 from align.model.load import first_line
+from align.model.probe import probe_lists, tolerance
+from align.packing.batch import collate
 from align.packing.rope import sequence_length
 from align.types import ListBatch
 from rewards.logits import decoder_of
 from rewards.positions import table_size
-
-if TYPE_CHECKING:
-    from align.model.policy import Policy
 
 log = logging.getLogger("align")
 
@@ -30,14 +28,6 @@ PROMISE = 1e-5
 """Nats of a token's log-probability, in float32, by which ours may differ from a model's own."""
 LARGE_LOGIT = 60.0
 HEAD_ROWS = 64
-TOLERANCE = 1e-3
-HALF_TOLERANCE = 0.25
-"""Nats; bfloat16 logits around 20 are 0.125 apart."""
-
-
-def tolerance(*dtypes: torch.dtype) -> float:
-    """How far two computations of one token's log-probability may differ, in nats, where these dtypes are involved."""
-    return TOLERANCE if all(dtype.itemsize > 2 for dtype in dtypes) else HALF_TOLERANCE
 
 
 def check_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase, parts: Sequence[Dataset]) -> None:
@@ -163,34 +153,6 @@ def _large_logits(base: PreTrainedModel) -> Iterator[None]:
     finally:
         base.set_output_embeddings(head)
         hook.remove()
-
-
-@torch.no_grad()
-def check_reference_identity(policy: "Policy", batch: ListBatch) -> None:
-    """Before the first step, policy and reference must give the same log-probabilities, dropout aside.
-
-    Raises:
-        RuntimeError: they do not.
-    """
-    scorer = TokenScorer(policy)
-    with evaluating(scorer):
-        own = scorer(batch).logprobs
-        with policy.reference():
-            reference = scorer(batch).logprobs
-    difference = (own - reference).abs().max().item()
-    if not difference <= tolerance(policy.model.dtype):
-        raise RuntimeError(
-            f"before the first step policy and reference differ by {difference:.2g} nats on a token, with adapter "
-            f"{policy.adapter}: the implicit rewards would not start at zero"
-        )
-
-
-def probe_lists(base: PreTrainedModel) -> list[Example]:
-    """Two small lists for comparing a model with itself."""
-    vocabulary = base.config.get_text_config().vocab_size
-    ids = [(7 * i + 1) % vocabulary for i in range(24)]
-    shapes = ((ids[:3], [ids[3:5], ids[5:10], ids[10:12]]), (ids[12:14], [ids[14:18], ids[18:24]]))
-    return [{"prompt_ids": prompt, "completion_ids": own, "grades": [0.0] * len(own)} for prompt, own in shapes]
 
 
 def _padded(ids: Tensor, *, first: int) -> ListBatch:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -19,11 +19,16 @@ from align.packing.rope import regimes, sequence_length
 from align.types import ListBatch, TokenStats
 from rewards.logits import decoder_of, scale_and_cap
 
-if TYPE_CHECKING:
-    from align.model.policy import Policy
-
 # FSDP hooks the backward pass of what a module returns, and looks for tensors in registered containers only.
 _pytree.register_dataclass(TokenStats)
+
+
+class Scored(Protocol):
+    """What a scorer needs of a policy."""
+
+    model: Any
+    stand_in: Any
+    """The frozen model that is asked in the policy's place while its reference is entered, if it has one."""
 
 
 class TokenScorer(nn.Module):
@@ -32,7 +37,7 @@ class TokenScorer(nn.Module):
     It scores with the reference instead while `policy.reference()` is entered.
     """
 
-    def __init__(self, policy: "Policy") -> None:
+    def __init__(self, policy: Scored) -> None:
         super().__init__()
         self.model = policy.model
         self._policy = policy

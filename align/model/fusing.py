@@ -9,12 +9,12 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from align.data.collate import collate
 from align.errors import UserError
 from align.fused import ACTIVATIONS, Activation, Projection, gated_mlp, lora_linear, on_asked_rows, rms_norm
-from align.model.checks import probe_lists, tolerance
 from align.model.forward import base_model, evaluating, logprobs
 from align.model.load import first_line
+from align.model.probe import probe_lists, tolerance
+from align.packing.batch import collate
 from rewards.logits import decoder_of
 
 log = logging.getLogger(__name__)

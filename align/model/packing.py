@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from align.data.collate import collate
-from align.model.checks import probe_lists, tolerance
 from align.model.forward import evaluating, logprobs
 from align.model.load import first_line
+from align.model.probe import probe_lists, tolerance
 from align.packing import ATTENTION, Tree, packed_collate
 from align.packing.attention import unread_layers
+from align.packing.batch import collate
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.data.collate import Example, collate
 from align.errors import UserError
 from align.model.adapters import MUTATES_BASE, AdapterConfig, Full, Loftq, Lora
 from align.model.attach import (
@@ -34,6 +33,7 @@ from align.model.identity import Identity, base_identity, reference_identity
 from align.model.load import load_model, load_tokenizer, model_folder, model_name
 from align.model.packing import enable_packing
 from align.packing import packed_collate
+from align.packing.batch import Example, collate
 from align.packing.rope import fix_frequencies
 from align.progress import stage
 from align.types import ListBatch

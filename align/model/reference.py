@@ -11,9 +11,9 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from align.data.steps import micro_batches
-from align.model.checks import tolerance
-from align.model.forward import TokenScorer
+from align.model.forward import TokenScorer, evaluating
 from align.model.policy import Policy
+from align.model.probe import tolerance
 from align.model.value_cache import Found, Kind, ValueCache, Values, list_key
 from align.progress import progress
 from align.types import ListBatch, TokenStats
@@ -186,3 +186,23 @@ def _fill(cache: ValueCache, work: _Lists, stored: Found, label: str, *, share: 
                     part, size, written = {kind: {} for kind in kinds}, 0, time.monotonic()
                 advance(len(batch[kinds[0]]))
     cache.write(part)
+
+
+@torch.no_grad()
+def check_reference_identity(policy: Policy, batch: ListBatch) -> None:
+    """Before the first step, policy and reference must give the same log-probabilities, dropout aside.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    scorer = TokenScorer(policy)
+    with evaluating(scorer):
+        own = scorer(batch).logprobs
+        with policy.reference():
+            reference = scorer(batch).logprobs
+    difference = (own - reference).abs().max().item()
+    if not difference <= tolerance(policy.model.dtype):
+        raise RuntimeError(
+            f"before the first step policy and reference differ by {difference:.2g} nats on a token, with adapter "
+            f"{policy.adapter}: the implicit rewards would not start at zero"
+        )

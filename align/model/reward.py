@@ -13,12 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from align.data.collate import Example, collate
 from align.errors import UserError
 from align.model.adapters import AdapterConfig, Full
 from align.model.attach import adapter_config, attach_adapter
 from align.model.checkpoint import export_adapter, export_model
-from align.model.checks import tolerance
 from align.model.classifier import is_classifier, load_classifier, reads_last_token
 from align.model.forward import base_model, evaluating, last_hidden
 from align.model.fusing import enable_fusing
@@ -26,7 +24,9 @@ from align.model.identity import base_identity
 from align.model.load import load_tokenizer, model_folder
 from align.model.packing import enable_packing
 from align.model.policy import Policy
+from align.model.probe import tolerance
 from align.packing import Tree, packed_collate
+from align.packing.batch import Example, collate
 from align.packing.rope import fix_frequencies
 from align.progress import stage
 from align.types import ListBatch

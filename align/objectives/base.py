@@ -16,7 +16,7 @@ DOMAINS: dict[GradeDomain, tuple[float, float]] = {
 
 
 GIVEN = ("baseline", "keys", "noise")
-"""What the trainer gives to the functions that take it, which is no option: see `align.loss`."""
+"""What the trainer gives to the functions that take it, which is no option: see `align.losses.list_loss`."""
 
 
 @dataclass(frozen=True)

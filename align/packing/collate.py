@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from align.data.collate import Example, list_fields
+from align.packing.batch import Example, list_fields
 from align.types import ListBatch
 
 
@@ -15,7 +15,7 @@ def packed_collate(examples: Sequence[Example]) -> ListBatch:
     of each: log-probabilities are those of separate sequences, under attention that is told `segments`.
 
     Args:
-        examples: lists of any K; with a column of `data.collate.TOKEN_COLUMNS` in all of them or in none.
+        examples: lists of any K; with a column of `batch.TOKEN_COLUMNS` in all of them or in none.
 
     Source: ours
     """

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align.errors import UserError
+from align.files import write_text
 from align.progress import stage
 from align.report.charts import COLOURS
 from align.report.page import render
 from align.report.reading import read_run
-from align.run_directory import write_text
 
 PAGE = "report.html"
 

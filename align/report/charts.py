@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from align.metrics import LOG_NAMES
+from align.losses.metrics import LOG_NAMES
 from align.report.reading import Line, Run
 
 COLOURS = 8

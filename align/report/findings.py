@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from align.report.reading import Run
-from align.summary import ROWS, figure, plus_minus, verdict
+from align.report.summary import ROWS, figure, plus_minus, verdict
 
 SMALL = 0.005
 """A change of less than this, in a share or against the larger of two figures, is called none."""

@@ -12,12 +12,12 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from align.evaluate.displacement import sentence
 from align.report import charts, findings
+from align.report.displacement import sentence
 from align.report.reading import Run
+from align.report.summary import FEW, few_lists
 from align.report.tokens import token_view
-from align.run_directory import differing_keys
-from align.summary import FEW, few_lists
+from align.runs.run_directory import differing_keys
 
 SAMPLES = 12
 """Sampled completions that the page shows."""

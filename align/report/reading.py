@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from align.errors import UserError
-from align.run_directory import RunDirectory
+from align.runs.run_directory import RunDirectory
 
 Line = dict[str, float]
 """One line of metrics.jsonl."""

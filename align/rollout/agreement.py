@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from align.model.checks import tolerance
 from align.model.forward import score_tokens
 from align.model.policy import Policy
+from align.model.probe import tolerance
 from align.progress import stage
 from align.rollout.engine import Engine, Sampling
 

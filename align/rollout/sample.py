@@ -13,6 +13,7 @@ import torch
 from align.data.schema import Row, is_messages
 from align.errors import UserError
 from align.evaluate.sampling import Sampled, completion_text
+from align.files import read_json, write_json
 from align.model.policy import Policy, load_policy
 from align.progress import progress
 from align.recipe import Recipe, load_recipe
@@ -23,7 +24,8 @@ from align.rollout.engines import check_engine, open_engine, sync_kind
 from align.rollout.journal import Journal, Line, read_lines
 from align.rollout.prompts import PromptSet, describe_prompts, read_prompts
 from align.rollout.weights import remove_older, write_weights, write_zeros
-from align.run_directory import RunDirectory, read_json, start_log, write_json
+from align.runs.run_directory import RunDirectory, start_log
+from align.runs.start import start_from
 from rewards import load_scorer
 
 log = logging.getLogger("align")
@@ -291,8 +293,6 @@ def load_trained(recipe: Recipe, trained: Path | None) -> Policy:
     Args:
         trained: the run that trained it, or an adapter; None for the recipe's own start.
     """
-    from align.runs import start_from  # which starts us, for an online run
-
     section: dict[str, Any] = {name: value for name, value in recipe.policy if name != "start_run"}
     run = trained if trained and (trained / "recipe.yaml").exists() else None
     if run:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 
 from align.errors import UserError
-from align.rollout.inside_vllm import CONFIG
 from align.rollout.inside_vllm.draw import COLUMNS
+from align.rollout.inside_vllm.request import CONFIG
 
 log = logging.getLogger("align")
 
@@ -135,7 +135,7 @@ def llm_arguments(arguments: VllmArguments, *, ours: bool) -> dict[str, Any]:
     if ours:
         runner = "runner_v2" if uses_second_runner() else "runner_v1"
         given["logits_processors"] = [f"align.rollout.inside_vllm.{runner}:Requests"]
-        given["worker_extension_cls"] = "align.rollout.vllm_engine.OurSampler"
+        given["worker_extension_cls"] = "align.rollout.inside_vllm.extension.OurSampler"
     if arguments.decoding:
         given["additional_config"] = {CONFIG: {"section": arguments.decoding, "engine": asdict(baseline(arguments))}}
     if torch.cuda.is_available():

@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from align.errors import UserError
-from align.export import find_trained, write_files
+from align.export.export import find_trained, write_files
+from align.files import write_json
 from align.progress import stage
 from align.rollout.engine import Weights
-from align.run_directory import write_json
 from rewards.files import file_digest
 
 HEAD, INDEX = "lm_head.weight", "model.safetensors.index.json"

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
-from align.run_directory import differing_keys, write_json
+from align.files import write_json
+from align.runs.run_directory import differing_keys
 from align.scoring.items import as_json
 from align.scoring.scoring import Scored
 

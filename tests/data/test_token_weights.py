@@ -7,12 +7,12 @@ import torch
 from transformers import AutoTokenizer
 
 from align.data import Source, prepare_data
-from align.data.collate import collate
 from align.errors import UserError
-from align.loss import build_loss
+from align.losses.list_loss import build_loss
 from align.objectives.config import Logistic
 from align.objectives.score_config import Column, LogRatio
-from align.runs import train
+from align.packing.batch import collate
+from align.training.train import train
 from align.types import TokenStats
 
 ROW = {

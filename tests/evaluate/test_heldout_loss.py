@@ -5,12 +5,12 @@ import math
 import pytest
 from accelerate import Accelerator
 
-from align.build import loss_of, prepare
 from align.data.select import with_trained_places
 from align.evaluate.lists import evaluate_lists
 from align.model.forward import TokenScorer
 from align.model.policy import load_policy
-from align.runs import train
+from align.runs.build import loss_of, prepare
+from align.training.train import train
 
 
 def measured(policy, recipe, lists, budget):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from align.evaluate.ranking import ndcg, ranking_metrics
+from align.losses.ranking import ndcg, ranking_metrics
 
 LISTS = st.lists(
     st.lists(st.tuples(st.integers(-2, 2), st.integers(0, 3)), min_size=1, max_size=5), min_size=1, max_size=6

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.evaluate.token_view import token_strings
-from align.runs import train
+from align.training.train import train
 
 
 def read_view(path):
@@ -49,7 +49,7 @@ def test_none_are_written_where_none_are_asked_for(make_recipe):
 
 
 def test_a_resumed_run_still_knows_what_was_before(make_recipe, monkeypatch):
-    from align.trainer import AlignTrainer
+    from align.training.trainer import AlignTrainer
 
     options = {"sampling": {"prompts": 1, "token_lists": 2}, "train": {"steps": 3}}
     whole = train(make_recipe("whole", **options))

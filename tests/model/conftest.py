@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.data.collate import collate
+from align.packing.batch import collate
 from align.types import ListBatch
 
 VOCABULARY = 40

@@ -8,15 +8,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from align.data.collate import collate
 from align.errors import UserError
 from align.evaluate.rows import evaluate_rows, load_run
-from align.export import export
+from align.export.export import export
 from align.model.adapters import Full
 from align.model.forward import TokenScorer, score_tokens
 from align.model.policy import load_policy
+from align.packing.batch import collate
 from align.rollout.sample import load_trained
-from align.runs import train
+from align.training.train import train
 
 ADAPTERS = {
     "lora": {"rank": 4, "alpha": 8},

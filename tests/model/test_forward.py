@@ -5,11 +5,11 @@ import torch
 import transformers as t
 from torch.testing import assert_close
 
-from align.data.collate import collate
 from align.model.adapters import Lora
 from align.model.checks import check_forward
 from align.model.forward import TokenScorer, score_tokens
 from align.model.policy import load_policy
+from align.packing.batch import collate
 
 SMALL = {
     "vocab_size": 40,

@@ -8,12 +8,12 @@ import transformers as t
 from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 
-from align.data.collate import collate
 from align.model.adapters import Full, Lora
 from align.model.forward import TokenScorer, score_tokens
 from align.model.fusing import enable_fusing
 from align.model.policy import load_policy
 from align.packing import packed_collate
+from align.packing.batch import collate
 
 SMALL = {
     "vocab_size": 40,

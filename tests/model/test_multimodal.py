@@ -9,7 +9,7 @@ import transformers as t
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from align.export import export
+from align.export.export import export
 from align.model.adapters import Full, Lora
 from align.model.checkpoint import export_tokenizer
 from align.model.forward import TokenScorer

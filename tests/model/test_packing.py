@@ -7,13 +7,13 @@ import torch
 import transformers as t
 from torch.testing import assert_close
 
-from align.data.collate import collate
 from align.model.adapters import Lora
 from align.model.checkpointing import checkpoint_layers
 from align.model.forward import TokenScorer, score_tokens
 from align.model.packing import enable_packing
 from align.model.policy import load_policy
 from align.packing import packed_collate
+from align.packing.batch import collate
 
 SMALL = {
     "vocab_size": 40,

@@ -10,12 +10,12 @@ from peft import PeftModel
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from align.data.collate import collate
 from align.errors import UserError
 from align.model.adapters import AdaLora, Dora, Eva, Full, Ia3, Loftq, Lora, Miss, Olora, Pissa, RsLora
-from align.model.checks import check_reference_identity
 from align.model.forward import TokenScorer, score_tokens
 from align.model.policy import load_policy
+from align.model.reference import check_reference_identity
+from align.packing.batch import collate
 
 ADAPTERS = [
     Lora(rank=3),

@@ -9,7 +9,7 @@ import transformers as t
 from align.errors import UserError
 from align.evaluate.rows import evaluate_rows
 from align.model.load import positions
-from align.runs import train
+from align.training.train import train
 from rewards import load_scorer
 from rewards.positions import table_size
 

@@ -8,13 +8,13 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from align.annotate import with_token_column
-from align.data.collate import collate
 from align.model import identity, reference, value_cache
 from align.model.adapters import Full, Lora, Olora, Pissa
 from align.model.forward import TokenScorer
 from align.model.policy import load_policy
 from align.model.reference import flat_values, read_lists
+from align.packing.batch import collate
+from align.training.annotate import with_token_column
 
 
 @pytest.fixture

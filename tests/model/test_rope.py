@@ -7,12 +7,12 @@ import torch
 import transformers as t
 from torch.testing import assert_close
 
-from align.data.collate import collate
 from align.errors import UserError
 from align.model.adapters import Full, Lora
 from align.model.forward import TokenScorer
 from align.model.policy import load_policy
 from align.model.reward import RewardScorer, load_reward_model
+from align.packing.batch import collate
 from align.packing.rope import fix_frequencies, regimes
 from rewards import load_scorer
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from align.build import loss_of
-from align.data.collate import collate
 from align.errors import UserError
 from align.model.reward import RewardBatch
 from align.objectives import ObjectiveConfig, ScoreConfig
 from align.objectives.config import Objective
 from align.objectives.score_config import AlphaDivergence, Tgdpo, TokenReg
+from align.packing.batch import collate
 from align.recipe import parse_recipe
+from align.runs.build import loss_of
 from align.types import TokenStats
 from rewards.head_config import Attributes, BradleyTerry
 

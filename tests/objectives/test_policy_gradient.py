@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from align.data.collate import draw_key
 from align.objectives import OBJECTIVES
 from align.objectives.policy_gradient import _gumbel, completion_keys
+from align.packing.batch import draw_key
 
 pl_policy_gradient = OBJECTIVES["pl_policy_gradient"]
 

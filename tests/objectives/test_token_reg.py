@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from align.data.collate import collate
-from align.loss import build_loss
+from align.losses.list_loss import build_loss
 from align.objectives import pair_weights, token_regularizer
 from align.objectives.config import Lambda, Logistic
 from align.objectives.score_config import LikelihoodMean, LogRatio, LogRatioMean, Tgdpo, TokenReg
 from align.objectives.token_reg import list_places
+from align.packing.batch import collate
 from align.types import TokenStats
 
 SIZES = ((3, 5), (4, 1, 6, 2), (2, 2, 3))

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.data.collate import collate
 from align.data.steps import micro_batches, packed_size
 from align.packing import packed_collate
+from align.packing.batch import collate
 
 
 def test_every_completion_reads_as_its_own_sequence(ragged):

@@ -10,11 +10,11 @@ from torch.testing import assert_close
 from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 
-from align.build import loss_of
 from align.recipe import parse_recipe
-from align.run_directory import RunDirectory
-from align.trainer import AlignTrainer
-from align.training import training_arguments
+from align.runs.build import loss_of
+from align.runs.run_directory import RunDirectory
+from align.training.arguments import training_arguments
+from align.training.trainer import AlignTrainer
 
 STEPS, PAIRS = 3, 4
 """Optimizer steps, and pairs of each."""

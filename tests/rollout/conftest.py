@@ -18,7 +18,7 @@ from transformers import (
 from align.model.adapters import AdapterConfig, Lora
 from align.model.policy import Policy, load_policy
 from align.recipe import Recipe, parse_recipe
-from align.runs import train
+from align.training.train import train
 
 WORDS = 64
 SIZES = {

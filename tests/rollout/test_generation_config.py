@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.evaluate.sampling import sample_tokens
-from align.export import export
+from align.export.export import export
 from align.rollout.engine import Sampling
 from align.rollout.process import EngineProcess
 from align.rollout.transformers_engine import TransformersEngine

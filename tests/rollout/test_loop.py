@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 
 from align.errors import UserError
 from align.recipe import load_recipe
+from align.report.summary import print_summary
 from align.rollout import sample
 from align.rollout.journal import read_lines
-from align.rollout.loop import iteration_recipe
 from align.rollout.sample import load_trained, policy_version
-from align.run_directory import RunDirectory
-from align.runs import train
-from align.summary import print_summary
-from align.trainer import AlignTrainer
+from align.runs.run_directory import RunDirectory
+from align.training.online import iteration_recipe
+from align.training.train import train
+from align.training.trainer import AlignTrainer
 
 ADAPTER = Path("adapter", "adapter_model.safetensors")
 

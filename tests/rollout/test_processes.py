@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from align.recipe import dump_recipe
 from align.rollout.journal import read_lines
-from align.runs import train
+from align.training.train import train
 
 DIGITS = {"sampled_logprobs", "raw_logprobs", "entropies", "rewards"}
 """Fields of a row that gradients summed in another order move in their last digits."""
@@ -86,8 +86,8 @@ def test_two_gloo_processes_equal_one(online_recipe, reward, tmp_path):
 WAIT = """
 import sys, torch
 from align.recipe import load_recipe
-from align.run_directory import RunDirectory
-from align.training import training_arguments
+from align.runs.run_directory import RunDirectory
+from align.training.arguments import training_arguments
 from align.types import LONGEST_WAIT
 recipe = load_recipe(sys.argv[1])
 training_arguments(recipe.train, checkpoints=RunDirectory(recipe.output).checkpoints, run_name="wait")

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from align.errors import UserError
-from align.inspect import inspect_recipe
-from align.rollout.loop import chosen_prompts
 from align.rollout.prompts import read_prompts
+from align.training.inspect import inspect_recipe
+from align.training.online import chosen_prompts
 
 
 def test_each_prompt_once_and_the_rest_counted(online_recipe):

@@ -19,7 +19,7 @@ from align.rollout.engine import Sampling, Weights
 from align.rollout.journal import read_lines
 from align.rollout.sample import rewards_of, rollout
 from align.rollout.transformers_engine import TransformersEngine
-from align.runs import train
+from align.training.train import train
 
 SAMPLING = Sampling(completions=2, max_tokens=6, seed=1, temperature=0.7, stop_ids=(2,))
 PROMPTS = [[5, 6, 7], [9], [8, 3, 4, 4]]
@@ -103,7 +103,7 @@ def test_a_killed_rollout_goes_on_to_the_same_file(online_recipe, scorer):
 
 def rollout_files(recipe):
     """The files that a run writes before it samples."""
-    from align.run_directory import RunDirectory
+    from align.runs.run_directory import RunDirectory
 
     folder = RunDirectory(recipe.output)
     held = folder.path / "rollout"

@@ -5,10 +5,10 @@ from math import exp, log
 import pytest
 import torch
 
-from align.data.collate import collate
-from align.loss import build_loss, likelihood_loss
+from align.losses.list_loss import build_loss, likelihood_loss
 from align.objectives.config import Kto, Logistic, Sft
 from align.objectives.score_config import LikelihoodMean, LogRatio
+from align.packing.batch import collate
 from align.types import TokenStats
 
 BETA = 0.5

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from transformers.training_args import OptimizerNames
 
 from align.errors import UserError
-from align.optimizers import IMPOSSIBLE, PACKAGES, why_not
-from align.runs import train
+from align.recipe.optimizers import IMPOSSIBLE, PACKAGES, why_not
+from align.training.train import train
 
 TORCHS_OWN = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}
 NAMES = [name.value for name in OptimizerNames]

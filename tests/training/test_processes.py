@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from align.recipe import dump_recipe
-from align.runs import train
+from align.training.train import train
 
 
 def free_port() -> int:

@@ -24,16 +24,16 @@ from transformers import (
     RobertaModel,
 )
 
-from align.build import load_options, prepare
 from align.data.ratings import with_ratings
 from align.data.schema import Row
 from align.errors import UserError
-from align.export import export
-from align.inspect import inspect_recipe
+from align.export.export import export
 from align.model.reward import RewardModel, load_reward_model
 from align.recipe import load_recipe, parse_recipe
-from align.runs import train
-from align.settings import RewardSection
+from align.recipe.settings import RewardSection
+from align.runs.build import load_options, prepare
+from align.training.inspect import inspect_recipe
+from align.training.train import train
 from rewards import load_scorer
 from rewards.head_config import Attributes
 
@@ -161,7 +161,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("balance", ["mean", "more"])
 def test_an_interrupted_run_ends_with_the_identical_model(reward_recipe, rows_file, tmp_path, monkeypatch, balance):
-    from align.trainer import AlignTrainer
+    from align.training.trainer import AlignTrainer
 
     other = tmp_path / "other.jsonl"
     other.write_text("".join(line.replace("w3", "w39") + "\n" for line in rows_file.read_text().splitlines()))
@@ -190,7 +190,7 @@ def test_more_weighs_the_sets_by_the_gradients_on_the_head(reward_recipe, rows_f
     """The set weights of a step, from a separate backward pass per set in float64."""
     from accelerate import Accelerator
 
-    from align.reward_loss import build_reward_loss
+    from align.losses.reward_loss import build_reward_loss
     from rewards.heads import min_norm_weights
 
     recipe = reward_recipe()
@@ -242,7 +242,7 @@ def test_more_weighs_the_sets_by_the_gradients_on_the_head(reward_recipe, rows_f
     ],
 )
 def test_deviations_of_the_rows_reach_the_loss(column, deviations):
-    from align.reward_loss import build_reward_loss
+    from align.losses.reward_loss import build_reward_loss
     from rewards.heads import fidelity
 
     rated = [{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 1.0}, {"a": 2, "b": 2.5}]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from align.recipe import Recipe, parse_recipe
-from align.runs import train
+from align.training.train import train
 
 BUDGETS = (100_000, 8192, 3000, 1500, 900, 600, 300, 150, 60, 1)
 WAYS = ((True, True), (False, False), (True, False), (False, True))

@@ -8,8 +8,9 @@ import pytest
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from align.errors import UserError
-from align.runs import train
-from align.tracking import PACKAGES, PROJECT_VARIABLES, checked_trackers, flat, run_name
+from align.recipe.trackers import PACKAGES, checked_trackers
+from align.training.tracking import PROJECT_VARIABLES, flat, run_name
+from align.training.train import train
 
 FAKE_WANDB = '''
 """Notes every call in order, as W&B's client would be called."""

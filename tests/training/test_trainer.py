@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.errors import UserError
-from align.runs import train
+from align.training.train import train
 
 SGD = {"optimizer": "sgd", "learning_rate": 0.1}
 """Adam divides by the gradient's size and makes a rounding error of a tiny gradient as large as a step."""
@@ -159,7 +159,7 @@ class Killed(BaseException):
 
 
 def kill_at(monkeypatch, step: int) -> None:
-    from align.trainer import AlignTrainer
+    from align.training.trainer import AlignTrainer
 
     original = AlignTrainer.training_step
 
@@ -220,7 +220,7 @@ def test_a_checkpoint_cut_short_and_a_torn_line_are_passed_over(make_recipe, mon
 
 def test_a_finished_run_is_not_trained_again(make_recipe, monkeypatch, capsys):
     first = train(make_recipe())
-    monkeypatch.setattr("align.runs._train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("align.training.run._train", lambda *_: pytest.fail("trained again"))
     assert train(make_recipe()).summary == first.summary
     assert "run directory" in capsys.readouterr().out
 
@@ -271,7 +271,7 @@ def test_kto_trains_on_labelled_single_completions(make_recipe, tmp_path):
 
 
 def test_ktos_baseline_reads_each_prompt_with_the_next_rows_completion(make_recipe, tmp_path, monkeypatch):
-    from align.trainer import AlignTrainer
+    from align.training.trainer import AlignTrainer
 
     rows = tmp_path / "labelled.jsonl"
     lines = [{"prompt": f"w{10 + i}", "completion": f" w{20 + i}", "label": bool(i % 2)} for i in range(6)]

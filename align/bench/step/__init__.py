@@ -17,8 +17,8 @@ from align.bench.measure import Task, allocated_bytes, alternate, machine, peak_
 from align.bench.step.floor import flops, gemm_floor_ms
 from align.bench.step.shapes import CHAT, GPU_SHAPES, PAIRS, SHAPES, USUAL, Lengths, random_list, random_lists, save
 from align.bench.step.sides import Layers, Ours, Side, Theirs
-from align.data.collate import Example
 from align.data.steps import packed_size
+from align.packing.batch import Example
 
 ROUNDS = 3
 FIXED = {"4:1": (512, 128), "1:1": (256, 256), "1:4": (64, 256)}

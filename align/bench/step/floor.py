@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from align.data.collate import Example
 from align.data.steps import packed_size
 from align.model.forward import base_model
+from align.packing.batch import Example
 
 REPEATS = 5
 

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from align.data.collate import Example
+from align.packing.batch import Example
 
 Lengths = tuple[tuple[int, int], tuple[int, int]]
 

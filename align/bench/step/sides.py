@@ -13,9 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
 from align.bench.step.shapes import pairs_of
-from align.data.collate import Example
-from align.loss import build_loss
-from align.metrics import list_metrics
+from align.losses.list_loss import build_loss
+from align.losses.metrics import list_metrics
 from align.model.adapters import Lora
 from align.model.checkpointing import checkpoint_layers
 from align.model.forward import TokenScorer, last_hidden
@@ -23,6 +22,7 @@ from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
 from align.objectives.config import Logistic
 from align.objectives.score_config import LogRatio
+from align.packing.batch import Example
 
 BETA, RANK, RATE = 0.1, 16, 1e-4
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -7,13 +7,10 @@ from pydantic import TypeAdapter
 
 from align.rollout.config import DecodingConfig, TransferQ
 from align.rollout.inside_vllm.contrast import Contrasted
-from align.rollout.inside_vllm.request import Decoding, Request
+from align.rollout.inside_vllm.request import CONFIG, Decoding, Request
 from align.rollout.inside_vllm.transfer_q import open_guided
 
-__all__ = ["CONFIG", "Decoding", "Request", "open_decoding"]
-
-CONFIG = "align_decoding"
-"""Where vLLM's `additional_config` has the recipe's section and, for its baseline, arguments of a VllmEngine."""
+__all__ = ["Decoding", "Request", "open_decoding"]
 
 
 def open_decoding(additional_config: Mapping[str, Any]) -> Decoding | None:

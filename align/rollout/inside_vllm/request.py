@@ -7,6 +7,9 @@ from typing import Any, Protocol
 from jaxtyping import Float
 from torch import Tensor
 
+CONFIG = "align_decoding"
+"""Where vLLM's `additional_config` has the recipe's section and, for its baseline, arguments of a VllmEngine."""
+
 
 @dataclass(frozen=True)
 class Request:

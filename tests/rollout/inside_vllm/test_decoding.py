@@ -14,7 +14,8 @@ from align.errors import UserError
 from align.model.load import load_tokenizer
 from align.rollout.config import TransferQ
 from align.rollout.engines import _check_baseline, check_engine
-from align.rollout.inside_vllm import CONFIG, Request, open_decoding
+from align.rollout.inside_vllm import open_decoding
+from align.rollout.inside_vllm.request import CONFIG, Request
 from align.rollout.inside_vllm.transfer_q import Guided
 from align.rollout.prompts import read_prompts
 from align.rollout.sample import Sampler

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
-from align.evaluate.ranking import ranking_metrics
+from align.losses.ranking import ranking_metrics
 from align.objectives.noise import resolution, sum_noise
 from align.types import ListBatch, TokenStats
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from align.objectives import unknown_objective
-from align.other_tools import VALUES, counterpart
+from align.recipe.other_tools import VALUES, counterpart
 
 REWARD_OBJECTIVES = ("bradley_terry", "attributes")
 """Objectives that only a reward model has."""

@@ -4,13 +4,13 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from align.build import check_objectives, prepare, tokenizer_of
 from align.data import render
-from align.data.collate import Example
 from align.model.classifier import is_read_at_last_token
+from align.packing.batch import Example
 from align.recipe import Recipe, dump_recipe
 from align.rollout.prompts import describe_prompts, read_prompts
-from align.training import planned_steps
+from align.runs.build import check_objectives, prepare, tokenizer_of
+from align.training.arguments import planned_steps
 
 CONTEXT_COLOUR, COMPLETION_COLOUR = "dim", "green"
 

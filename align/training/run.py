@@ -1,4 +1,4 @@
-"""A run, from its recipe to its summary; one that is there already goes on where it stopped."""
+"""A run on rows, from its recipe to its summary; one that is there already goes on where it stopped."""
 
 import logging
 import resource
@@ -15,19 +15,15 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
-from align.advice import advise
-from align.annotate import Annotated, annotate_lists, filter_by_ches, list_ches
-from align.build import build_policy, check_objectives, check_positions, load_options, loss_of, prepare
 from align.data import Audit, Prepared, Row, in_one_line, prompt_text, render
 from align.data.ratings import with_ratings
 from align.data.select import with_trained_places
-from align.errors import UserError
-from align.evaluate.displacement import diagnose
 from align.evaluate.samples import Measured, paired_changes, side_by_side
 from align.evaluate.sampling import sample_completions
 from align.evaluate.token_view import TokenView
-from align.loss import ListLoss
-from align.memory import in_memory
+from align.files import read_json, write_json
+from align.losses.list_loss import ListLoss
+from align.losses.reward_loss import check_ratings, columns_read, deviation_field, set_of, strength_field
 from align.model.checkpoint import export_tokenizer
 from align.model.checkpointing import checkpoint_layers, layers_to_checkpoint
 from align.model.checks import check_token_ids
@@ -36,14 +32,19 @@ from align.model.precision import hold_frozen
 from align.model.reward import RewardModel, load_reward_model
 from align.progress import progress, stage
 from align.recipe import Recipe
-from align.record import hold_to_record, record_lists
 from align.report import write_report
-from align.reward_loss import check_ratings, columns_read, deviation_field, set_of, strength_field
-from align.run_directory import RunDirectory, read_json, start_log, write_json
-from align.summary import ROWS, next_steps, print_summary
-from align.tracking import flat, run_name, set_project
-from align.trainer import AlignTrainer
-from align.training import fit_to_plan, grow, planned_steps, training_arguments
+from align.report.displacement import diagnose
+from align.report.summary import ROWS, next_steps, print_summary
+from align.runs.build import build_policy, check_objectives, check_positions, load_options, loss_of, prepare
+from align.runs.record import hold_to_record, record_lists
+from align.runs.run_directory import RunDirectory, start_log
+from align.runs.start import start_from
+from align.training.advice import advise
+from align.training.annotate import Annotated, annotate_lists, filter_by_ches, list_ches
+from align.training.arguments import fit_to_plan, grow, planned_steps, training_arguments
+from align.training.memory import in_memory
+from align.training.tracking import flat, run_name, set_project
+from align.training.trainer import AlignTrainer
 from rewards import load_scorer
 
 log = logging.getLogger("align")
@@ -57,8 +58,8 @@ class RunResult:
     summary: dict[str, Any]
 
 
-def train(recipe: Recipe, *, measured: Path | None = None, show: bool = True) -> RunResult:
-    """Train the recipe's policy; a run that is already in `recipe.output` goes on where it stopped.
+def train_rows(recipe: Recipe, *, measured: Path | None = None, show: bool = True) -> RunResult:
+    """Train the recipe's policy on rows; a run that is already in `recipe.output` goes on where it stopped.
 
     Args:
         measured: what was measured of the same policy on the same held-out lists, where that is known.
@@ -67,10 +68,21 @@ def train(recipe: Recipe, *, measured: Path | None = None, show: bool = True) ->
     Raises:
         UserError: the recipe, its data or its model cannot work; said before the first step.
     """
-    if recipe.online:
-        from align.rollout.loop import check_online, train_online  # which trains with this module
+    run, arguments = open_run(recipe)
+    finished = is_finished(run)
+    if finished:
+        _hold_to_record(recipe, run, arguments)
+    else:
+        in_memory(recipe, lambda own: _train(own, run, arguments, measured), goes_on=run.goes_on)
+    return conclude(recipe, run, finished=finished, main=arguments.process_index == 0, show=show)
 
-        check_online(recipe)
+
+def open_run(recipe: Recipe) -> tuple[RunDirectory, TrainingArguments]:
+    """The recipe's run directory, begun or gone on with, and what transformers' Trainer is told.
+
+    Raises:
+        UserError: the folder holds another recipe's run, or other files.
+    """
     run = RunDirectory(recipe.output)
     if recipe.train.report_to:
         set_project(recipe.train.project)
@@ -80,19 +92,27 @@ def train(recipe: Recipe, *, measured: Path | None = None, show: bool = True) ->
         run_name=run_name(run.path),
         recipe_values=flat(recipe.model_dump(mode="json"), "recipe"),
     )
-    main = arguments.process_index == 0
     with arguments.main_process_first():
         run.open(recipe)
-    start_log(run, main=main)
+    start_log(run, main=arguments.process_index == 0)
     for change in run.changes:
         log.info("%s", change)
-    finished = run.summary.exists() and run.grows_from is None
-    if recipe.online:
-        train_online(recipe, run)
-    elif finished:
-        _hold_to_record(recipe, run, arguments)
-    else:
-        in_memory(recipe, lambda own: _train(own, run, arguments, measured), goes_on=run.goes_on)
+    return run, arguments
+
+
+def is_finished(run: RunDirectory) -> bool:
+    """Whether all that the recipe asks for was done before."""
+    return run.summary.exists() and run.grows_from is None
+
+
+def conclude(recipe: Recipe, run: RunDirectory, *, finished: bool, main: bool, show: bool = True) -> RunResult:
+    """What a run ends with: its page, and its figures on the terminal.
+
+    Args:
+        finished: whether it was so before.
+        main: whether this process speaks.
+        show: print the figures.
+    """
     summary = read_json(run.summary)
     if finished and main:
         print(f"finished before; nothing was done; `align report {run.path}` shows its figures")
@@ -281,17 +301,6 @@ def _load_reward_model(recipe: Recipe, prepared: Prepared, *, device: torch.devi
     if recipe.train.precision == "bfloat16":
         hold_frozen(model.model, torch.bfloat16)
     return model
-
-
-def start_from(run: str | None, policy: Policy) -> None:
-    """Put what a run trained, if one is given, into a policy; the reference stays the policy's own."""
-    if run is None:
-        return
-    state = RunDirectory(run).final_state()
-    if not RunDirectory(run).summary.exists():
-        raise UserError(f"policy.start_run: the run in {run} is not finished; let `align train` end it")
-    # A frozen start that the policy was loaded with is the reference, whatever the run's own was.
-    policy.load_state(state, keep_reference=policy.adapter == "start_adapter")
 
 
 def _measured_once(path: Path, measure: Callable[[], Measured], *, save: bool) -> Measured:

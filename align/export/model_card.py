@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from align.summary import ITERATION_COLUMNS, ROWS, figure, in_words
+from align.report.summary import ITERATION_COLUMNS, ROWS, figure, in_words
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.jsonl)(?<!\.json)(?<!\.gz)(?<!\.parquet)")
 """Of a data set on the hub, and not of a file."""

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from align.objectives.config import Objective
-from align.optimizers import why_not
+from align.recipe.optimizers import why_not
+from align.recipe.trackers import checked_trackers
 from align.section import Fraction, Free, Grows, Strict
-from align.tracking import checked_trackers
 from rewards.head_config import Attributes, BradleyTerry
 
 OPTIMIZERS = (

@@ -16,17 +16,17 @@ from datasets.fingerprint import Hasher
 from rich.console import Console
 from rich.table import Table
 
-from align.build import build_policy, check_objectives, prepare
 from align.data import Prepared
 from align.data.ches import ches_scores, choose_lists
 from align.errors import UserError
-from align.memory import in_memory
 from align.model.adapters import Full
 from align.model.config import TrainedSection
 from align.model.policy import Policy, load_policy
 from align.model.reference import flat_values, read_lists
 from align.model.value_cache import Kind, Values
 from align.recipe import Recipe
+from align.runs.build import build_policy, check_objectives, prepare
+from align.training.memory import in_memory
 from align.types import LONGEST_WAIT
 
 SHARE_ABOVE = 0.05

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from align.evaluate.displacement import diagnose, sentence, spearman
+from align.report.displacement import diagnose, sentence, spearman
 
 
 def test_it_tells_the_fallen_from_the_others():

@@ -15,15 +15,15 @@ from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor
 
-from align.data.collate import Example
 from align.data.schema import ATTRIBUTES
 from align.errors import UserError
-from align.evaluate.ranking import ranking_metrics
+from align.losses.ranking import ranking_metrics
 from align.model.reward import RewardBatch, RewardModel
 from align.objectives import OBJECTIVES, Objective
 from align.objectives.noise import resolution
 from align.objectives.policy_gradient import completion_keys
-from align.settings import RewardSection
+from align.packing.batch import Example
+from align.recipe.settings import RewardSection
 from align.types import ListBatch
 from rewards.head_config import Attributes, BradleyTerry
 from rewards.heads import LEVELS, bradley_terry, fidelity, min_norm_weights, soft_bin_loss, squared_error

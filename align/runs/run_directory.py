@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from align.errors import UserError
+from align.files import read_json, write_json, write_text
 from align.recipe import Recipe, dump_recipe, load_recipe
 from align.section import Free, Grows, keys_marked
 
@@ -212,30 +213,6 @@ def environment() -> dict[str, Any]:
         "packages": {name: version(name) for name in packages},
         "command": sys.argv,
     }
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file of a run or an adapter holds.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged, not valid JSON ({error}); restore the file, or start anew") from None
-
-
-def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """The whole text or, after a kill, the old file; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class _Terminal(logging.StreamHandler):

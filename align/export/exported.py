@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from align.model_card import fidelity
+from align.export.model_card import fidelity
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """What safetensors calls them."""

@@ -17,14 +17,16 @@ from accelerate import PartialState
 from align.data import Row, read_source
 from align.errors import UserError
 from align.evaluate.sampling import row_seed
+from align.files import read_json, write_json, write_text
 from align.model.adapters import AdaLora, Full, Loftq, Lora, Olora, Pissa
 from align.recipe import Recipe, SourceSection
-from align.record import Part, hold_to_record, record_rows
+from align.report.summary import ROWS, figure
 from align.rollout.engines import check_engine, rests
 from align.rollout.prompts import PromptSet, describe_prompts, read_prompts
 from align.rollout.sample import Sampler, Stages, describe, policy_version, score
-from align.run_directory import RunDirectory, read_json, start_log, write_json, write_text
-from align.summary import ROWS, figure
+from align.runs.record import Part, hold_to_record, record_rows
+from align.runs.run_directory import RunDirectory, start_log
+from align.training.run import RunResult, conclude, is_finished, open_run, train_rows
 
 log = logging.getLogger("align")
 
@@ -32,7 +34,20 @@ SHORT = ("ndcg", "best_logprob_change", "sample_reward")
 """Of the held-out figures, those that the line after an iteration has."""
 
 
-def train_online(recipe: Recipe, run: RunDirectory) -> None:
+def train_online(recipe: Recipe) -> RunResult:
+    """Train in iterations of sampling and training; a run that is already in `recipe.output` goes on.
+
+    Raises:
+        UserError: something in the recipe cannot work.
+    """
+    check_online(recipe)
+    run, arguments = open_run(recipe)
+    finished = is_finished(run)
+    _iterate(recipe, run)
+    return conclude(recipe, run, finished=finished, main=arguments.process_index == 0)
+
+
+def _iterate(recipe: Recipe, run: RunDirectory) -> None:
     """Run all iterations of the recipe's `online` section, or those that are left; write the run's summary.
 
     Nothing is done where all are finished, but that the prompts and the held-out rows are those of then is checked.
@@ -179,12 +194,10 @@ def _version(recipe: Recipe, run: RunDirectory, iteration: int) -> int:
 
 
 def _train_iteration(recipe: Recipe, run: RunDirectory, iteration: int, *, main: bool) -> None:
-    from align.runs import train
-
     own = iteration_recipe(recipe, run, iteration)
     began = time.monotonic()
     finished = RunDirectory(own.output).summary.exists()
-    result = train(own, measured=_measured(recipe, run, iteration), show=False) if not finished else None
+    result = train_rows(own, measured=_measured(recipe, run, iteration), show=False) if not finished else None
     start_log(run, main=main)  # which the training has turned to its own folder
     if result and main:
         stages = Stages(iteration_folder(run, iteration))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from align.metrics import FELL
+from align.losses.metrics import FELL
 
 
 def diagnose(changes: Sequence[float], ches: Sequence[float]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from align.metrics import list_metrics
+from align.losses.metrics import list_metrics
 from align.objectives import (
     OBJECTIVES,
     REFERENCE_FREE,

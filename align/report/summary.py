@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from align.evaluate.displacement import sentence
+from align.report.displacement import sentence
 
 ROWS = (
     ("loss", "loss", "{:.4f}"),

@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import UserError
-from align.exported import describe
+from align.export.exported import describe
+from align.export.model_card import model_card
+from align.files import read_json, write_json
 from align.model.attach import TRAINED, adapter_tensors, check_loaded
 from align.model.checkpoint import export_tokenizer
 from align.model.classifier import is_classifier, load_classifier, output_names
@@ -29,9 +31,7 @@ from align.model.load import (
     model_name,
     read_tokenizer,
 )
-from align.model_card import model_card
 from align.progress import stage
-from align.run_directory import read_json, write_json
 from rewards.files import base_of, is_of_other_weights
 
 log = logging.getLogger("align")

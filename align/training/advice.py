@@ -4,7 +4,7 @@ import math
 
 from align.data.audit import Audit
 from align.data.config import DataSection
-from align.settings import TrainSection
+from align.recipe.settings import TrainSection
 
 FEW_STEPS = 10
 MUCH_CUT = 0.1

@@ -17,16 +17,16 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from align.data.collate import Example
 from align.data.steps import StepLists, agreed_micro_batches, list_parts, part_of_list
 from align.errors import UserError
 from align.evaluate.lists import evaluate_lists, reference_logprobs
-from align.loss import ListLoss
-from align.metrics import LOG_NAMES, Sums
+from align.losses.list_loss import ListLoss
+from align.losses.metrics import LOG_NAMES, Sums
 from align.model.policy import Policy
+from align.packing.batch import Example
 from align.progress import progress
-from align.run_directory import COMPLETE, RunDirectory, complete_checkpoints
-from align.tracking import Tracking
+from align.runs.run_directory import COMPLETE, RunDirectory, complete_checkpoints
+from align.training.tracking import Tracking
 from align.types import ListBatch, TokenStats
 
 log = logging.getLogger("align")

@@ -16,7 +16,8 @@ from align.errors import UserError
 from align.model.config import PolicySection
 from align.model.identity import base_identity
 from align.model.load import model_folder
-from align.run_directory import RunDirectory, read_json, write_json
+from align.files import read_json, write_json
+from align.runs.run_directory import RunDirectory
 
 log = logging.getLogger("align")
 

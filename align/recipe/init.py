@@ -8,7 +8,7 @@ from typing import NamedTuple
 import yaml
 
 from align.errors import UserError
-from align.shipped import PACKAGE, recipe_file
+from align.shipped import recipe_file
 
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 DATA = "my_rows.jsonl"
@@ -70,7 +70,7 @@ def init(task: str, file: str | None = None, *, model: str = MODEL, data: str = 
     blocks = dict(_blocks(text, indent=""))
     method = "".join(block + "\n" for name, block in blocks.items() if name not in OURS)
     keys = "".join(block for name, block in _blocks(blocks["data"], indent="  ") if name in DATA_KEYS)
-    template = (PACKAGE / "init.yaml.jinja").read_text(encoding="utf-8")
+    template = Path(__file__).with_name("init.yaml.jinja").read_text(encoding="utf-8")
     filled = jinja2.Template(template, keep_trailing_newline=True).render(
         title=TASKS[task].title,
         file=path,

@@ -16,8 +16,8 @@ from align.data.steps import plan_steps
 from align.errors import UserError
 from align.model.adapters import AdaLora
 from align.recipe import Recipe
-from align.run_directory import RunDirectory, complete_checkpoints
-from align.settings import TrainSection
+from align.recipe.settings import TrainSection
+from align.runs.run_directory import RunDirectory, complete_checkpoints
 from align.types import LONGEST_WAIT
 
 log = logging.getLogger("align")

@@ -10,7 +10,6 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 
 from align.data.config import DataSection, SourceSection
 from align.errors import UserError
-from align.mistakes import explain, known_keys
 from align.model.adapters import AdaLora
 from align.model.config import ContrastSection, PolicySection, ReferenceSection, TokenRewards
 from align.objectives import PROPERTIES, ObjectiveConfig, ScoreConfig
@@ -24,10 +23,11 @@ from align.objectives.score_config import (
     TokenReg,
     TokenWeights,
 )
-from align.other_tools import foreign_recipe
+from align.recipe.mistakes import explain, known_keys
+from align.recipe.other_tools import foreign_recipe
+from align.recipe.settings import RewardSection, TrainSection, check_reward_objectives
 from align.rollout.config import OnlineSection, RolloutSection
 from align.section import Free, Strict
-from align.settings import RewardSection, TrainSection, check_reward_objectives
 from align.shipped import names, recipe_file, with_shipped_paths
 from rewards.config import ScorerConfig
 from rewards.head_config import Attributes, BradleyTerry, RewardObjective

@@ -21,7 +21,7 @@ from align.evaluate.rows import load_measured
 from align.evaluate.sampling import sample_completions
 from align.model.policy import Policy
 from align.progress import stage
-from align.run_directory import RunDirectory
+from align.runs.run_directory import RunDirectory
 
 Show = Callable[[str], None]
 """Told the text so far."""
