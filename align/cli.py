@@ -54,6 +54,10 @@ def _of_user(error: Exception) -> str | None:
         return f"{error.filename or 'the disk'}: no space is left; make room, and the same command goes on"
     if isinstance(error, PATH_ERRORS) and error.filename:
         return f"{error.filename}: {error.strerror}; give a path that can be written"
+    if isinstance(error, RuntimeError | MemoryError):
+        from align.runs.memory import in_one_sentence  # with torch, which such an error has loaded
+
+        return in_one_sentence(error)
     return None
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Annotated, Any, Literal, Protocol, TypedDict
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from align.section import Free
 
 Messages = list[dict[str, str]]
 """A conversation: `{"role": ..., "content": ...}` each."""
@@ -26,7 +28,7 @@ class Running(Strict):
     """What the weights are held in and the model is run in; only float32 gives the same reward in every batch."""
     max_length: PositiveInt | None = None
     """Tokens read at most, by default the model's context; a longer text loses its beginning, save the first token."""
-    tokens_per_batch: PositiveInt = 8192
+    tokens_per_batch: Annotated[PositiveInt, Free()] = 8192
     """Tokens of one forward pass at most, padding included; changes speed and memory, not the rewards."""
     exact: bool = False
     """One text per forward pass: a reward is then the same to the last bit in any batch and order, and slower."""

@@ -21,6 +21,7 @@ MAY_IMPORT = {
         "httpx",
         "align.kernels",
         "align.packing",
+        "align.section",
         "transformers",
         "safetensors",
         "peft",

@@ -45,6 +45,11 @@ OF_ROLLOUTS = {f"rollout.agreement_{key}" for key in ("prompts", "bound")} | {
     for key in ["tokens_per_batch", "cache_gib", "while_training", "timeout", "urls", "concurrency", "tries", "api_key"]
 }
 """Keys of the engine that samples, which decide when and where, not what."""
+OF_SCORERS = {
+    f"{place}.tokens_per_batch"
+    for place in ("rollout.reward", "sampling.reward", "rollout.decoding.reward", "rollout.decoding.baseline_reward")
+}
+"""Of a scorer's passes; rewards do not depend on them."""
 GROW = {"train.steps", "train.epochs", "online.iterations"}
 
 
@@ -66,7 +71,7 @@ def _classes(annotation) -> list[type[BaseModel]]:
 
 
 def test_every_free_key_is_tried_here():
-    assert marked(Recipe, Free) == SAME_BYTES.keys() | SAME_SUM.keys() | OF_ROLLOUTS
+    assert marked(Recipe, Free) == SAME_BYTES.keys() | SAME_SUM.keys() | OF_ROLLOUTS | OF_SCORERS
     assert marked(Recipe, Grows) == GROW
 
 
@@ -254,7 +259,7 @@ def test_auto_halves_until_it_fits_and_gives_the_same_bytes(make_recipe, monkeyp
 
 def test_auto_gives_the_same_sums_where_a_half_cuts_otherwise(make_recipe, monkeypatch):
     whole = train(make_recipe("whole", train=SGD))
-    monkeypatch.setattr("align.training.memory.FLOOR", 60)
+    monkeypatch.setattr("align.runs.memory.FLOOR", 60)
     attempts = lacks_above(monkeypatch, 80, 3, 6)
     halved = train(make_recipe("halved", train=SGD | {"tokens_per_batch": "auto"}))
     assert attempts == [8192, 4096, 2048, 1024, 512, 256, 128]

@@ -16,6 +16,7 @@ from align.errors import UserError
 from align.evaluate.reward_tables import ALL, sentences, tables
 from align.files import write_json
 from align.progress import stage
+from align.runs.memory import scoring_in_words
 from rewards import Reward, load_scorer, read_reward
 from rewards.benchmarks import (
     STYLES,
@@ -71,7 +72,9 @@ class RewardScorer:
         """
         column = getattr(self.reward.scorer, "answer_column", None)
         answers = [[_answer(row, column) for row in rows]] if column else []
-        rewards: list[float] = self.scorer.score([row.prompt for row in rows], completions, *answers)
+        setting = "`tokens_per_batch: {}` among the keys of --reward"
+        with scoring_in_words(self.reward.scorer, setting, goes_on="it does not change the figures"):
+            rewards: list[float] = self.scorer.score([row.prompt for row in rows], completions, *answers)
         return rewards
 
     def of_lists(self, rows: Sequence[Row]) -> list[list[float]]:

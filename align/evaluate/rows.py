@@ -25,6 +25,7 @@ from align.objectives.score_config import LikelihoodMean
 from align.recipe import load_recipe
 from align.report.summary import ROWS, figure
 from align.runs.build import policy_loss
+from align.runs.memory import lack_in_words
 from align.runs.run_directory import RunDirectory
 
 
@@ -69,14 +70,10 @@ def evaluate_rows(
     )
     check_fits(policy.model, [prepared.train])
     ranks_by_reward = (Path(model) / "recipe.yaml").exists()
-    metrics = evaluate_lists(
-        TokenScorer(policy),
-        policy,
-        loss,
-        _as_trained(Path(model), prepared.train),
-        tokens_per_batch=tokens_per_batch,
-        accelerator=Accelerator(),
-    )
+    lists = _as_trained(Path(model), prepared.train)
+    options: dict[str, Any] = {"tokens_per_batch": tokens_per_batch, "accelerator": Accelerator()}
+    with lack_in_words("--tokens-per-batch {}", tokens_per_batch, goes_on="it does not change the figures"):
+        metrics = evaluate_lists(TokenScorer(policy), policy, loss, lists, **options)
     if not ranks_by_reward:
         own = ("likelihood", "token", "entropy")
         metrics = {name: value for name, value in metrics.items() if name.startswith(own)}

@@ -24,6 +24,7 @@ from align.rollout.engines import check_engine, open_engine, sync_kind
 from align.rollout.journal import Journal, Line, read_lines
 from align.rollout.prompts import PromptSet, describe_prompts, read_prompts
 from align.rollout.weights import remove_older, write_weights, write_zeros
+from align.runs.memory import scoring_in_words
 from align.runs.run_directory import RunDirectory, start_log
 from align.runs.start import start_from
 from rewards import load_scorer
@@ -277,7 +278,8 @@ def rewards_of(scorer: Any, config: Any, block: list[Line]) -> list[float]:
         prompts = [line["prompt"] for line in owners]
         texts = [text for line in lines for text in line["completions"]]
         answers = [] if column is None else [[_answer(line, column) for line in owners]]
-        found += scorer.score(prompts, texts, *answers)
+        with scoring_in_words(config, "rollout.reward.tokens_per_batch={}", goes_on="what is scored already is kept"):
+            found += scorer.score(prompts, texts, *answers)
     return found
 
 

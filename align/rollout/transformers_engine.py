@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.evaluate.sampling import Sampled, sample_tokens
 from align.model.load import load_model
 from align.rollout.engine import Contexts, Prompts, Sampling, Weights
+from align.runs.memory import lack_in_words
 
 
 class TransformersEngine:
@@ -39,6 +40,13 @@ class TransformersEngine:
 
         A batch is made of all prompts, `done` or not: what they are computed with moves their last digits.
         """
+        goes_on = "what is sampled already is kept"
+        with lack_in_words("rollout.engine.tokens_per_batch={}", self.tokens_per_batch, goes_on=goes_on):
+            yield from self._sample(prompts, sampling, done)
+
+    def _sample(
+        self, prompts: Prompts, sampling: Sampling, done: Container[int]
+    ) -> Iterator[tuple[int, list[Sampled]]]:
         self.model = self.model or self._loaded()
         options = asdict(sampling)
         per_prompt = options.pop("completions")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from align.runs.memory import scoring_in_words
 from align.scoring.cache import RewardCache, reward_key
 from align.scoring.items import Item
 from rewards import RowError, load_scorer
@@ -72,10 +73,10 @@ class Part:
             self.scorer = load_scorer(self.config)
         prompts = [item.prompt for _, item, _ in entries]
         completions = [item.completions[k] for _, item, k in entries]
-        if getattr(self.config, "answer_column", None) is None:
-            found = self.scorer.score(prompts, completions)
-        else:
-            found = self.scorer.score(prompts, completions, [item.answers[self.place] for _, item, _ in entries])
+        column = getattr(self.config, "answer_column", None)
+        answers = [] if column is None else [[item.answers[self.place] for _, item, _ in entries]]
+        with scoring_in_words(self.config, "--tokens-per-batch {}", goes_on="what is scored already is kept"):
+            found = self.scorer.score(prompts, completions, *answers)
         for value in found:
             if not math.isfinite(value):
                 raise RowError(f"scorer {self.config.name} gives {value}; no reward can be compared with it")

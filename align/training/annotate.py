@@ -26,7 +26,7 @@ from align.model.reference import flat_values, read_lists
 from align.model.value_cache import Kind, Values
 from align.recipe import Recipe
 from align.runs.build import build_policy, check_objectives, prepare
-from align.training.memory import in_memory
+from align.runs.memory import in_memory
 from align.types import LONGEST_WAIT
 
 SHARE_ABOVE = 0.05

@@ -36,13 +36,13 @@ from align.report import write_report
 from align.report.displacement import diagnose
 from align.report.summary import ROWS, next_steps, print_summary
 from align.runs.build import build_policy, check_objectives, check_positions, load_options, loss_of, prepare
+from align.runs.memory import in_memory, scoring_in_words
 from align.runs.record import hold_to_record, record_lists
 from align.runs.run_directory import RunDirectory, start_log
 from align.runs.start import start_from
 from align.training.advice import advise
 from align.training.annotate import Annotated, annotate_lists, filter_by_ches, list_ches
 from align.training.arguments import fit_to_plan, grow, planned_steps, training_arguments
-from align.training.memory import in_memory
 from align.training.tracking import flat, run_name, set_project
 from align.training.trainer import AlignTrainer
 from rewards import load_scorer
@@ -169,7 +169,10 @@ def _train(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments, meas
         }
         with trainer.accelerator.autocast():
             completions = _sample(recipe, policy, heldout) if sampled_rows else []
-        rewards = stage("scoring the samples")(scorer.score)(prompts, completions) if scorer else []
+        with scoring_in_words(
+            recipe.sampling.reward, "sampling.reward.tokens_per_batch={}", goes_on=f"it {run.goes_on()}"
+        ):
+            rewards = stage("scoring the samples")(scorer.score)(prompts, completions) if scorer else []
         return Measured(metrics, completions, list(rewards), view.logprobs(), by_list)
 
     before = _measured_once(

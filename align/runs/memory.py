@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from align.errors import UserError
 from align.recipe import Recipe
+from rewards.types import Running
 
 log = logging.getLogger("align")
 
@@ -36,7 +37,7 @@ def in_memory(recipe: Recipe, work: Callable[[Recipe], Any], *, goes_on: Callabl
         try:
             return work(_with_tokens(recipe, tokens))
         except (RuntimeError, MemoryError) as error:
-            if not _is_lack(error):
+            if not is_lack(error):
                 raise
             # Another process may wait for this one, so that only starting all of them anew helps.
             if not auto or tokens // 2 < FLOOR or PartialState().num_processes > 1:
@@ -53,33 +54,50 @@ def in_memory(recipe: Recipe, work: Callable[[Recipe], Any], *, goes_on: Callabl
 
 
 @contextmanager
-def lack_in_words(key: str, tokens: int, *, goes_on: str) -> Iterator[None]:
+def lack_in_words(setting: str, tokens: int, *, goes_on: str) -> Iterator[None]:
     """Runs what may need more memory than there is, outside of training.
 
     Args:
-        key: sets the tokens of a pass: a recipe's key with `=`, or an option with a space, before the value.
+        setting: what sets the tokens of a pass, with {} for their number: a recipe's key, or an option.
         tokens: of a pass now.
         goes_on: what becomes of what is done already.
 
     Raises:
-        UserError: in place of torch's error: the key with half of the tokens.
+        UserError: in place of torch's error: the setting with half of the tokens.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_lack(error):
+        if not is_lack(error):
             raise
         raise UserError(
-            f"out of memory with passes of up to {tokens} tokens: {_half(key, tokens)}; {goes_on}"
+            f"out of memory with passes of up to {tokens} tokens: {_half(setting, tokens)}; {goes_on}"
         ) from error
 
 
-def _half(key: str, tokens: int) -> str:
-    return f"call again with {key}{max(1, tokens // 2)}"
+def scoring_in_words(config: Any, setting: str, *, goes_on: str) -> AbstractContextManager[None]:
+    """`lack_in_words` for a scorer; one that runs no model, or one text per pass, has no tokens to halve."""
+    if not isinstance(config, Running) or config.exact:
+        return nullcontext()
+    return lack_in_words(setting, config.tokens_per_batch, goes_on=goes_on)
 
 
-def _is_lack(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(said in str(error) for said in SAID)
+def _half(setting: str, tokens: int) -> str:
+    return f"call again with {setting.replace('{}', str(max(1, tokens // 2)))}"
+
+
+def is_lack(error: BaseException) -> bool:
+    """Whether an error says that memory is short, of the machine or of its GPU."""
+    lacks = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return lacks or (isinstance(error, RuntimeError) and any(said in str(error) for said in SAID))
+
+
+def in_one_sentence(error: BaseException) -> str | None:
+    """What to say of a lack of memory that no number of tokens mends; None of another error."""
+    if not is_lack(error):
+        return None
+    said = f" ({' '.join(str(error).split())[:200]})" if str(error) else ""
+    return f"out of memory{said}; free some, take a smaller model, or hold it in bfloat16 (`policy.dtype`, `dtype`)"
 
 
 def _with_tokens(recipe: Recipe, tokens: int) -> Recipe:
@@ -89,6 +107,6 @@ def _with_tokens(recipe: Recipe, tokens: int) -> Recipe:
 def _sentence(recipe: Recipe, tokens: int, goes_on: str) -> str:
     more = "" if recipe.train.gradient_checkpointing is True else ", or train.gradient_checkpointing=true"
     return (
-        f"out of memory with passes of up to {tokens} tokens: {_half('train.tokens_per_batch=', tokens)}{more}; "
+        f"out of memory with passes of up to {tokens} tokens: {_half('train.tokens_per_batch={}', tokens)}{more}; "
         f"neither changes the result, and it {goes_on}"
     )
