@@ -1,0 +1,1 @@
+"""A run's directory and record, and what its recipe builds: rows, losses and models."""
