@@ -22,7 +22,7 @@ def lists(monkeypatch):
     return load._read(load.LISTS / "heldout.jsonl.gz")[:12]
 
 
-@pytest.mark.parametrize("page", ["README.md", "data/benchmarks/README.md"])
+@pytest.mark.parametrize("page", ["docs/benchmarks.md", "data/benchmarks/README.md"])
 def test_every_benchmark_that_a_page_names_is_there(page):
     named = set(re.findall(r"python -m align\.bench ([a-z]\w*)", (ROOT / page).read_text(encoding="utf-8")))
     assert named
