@@ -228,15 +228,18 @@ def test_other_sources_leave_out_what_a_recipe_sets_for_its_own_rows(path, tmp_p
     assert mine.data.eval_sources == () and mine.data.append_eos is None, "defaults, of no one's data"
     tree = str({name: getattr(mine, name) for name in ("data", "sampling", "token_rewards")})
     assert "story" not in tree and "happy" not in tree, "the recipe's own rows, scorer or contexts"
-    assert mine.data.eval_fraction > 0 or shipped.data.eval_fraction == 0
-    changed = [
-        shipped.data.eval_sources != (),
-        shipped.data.append_eos is not None,
-        shipped.sampling.reward is not None,
-    ]
-    said = [key in caplog.text for key in ("data.eval_sources,", "data.append_eos", "sampling.reward")]
-    assert len(caplog.records) == any(changed) and said[1:] == changed[1:]
-    same = {"data": {"sources", "eval_sources", "append_eos"}, "sampling": {"reward"}, "token_rewards": True}
+    assert mine.data.eval_fraction > 0 and mine.sampling.prompts > 0, "what shows whether it learns anything"
+    changed = {
+        "data.append_eos": shipped.data.append_eos is not None,
+        "sampling.reward": shipped.sampling.reward is not None,
+        "data.eval_fraction": shipped.data.eval_fraction == 0,
+        "sampling.prompts": shipped.sampling.prompts == 0,
+    }
+    said = {key: f"{key}," in caplog.text or f"{key};" in caplog.text for key in changed}
+    assert said == changed and len(caplog.records) == (any(changed.values()) or shipped.data.eval_sources != ())
+    same: dict = {"data": {"sources", "eval_sources", "append_eos"}, "sampling": {"reward"}, "token_rewards": True}
+    for section, key in (key.split(".") for key, own in changed.items() if own):
+        same[section].add(key)
     assert mine.model_dump(exclude=same) == shipped.model_dump(exclude=same), "and all else is as the recipe says"
 
 

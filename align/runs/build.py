@@ -7,23 +7,23 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from align.data import Prepared, Source, prepare_data, read_chat_template
+from align.packing.batch import collate
 from align.data.contrast import Templates
 from align.data.steps import micro_batches
 from align.errors import UserError
 from align.losses.list_loss import ListLoss, build_loss, likelihood_loss
-from align.losses.reward_loss import RewardLoss, build_reward_loss, ranks
 from align.model.adapters import Eva
 from align.model.checks import check_token_ids
+from align.model.reference import check_reference_identity
 from align.model.config import ContrastSection, PolicySection
 from align.model.load import load_tokenizer, positions
 from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
-from align.model.reference import check_reference_identity
 from align.objectives import PROPERTIES, ObjectiveConfig, check_grades, check_score
 from align.objectives.noise import resolution
 from align.objectives.score_config import Column
-from align.packing.batch import collate
 from align.recipe import Recipe
+from align.losses.reward_loss import RewardLoss, build_reward_loss, ranks
 from align.runs.run_directory import RunDirectory
 from rewards.head_config import Attributes, BradleyTerry
 

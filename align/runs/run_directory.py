@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import platform
 import sys
 import time
