@@ -1,4 +1,4 @@
-"""Names of a package that are imported when somebody first asks for them: importing torch takes seconds."""
+"""What is imported when somebody first asks for it: importing torch takes seconds."""
 
 import importlib
 import sys
@@ -23,3 +23,15 @@ def lazily(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[str], 
         return value
 
     return get
+
+
+class LazyModule:
+    """Stands for a module, which is imported at the first attribute that somebody asks of it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        value = getattr(importlib.import_module(self._name), attribute)
+        setattr(self, attribute, value)  # asked for once
+        return value

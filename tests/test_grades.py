@@ -12,9 +12,10 @@ from align.data.select import reduce_row
 from align.losses.list_loss import build_loss
 from align.losses.ranking import ranking_metrics
 from align.objectives import pair_weights
-from align.objectives.config import Bco, Logistic
+from align.objectives.chosen_rejected import Bco
 from align.objectives.lists import best_graded, ordered_pairs
-from align.objectives.score_config import Likelihood
+from align.objectives.pairwise import Logistic
+from align.objectives.scores import Likelihood
 from align.packing.batch import collate
 from align.packing.collate import packed_collate
 from align.types import TokenStats

@@ -20,8 +20,8 @@ from align.model.adapters import Full
 from align.model.checks import check_fits
 from align.model.forward import TokenScorer
 from align.model.policy import Policy, load_policy
-from align.objectives.config import Logistic
-from align.objectives.score_config import LikelihoodMean
+from align.objectives.pairwise import Logistic
+from align.objectives.scores import LikelihoodMean
 from align.recipe import load_recipe
 from align.report.summary import ROWS, figure
 from align.runs.build import policy_loss

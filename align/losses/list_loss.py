@@ -12,23 +12,19 @@ from torch import Tensor
 
 from align.losses.metrics import list_metrics
 from align.objectives import (
-    OBJECTIVES,
-    REFERENCE_FREE,
-    SCORES,
     ObjectiveConfig,
     ScoreConfig,
     dpop_penalty,
-    pair_weights,
     token_regularizer,
     wpo_list_weights,
     wpo_weights,
 )
 from align.objectives.base import GIVEN
-from align.objectives.config import Sft
 from align.objectives.noise import resolution, sum_noise
+from align.objectives.pointwise import Sft
 from align.objectives.policy_gradient import completion_keys
-from align.objectives.score_config import LikelihoodMean, Tgdpo, TokenReg, TokenWeights
-from align.objectives.token_reg import list_places, tgdpo_weights, token_reg
+from align.objectives.scores import LikelihoodMean
+from align.objectives.token_reg import Tgdpo, TokenReg, TokenWeights, list_places, tgdpo_weights, token_reg
 from align.types import ListBatch, TokenStats
 
 
@@ -192,19 +188,18 @@ def likelihood_loss(relative: float | None = None) -> ListLoss:
 
 
 def _term(objective: ObjectiveConfig, score: ScoreConfig) -> Term:
-    function = OBJECTIVES[objective.name]
+    function, options = objective.load(), objective.options()
     takes = inspect.signature(function).parameters
-    options = objective.model_dump(exclude={"name", "weight", "score"})
     if "beta" in takes:
-        options["beta"] = score.beta
+        options.setdefault("beta", score.beta)
     return Term(
         weight=objective.weight,
-        score=partial(SCORES[score.name], **score.model_dump(exclude={"name"})),
+        score=partial(score.load(), **score.options()),
         objective=partial(function, **options),
         beta=score.beta,
-        takes=frozenset(takes.keys() & set(GIVEN)),
-        needs_reference=score.name not in REFERENCE_FREE,
-        pair_weights=partial(pair_weights, objective.name, **options),
+        takes=frozenset(takes.keys() & set(GIVEN) - options.keys()),
+        needs_reference=score.needs_reference,
+        pair_weights=partial(objective.pair_weights, **options),
         margin=options["margin"] if objective.name == "logistic" else 0.0,
         length_power=getattr(score, "length_power", 1.0 if score.name == "log_ratio_mean" else 0.0),
     )

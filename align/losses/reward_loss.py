@@ -19,7 +19,7 @@ from align.data.schema import ATTRIBUTES
 from align.errors import UserError
 from align.losses.ranking import ranking_metrics
 from align.model.reward import RewardBatch, RewardModel
-from align.objectives import OBJECTIVES, Objective
+from align.objectives import Objective
 from align.objectives.noise import resolution
 from align.objectives.policy_gradient import completion_keys
 from align.packing.batch import Example
@@ -221,10 +221,7 @@ def _term(objective: Objective | BradleyTerry | Attributes, names: Sequence[str]
         return Term(objective.weight, lambda rewards, ratings, batch: _regression(objective, rewards, ratings, batch))
     if isinstance(objective, BradleyTerry):
         return Term(objective.weight, _bradley_terry(objective, _output(objective, names)))
-    function = partial(
-        OBJECTIVES[objective.model_dump()["name"]], **objective.model_dump(exclude={"name", "weight", "score"})
-    )
-    return Term(objective.weight, _listwise(function, relative))
+    return Term(objective.weight, _listwise(partial(objective.load(), **objective.options()), relative))
 
 
 def _listwise(function: Callable[..., Tensor], relative: float) -> Callable[..., Float[Tensor, " B"]]:

@@ -1,34 +1,49 @@
 """Objectives: pure functions (scores [B, K], grades [B, K], list_mask [B, K], **options) -> losses [B].
 
-`OBJECTIVES` names the functions, `PROPERTIES` what holds for each, `ObjectiveConfig` their recipe sections. To add one,
-write a function in a module here, its section in `config`, and a line in each of the three tables (`functions`,
-`names`, `config`). What needs torch is imported when it is asked for: a recipe is checked without it.
+An objective is one class beside its formula, in a module of this folder: the class is its section in a recipe, and
+names the formula, what holds for it and what TRL calls it. The tables here are made of the classes. To add one, write
+the formula and its class, and the formula written out for the contract test; a score function likewise, in `scores`.
+Torch is imported when a formula is first called: a recipe is checked without it.
 """
 
 from typing import TYPE_CHECKING
 
-from align.lazy import lazily
-from align.objectives.base import Properties
-from align.objectives.config import Objective, ObjectiveConfig
-from align.objectives.names import PROPERTIES, REFUSED, TRL_NAMES, unknown_objective
-from align.objectives.score_config import REFERENCE_FREE, ScoreConfig
+from align.objectives.base import SCORE, Properties, Score
+from align.objectives.modifiers import dpop_penalty, wpo_list_weights, wpo_weights
+from align.objectives.names import REFUSED, check_grades, check_score, pair_weights, trl_names, unknown_objective
+from align.objectives.objective import OBJECTIVE, Objective, OwnObjective
+from align.objectives.scores import ScoreConfig
+from align.objectives.token_reg import token_regularizer
+from align.registry import import_all
+
+import_all(__name__, __path__)
+OBJECTIVE.classes = dict(sorted(OBJECTIVE.classes.items()))  # found by name, in whichever module they stand
+
+OBJECTIVES = OBJECTIVE.table("formula")
+PROPERTIES: dict[str, Properties] = OBJECTIVE.table("properties")
+TRL_NAMES = trl_names()
+SCORES = SCORE.table("formula")
+REFERENCE_FREE = frozenset(name for name, score in SCORE.classes.items() if not score.against_reference)
 
 if TYPE_CHECKING:
-    from align.objectives.functions import OBJECTIVES, check_grades, check_score, pair_weights
-    from align.objectives.modifiers import dpop_penalty, wpo_list_weights, wpo_weights
-    from align.objectives.scores import SCORES
-    from align.objectives.token_reg import token_regularizer
+    ObjectiveConfig = Objective
+else:
+    ObjectiveConfig = OBJECTIVE.union(OwnObjective)
+    """Any objective's section, for use as a pydantic field."""
 
 __all__ = [
+    "OBJECTIVE",
     "OBJECTIVES",
     "PROPERTIES",
     "REFERENCE_FREE",
     "REFUSED",
+    "SCORE",
     "SCORES",
     "TRL_NAMES",
     "Objective",
     "ObjectiveConfig",
     "Properties",
+    "Score",
     "ScoreConfig",
     "check_grades",
     "check_score",
@@ -39,13 +54,3 @@ __all__ = [
     "wpo_list_weights",
     "wpo_weights",
 ]
-
-__getattr__ = lazily(
-    __name__,
-    {
-        "functions": ("OBJECTIVES", "check_grades", "check_score", "pair_weights"),
-        "modifiers": ("dpop_penalty", "wpo_list_weights", "wpo_weights"),
-        "scores": ("SCORES",),
-        "token_reg": ("token_regularizer",),
-    },
-)

@@ -1,11 +1,18 @@
 """AFT: one log-sum-exp over all pairs of a list, with a floor under how far the worse completions may fall."""
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from __future__ import annotations
 
-from align.objectives.config import Variant
+from typing import Literal
+
+from pydantic import PositiveFloat, model_validator
+
+from align.objectives.base import Properties
 from align.objectives.lists import chosen_and_rejected, ordered_pairs
+from align.objectives.objective import OBJECTIVE, Objective
+from align.objectives.scores import LikelihoodMean, ScoreConfig
+from align.tensors import Bool, Float, Tensor, torch
+
+Variant = Literal["plain", "detached", "boundary", "ranking"]
 
 
 def aft(
@@ -50,3 +57,25 @@ def aft(
         terms.append(floor.masked_fill(~pairs, -torch.inf))
     one = scores.new_zeros(scores.shape[0], 1)
     return torch.cat([one, *(term.flatten(start_dim=1) for term in terms)], dim=1).logsumexp(dim=1)
+
+
+@OBJECTIVE.add
+class Aft(Objective):
+    """AFT's alignment term."""
+
+    formula = staticmethod(aft)
+    properties = Properties(shift_invariant=True, zero_when_tied=True, dpo_at_two=False)
+
+    name: Literal["aft"] = "aft"
+    variant: Variant = "ranking"
+    """`plain`, or one of three ways to keep the worse completions from falling without end."""
+    margin: PositiveFloat = 0.1
+    """How far a worse completion is pushed below the better one, in nats per token; `boundary` and `ranking` only."""
+    score: ScoreConfig | None = LikelihoodMean(beta=1.0)
+    """Mean log-probability of a token; null takes the recipe's score."""
+
+    @model_validator(mode="after")
+    def _margin_counts(self) -> Aft:
+        if self.margin != 0.1 and self.variant in ("plain", "detached"):
+            raise ValueError(f"margin: `{self.variant}` has none; remove it, or take `boundary` or `ranking`")
+        return self

@@ -1,7 +1,13 @@
-"""What an objective declares."""
+"""What every objective and every score function is: the bases of their classes, which a recipe's sections are."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from align.registry import Registry
+from align.section import Strict
 
 GradeDomain = Literal["any", "unit", "nonnegative", "exponent", "relevance"]
 
@@ -35,3 +41,34 @@ class Properties:
     grades: GradeDomain = "any"
     score: str | None = None
     """The one score function that it is defined for; None if any will do."""
+    of_rewards: bool = False
+    """A reward model's outputs can take the place of the scores."""
+
+
+class Score(Strict):
+    """Base of a score function's class, which is a recipe's `score`."""
+
+    formula: ClassVar[Callable[..., Any]]
+    """(policy_logprobs [N, C], reference_logprobs [N, C], completion_mask [N, C], list_index [N], **options) -> scores
+    [N]; see `align.objectives.scores`."""
+    against_reference: ClassVar[bool] = True
+    """Whether it compares with the reference, which is None otherwise."""
+    if TYPE_CHECKING:  # of every class, in the order that suits it
+        name: str
+        beta: float
+
+    def load(self) -> Callable[..., Any]:
+        """The function."""
+        return type(self).formula
+
+    def options(self) -> dict[str, Any]:
+        """Its keywords."""
+        return self.model_dump(exclude={"name"})
+
+    @property
+    def needs_reference(self) -> bool:
+        """See `against_reference`."""
+        return self.against_reference
+
+
+SCORE: Registry[Score] = Registry("score")

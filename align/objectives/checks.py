@@ -1,12 +1,11 @@
 """Refuses, before training, what an objective cannot learn from."""
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from __future__ import annotations
 
 from align.errors import UserError
-from align.objectives.base import DOMAINS, Properties
-from align.objectives.score_config import REFERENCE_FREE, ScoreConfig
+from align.objectives.base import DOMAINS, Properties, Score
+from align.objectives.divergence import ReverseKL
+from align.tensors import Bool, Float, Tensor, torch
 
 
 def check_domain(
@@ -37,7 +36,7 @@ def check_domain(
         )
 
 
-def check_score_fits(name: str, properties: Properties, score: ScoreConfig) -> None:
+def check_score_fits(name: str, properties: Properties, score: Score) -> None:
     """A score function against what an objective declares.
 
     Args:
@@ -56,10 +55,8 @@ def check_score_fits(name: str, properties: Properties, score: ScoreConfig) -> N
             f"objective `{name}` is defined for the score `{properties.score}`, not `{score.name}`; "
             f"remove the objective's `score`, and it takes the right one"
         )
-    if score.name in REFERENCE_FREE or properties.shift_invariant:
-        return
-    divergence = score.model_dump()["divergence"]["name"]
-    if divergence != "reverse_kl":
+    divergence = getattr(score, "divergence", ReverseKL()).name
+    if divergence != "reverse_kl" and not properties.shift_invariant:
         raise UserError(
             f"objective `{name}` looks at single scores, and the divergence `{divergence}` fixes only differences of "
             "scores; remove `score.divergence`, or use an objective of differences such as `logistic`"

@@ -5,11 +5,16 @@ of the papers, with a = score of the chosen, b = score of the rejected. Argument
 grades g (larger is better), list_mask (False marks padding, whose score and grade may hold anything, even NaN).
 """
 
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from torch import Tensor
+from __future__ import annotations
 
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from align.objectives.base import Properties
 from align.objectives.lists import best_graded, chosen_and_rejected, masked_mean, masked_sum, over_ordered_pairs
+from align.objectives.objective import OBJECTIVE, Objective
+from align.tensors import Bool, F, Float, Tensor
 
 
 def nca(
@@ -39,6 +44,19 @@ def nca(
     return -pushed_up - masked_mean(F.logsigmoid(-scores), list_mask)
 
 
+@OBJECTIVE.add
+class Nca(Objective):
+    """NCA."""
+
+    formula = staticmethod(nca)
+    properties = Properties(shift_invariant=False, zero_when_tied=False, dpo_at_two=False)
+    trl = {"nca_pair": "{objective: {name: nca}}"}
+
+    name: Literal["nca"] = "nca"
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Of the target weights softmax(grades / temperature); 0 gives all weight to the best grade."""
+
+
 def bco(
     scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
 ) -> Float[Tensor, " B"]:
@@ -57,6 +75,17 @@ def bco(
     chosen, rejected = chosen_and_rejected(grades, list_mask)
     scores = scores.masked_fill(~list_mask, 0)
     return -masked_mean(F.logsigmoid(scores), chosen) - masked_mean(F.logsigmoid(-scores), rejected)
+
+
+@OBJECTIVE.add
+class Bco(Objective):
+    """BCO without the running shift of the reward."""
+
+    formula = staticmethod(bco)
+    properties = Properties(shift_invariant=False, zero_when_tied=True, dpo_at_two=False)
+    trl = {"bco_pair": "{objective: {name: bco}}"}
+
+    name: Literal["bco"] = "bco"
 
 
 def sppo(
@@ -82,6 +111,17 @@ def sppo(
     return masked_sum(((scores - grades + 0.5) / beta).square(), list_mask)
 
 
+@OBJECTIVE.add
+class Sppo(Objective):
+    """SPPO; grades are win probabilities."""
+
+    formula = staticmethod(sppo)
+    properties = Properties(shift_invariant=False, zero_when_tied=False, dpo_at_two=False, grades="unit")
+    trl = {"sppo_hard": "{objective: {name: sppo}}"}
+
+    name: Literal["sppo"] = "sppo"
+
+
 def apo_zero(
     scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
 ) -> Float[Tensor, " B"]:
@@ -102,6 +142,17 @@ def apo_zero(
     return masked_mean((-scores).sigmoid(), chosen) + masked_mean(scores.sigmoid(), rejected)
 
 
+@OBJECTIVE.add
+class ApoZero(Objective):
+    """APO-zero."""
+
+    formula = staticmethod(apo_zero)
+    properties = Properties(shift_invariant=False, zero_when_tied=True, dpo_at_two=False)
+    trl = {"apo_zero": "{objective: {name: apo_zero}}"}
+
+    name: Literal["apo_zero"] = "apo_zero"
+
+
 def apo_down(
     scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
 ) -> Float[Tensor, " B"]:
@@ -120,6 +171,17 @@ def apo_down(
     chosen, _ = chosen_and_rejected(grades, list_mask)
     held_down = masked_mean(scores.masked_fill(~list_mask, 0).sigmoid(), chosen)
     return held_down + over_ordered_pairs(lambda d: (-d).sigmoid(), scores, grades, list_mask)
+
+
+@OBJECTIVE.add
+class ApoDown(Objective):
+    """APO-down; pairs only."""
+
+    formula = staticmethod(apo_down)
+    properties = Properties(shift_invariant=False, zero_when_tied=True, dpo_at_two=False, max_list_size=2)
+    trl = {"apo_down": "{objective: {name: apo_down}}"}
+
+    name: Literal["apo_down"] = "apo_down"
 
 
 def _targets(grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"], temperature: float) -> Float[Tensor, "B K"]:

@@ -1,13 +1,18 @@
 """LiPO-lambda: the logistic loss per ordered pair, weighted by what swapping the two would change in the DCG."""
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from torch import Tensor
+from __future__ import annotations
 
-from align.objectives.config import Reduction
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from align.objectives.base import Properties
 from align.objectives.lists import differences, ordered_pairs
 from align.objectives.noise import settled
+from align.objectives.objective import OBJECTIVE, Objective
+from align.tensors import Bool, F, Float, Tensor, torch
+
+Reduction = Literal["list_sum", "list_mean", "pair_mean"]
 
 
 def lambda_loss(
@@ -75,6 +80,23 @@ def lambda_weights(
     elif reduction == "pair_mean":
         weights = weights / pairs.sum(dim=(1, 2)).clamp(min=1)[:, None, None]
     return weights
+
+
+@OBJECTIVE.add
+class Lambda(Objective):
+    """LiPO-lambda."""
+
+    formula = staticmethod(lambda_loss)
+    properties = Properties(
+        shift_invariant=True, zero_when_tied=True, dpo_at_two=True, grades="exponent", of_rewards=True
+    )
+    pair_weights = staticmethod(lambda_weights)
+
+    name: Literal["lambda"] = "lambda"
+    log_base: Annotated[float, Field(gt=1)] = 2.0
+    """Of the rank discount."""
+    reduction: Reduction = "list_sum"
+    """Sum over a list's pairs, or that per completion, or per ordered pair."""
 
 
 def _discount_gap(

@@ -1,10 +1,10 @@
 """Arithmetic over the completions and the ordered pairs of padded lists, inert where list_mask is False."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from align.tensors import Bool, Float, Tensor, torch
 
 
 def differences(x: Float[Tensor, "B K"]) -> Float[Tensor, "B K K"]:

@@ -4,11 +4,16 @@ Arguments: scores s in nats (beta included), grades g (larger is better), list_m
 and grade may hold anything, even NaN).
 """
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import PositiveFloat
+
+from align.objectives.base import Properties
 from align.objectives.lists import masked_sum, ordered_pairs
+from align.objectives.objective import OBJECTIVE, Objective
+from align.tensors import Bool, Float, Tensor, torch
 
 
 def list_mle(
@@ -37,6 +42,16 @@ def list_mle(
     return masked_sum(competitors.logsumexp(dim=2) - scores, list_mask)
 
 
+@OBJECTIVE.add
+class ListMle(Objective):
+    """Plackett-Luce likelihood of the order."""
+
+    formula = staticmethod(list_mle)
+    properties = Properties(shift_invariant=True, zero_when_tied=True, dpo_at_two=True, of_rewards=True)
+
+    name: Literal["list_mle"] = "list_mle"
+
+
 def softmax(
     scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
 ) -> Float[Tensor, " B"]:
@@ -57,6 +72,18 @@ def softmax(
     total = grades.sum(dim=1, keepdim=True)
     weights = (grades / total.masked_fill(total == 0, 1)).to(scores.dtype)
     return -(weights * _log_softmax(scores, list_mask)).sum(dim=1)
+
+
+@OBJECTIVE.add
+class Softmax(Objective):
+    """Cross-entropy of the normalised grades (ListNet, InfoNCA)."""
+
+    formula = staticmethod(softmax)
+    properties = Properties(
+        shift_invariant=True, zero_when_tied=False, dpo_at_two=False, grades="nonnegative", of_rewards=True
+    )
+
+    name: Literal["softmax"] = "softmax"
 
 
 def exo_list(
@@ -82,6 +109,18 @@ def exo_list(
     log_q = _log_softmax(scores, list_mask)
     log_p = _log_softmax(grades / temperature, list_mask).to(scores.dtype)
     return masked_sum(log_q.exp() * (log_q - log_p), list_mask)
+
+
+@OBJECTIVE.add
+class ExoList(Objective):
+    """Reverse KL to the softmax of the grades."""
+
+    formula = staticmethod(exo_list)
+    properties = Properties(shift_invariant=True, zero_when_tied=False, dpo_at_two=False, of_rewards=True)
+
+    name: Literal["exo_list"] = "exo_list"
+    temperature: PositiveFloat = 1.0
+    """Of the target softmax(grades / temperature); smaller trusts the grades more."""
 
 
 def _log_softmax(x: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]) -> Float[Tensor, "B K"]:

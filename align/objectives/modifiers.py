@@ -1,9 +1,9 @@
 """Changes to scores and losses that go with any objective: WPO's weights and DPOP's penalty."""
 
-from jaxtyping import Bool, Float
-from torch import Tensor
+from __future__ import annotations
 
 from align.objectives.lists import chosen_and_rejected, masked_mean
+from align.tensors import Bool, Float, Tensor
 
 
 def wpo_weights(

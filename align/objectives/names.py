@@ -1,40 +1,15 @@
-"""What each objective declares, what TRL calls it, and what to say of a name that is none."""
+"""Objectives by name: what is asked of one that a caller names, and what to say of a name that is none."""
+
+from __future__ import annotations
 
 import difflib
+from typing import Any
 
-from align.objectives.base import Properties
-
-_MARGINS = Properties(shift_invariant=True, zero_when_tied=True, dpo_at_two=False)
-_POINTS = Properties(shift_invariant=False, zero_when_tied=False, dpo_at_two=False)
-_SPLIT = Properties(shift_invariant=False, zero_when_tied=True, dpo_at_two=False)
-_SINGLE = Properties(shift_invariant=False, zero_when_tied=False, dpo_at_two=False, min_list_size=1)
-
-PROPERTIES: dict[str, Properties] = {
-    "aft": _MARGINS,
-    "apo_down": Properties(shift_invariant=False, zero_when_tied=True, dpo_at_two=False, max_list_size=2),
-    "apo_zero": _SPLIT,
-    "apo_zero_unpaired": _SINGLE,
-    "bco": _SPLIT,
-    "discopop": _MARGINS,
-    "exo": _MARGINS,
-    "exo_list": Properties(shift_invariant=True, zero_when_tied=False, dpo_at_two=False),
-    "hinge": _MARGINS,
-    "kto": _SINGLE,
-    "lambda": Properties(shift_invariant=True, zero_when_tied=True, dpo_at_two=True, grades="exponent"),
-    "list_mle": Properties(shift_invariant=True, zero_when_tied=True, dpo_at_two=True),
-    "logistic": Properties(shift_invariant=True, zero_when_tied=True, dpo_at_two=True),
-    "nca": _POINTS,
-    "odds_ratio": Properties(shift_invariant=False, zero_when_tied=True, dpo_at_two=False, score="likelihood_mean"),
-    "partial_order": _MARGINS,
-    "pl_policy_gradient": Properties(shift_invariant=True, zero_when_tied=True, dpo_at_two=False, grades="relevance"),
-    "pointwise_mse": _POINTS,
-    "pointwise_sigmoid": Properties(shift_invariant=False, zero_when_tied=False, dpo_at_two=False, grades="unit"),
-    "robust": _MARGINS,
-    "sft": _SINGLE,
-    "softmax": Properties(shift_invariant=True, zero_when_tied=False, dpo_at_two=False, grades="nonnegative"),
-    "sppo": Properties(shift_invariant=False, zero_when_tied=False, dpo_at_two=False, grades="unit"),
-    "squared": _MARGINS,
-}
+from align.errors import UserError
+from align.objectives.base import Score
+from align.objectives.checks import check_domain, check_score_fits
+from align.objectives.objective import OBJECTIVE, Objective
+from align.tensors import Bool, Float, Tensor
 
 _SORTS = "it sorts across the batch, so its loss is no function of one list and would change with the batch size"
 REFUSED: dict[str, str] = {
@@ -42,36 +17,93 @@ REFUSED: dict[str, str] = {
     "aot_unpaired": f"`aot_unpaired` is not provided: {_SORTS}; use `logistic` or `bco`",
     "alphapo": "`alphapo` is not provided: use `logistic` with a margin on the score `likelihood_mean` (SimPO)",
 }
+"""Losses of TRL that no objective here stands for, and why."""
 
-TRL_NAMES: dict[str, str] = {
-    "sigmoid": "{objective: {name: logistic}}",
-    "hinge": "{objective: {name: hinge}}",
-    "ipo": "{objective: {name: squared}, score: {name: log_ratio_mean}}",
-    "exo_pair": "{objective: {name: exo}}",
-    "nca_pair": "{objective: {name: nca}}",
-    "robust": "{objective: {name: robust}}",
-    "bco_pair": "{objective: {name: bco}}",
-    "sppo_hard": "{objective: {name: sppo}}",
-    "apo_zero": "{objective: {name: apo_zero}}",
-    "apo_down": "{objective: {name: apo_down}}",
-    "discopop": "{objective: {name: discopop}}",
-    "sft": "{objective: {name: sft}}",
-    "sigmoid_norm": "{objective: {name: logistic}, score: {name: log_ratio_mean}}",
-    "kto": "{objective: {name: kto}}",
-    "apo_zero_unpaired": "{objective: {name: apo_zero_unpaired}}",
-    "cpo_sigmoid": "{objective: [{name: logistic}, {name: sft}], score: {name: likelihood}}",
-    "cpo_hinge": "{objective: [{name: hinge}, {name: sft}], score: {name: likelihood}}",
-    "cpo_ipo": "{objective: [{name: squared}, {name: sft}], score: {name: likelihood_mean, beta: 0.1}}",
-    "simpo": "{objective: {name: logistic, margin: 0.5}, score: {name: likelihood_mean, beta: 2.0}}",
-    "orpo": "{objective: [{name: sft}, {name: odds_ratio, weight: 0.1}]}",
-}
-"""What TRL 1.16 calls a loss, as our recipe keys; those missing here are in `REFUSED`."""
+
+def trl_names() -> dict[str, str]:
+    """What TRL 1.16 calls a loss, as our recipe keys; those missing here are in `REFUSED`.
+
+    Raises:
+        ValueError: two objectives claim one of its names.
+    """
+    claimed = [(trl, keys) for own in OBJECTIVE.classes.values() for trl, keys in own.trl.items()]
+    if twice := {trl for trl, _ in claimed if sum(trl == other for other, _ in claimed) > 1}:
+        raise ValueError(f"two objectives stand for TRL's {', '.join(sorted(twice))}")
+    return dict(claimed)
 
 
 def unknown_objective(name: str) -> str:
     """What to say to someone who asks for an objective that is not here: TRL's names are translated."""
-    if name in TRL_NAMES:
-        return f"TRL's `{name}` is {TRL_NAMES[name]} here"
-    near = difflib.get_close_matches(name, PROPERTIES, n=1)
-    hint = f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(PROPERTIES)}"
+    if name in trl_names():
+        return f"TRL's `{name}` is {trl_names()[name]} here"
+    names = sorted(OBJECTIVE.classes)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(names)}"
     return REFUSED.get(name, f"there is no objective `{name}`{hint}")
+
+
+def pair_weights(
+    name: str,
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    noise: Float[Tensor, "B K"] | None = None,
+    **options: Any,
+) -> Float[Tensor, "B K K"]:
+    """The weight that an objective gives to each ordered pair, without gradient.
+
+    Delta_ij for `lambda`; for all others 1 where g_i > g_j, else 0
+
+    Args:
+        name: the objective's.
+        scores, grades, list_mask: as for the objective.
+        noise: how far each score may be off by rounding.
+        options: the objective's; only those of `lambda` matter.
+
+    Returns:
+        Weights at (better, worse); all 0 for a list of ties.
+
+    Raises:
+        UserError: no objective has that name.
+
+    Source: LiPO, arXiv:2402.01878, eq. 8; ours.
+    """
+    return _named(name).pair_weights(scores, grades, list_mask, noise=noise, **options)
+
+
+def check_grades(name: str, grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]) -> None:
+    """Refuses lists that an objective cannot learn from; call it before training.
+
+    Args:
+        name: the objective's.
+        grades: of the lists; anything where list_mask is False.
+        list_mask: False marks padding.
+
+    Raises:
+        UserError: unknown objective, a list too short or too long, a grade not finite or out of its range.
+
+    Source: ours.
+    """
+    check_domain(name, _named(name).properties, grades, list_mask)
+
+
+def check_score(name: str, score: Score) -> None:
+    """Refuses a score function that an objective is not defined for; call it before training.
+
+    Args:
+        name: the objective's.
+        score: the score function that it would get: its own, else the recipe's.
+
+    Raises:
+        UserError: unknown objective, another score than the one it needs, or a divergence where single scores count.
+
+    Source: ours.
+    """
+    check_score_fits(name, _named(name).properties, score)
+
+
+def _named(name: str) -> type[Objective]:
+    if name not in OBJECTIVE.classes:
+        raise UserError(unknown_objective(name))
+    return OBJECTIVE.classes[name]

@@ -5,11 +5,11 @@ and before the first step the log-ratios of a whole list are nothing but that. W
 two errors could explain their difference.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from align.tensors import Bool, Float, Int, Tensor, torch
 
 FULL, HALF = 32.0, 2.0
 """Rounding steps by which a token's log-probability may be off, per nat. Measured on lists of up to 1,000 tokens under
@@ -59,7 +59,7 @@ def sum_noise(
     return relative * errors.double().norm(dim=1).to(values.dtype) + own_noise(values.detach(), 1.0)
 
 
-def own_noise(values: Float[Tensor, "..."], steps: float = FULL) -> Float[Tensor, "..."]:
+def own_noise(values: Float[Tensor, ...], steps: float = FULL) -> Float[Tensor, ...]:
     """The error of numbers of which nothing is known but their size: some steps of their own last digit."""
     return torch.finfo(values.dtype).eps * steps * (1 + values.detach().abs())
 

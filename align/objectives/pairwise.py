@@ -5,15 +5,19 @@ better; a tie forms no pair), list_mask (False marks padding, whose score and gr
 Each returns one loss per list: 0 with zero gradient for a list of ties.
 """
 
+from __future__ import annotations
+
 import math
+from typing import Annotated, Literal
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from torch import Tensor
+from pydantic import Field
 
+from align.objectives.base import Properties
 from align.objectives.lists import differences, ordered_pairs, over_ordered_pairs
 from align.objectives.noise import settled
+from align.objectives.objective import OBJECTIVE, Objective
+from align.objectives.scores import LikelihoodMean, ScoreConfig
+from align.tensors import Bool, F, Float, Tensor, torch
 
 
 def logistic(
@@ -45,6 +49,26 @@ def logistic(
     return over_ordered_pairs(loss, scores, grades, list_mask)
 
 
+@OBJECTIVE.add
+class Logistic(Objective):
+    """DPO, cDPO, SimPO; over all ordered pairs of a list."""
+
+    formula = staticmethod(logistic)
+    properties = Properties(shift_invariant=True, zero_when_tied=True, dpo_at_two=True, of_rewards=True)
+    trl = {
+        "sigmoid": "{objective: {name: logistic}}",
+        "sigmoid_norm": "{objective: {name: logistic}, score: {name: log_ratio_mean}}",
+        "cpo_sigmoid": "{objective: [{name: logistic}, {name: sft}], score: {name: likelihood}}",
+        "simpo": "{objective: {name: logistic, margin: 0.5}, score: {name: likelihood_mean, beta: 2.0}}",
+    }
+
+    name: Literal["logistic"] = "logistic"
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Probability that a preference is flipped."""
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """How far apart scores should be (SimPO's gamma)."""
+
+
 def robust(
     scores: Float[Tensor, "B K"],
     grades: Float[Tensor, "B K"],
@@ -73,6 +97,19 @@ def robust(
     return over_ordered_pairs(loss, scores, grades, list_mask)
 
 
+@OBJECTIVE.add
+class Robust(Objective):
+    """Robust DPO for flipped preferences."""
+
+    formula = staticmethod(robust)
+    properties = Properties(shift_invariant=True, zero_when_tied=True, dpo_at_two=False)
+    trl = {"robust": "{objective: {name: robust}}"}
+
+    name: Literal["robust"] = "robust"
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """Share of flipped preferences."""
+
+
 def hinge(
     scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
 ) -> Float[Tensor, " B"]:
@@ -89,6 +126,20 @@ def hinge(
     Source: SLiC, arXiv:2305.10425; on log-ratios and all pairs: LiPO, arXiv:2402.01878 (SLiC_norm).
     """
     return over_ordered_pairs(lambda d: F.relu(1 - d), scores, grades, list_mask)
+
+
+@OBJECTIVE.add
+class Hinge(Objective):
+    """SLiC's hinge."""
+
+    formula = staticmethod(hinge)
+    properties = Properties(shift_invariant=True, zero_when_tied=True, dpo_at_two=False, of_rewards=True)
+    trl = {
+        "hinge": "{objective: {name: hinge}}",
+        "cpo_hinge": "{objective: [{name: hinge}, {name: sft}], score: {name: likelihood}}",
+    }
+
+    name: Literal["hinge"] = "hinge"
 
 
 def squared(
@@ -109,6 +160,20 @@ def squared(
     code sums: `log_ratio`.
     """
     return over_ordered_pairs(lambda d: ((d - 0.5) / beta).square(), scores, grades, list_mask)
+
+
+@OBJECTIVE.add
+class Squared(Objective):
+    """IPO."""
+
+    formula = staticmethod(squared)
+    properties = Properties(shift_invariant=True, zero_when_tied=True, dpo_at_two=False)
+    trl = {
+        "ipo": "{objective: {name: squared}, score: {name: log_ratio_mean}}",
+        "cpo_ipo": "{objective: [{name: squared}, {name: sft}], score: {name: likelihood_mean, beta: 0.1}}",
+    }
+
+    name: Literal["squared"] = "squared"
 
 
 def exo(
@@ -137,6 +202,19 @@ def exo(
         return d.sigmoid() * (F.logsigmoid(d) - log_kept) + (-d).sigmoid() * (F.logsigmoid(-d) - log_flipped)
 
     return over_ordered_pairs(loss, scores, grades, list_mask)
+
+
+@OBJECTIVE.add
+class Exo(Objective):
+    """EXO on ordered pairs."""
+
+    formula = staticmethod(exo)
+    properties = Properties(shift_invariant=True, zero_when_tied=True, dpo_at_two=False)
+    trl = {"exo_pair": "{objective: {name: exo}}"}
+
+    name: Literal["exo"] = "exo"
+    label_smoothing: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3
+    """Probability that a preference is flipped; 0 would make the loss infinite."""
 
 
 def discopop(
@@ -168,6 +246,19 @@ def discopop(
     return over_ordered_pairs(loss, scores, grades, list_mask)
 
 
+@OBJECTIVE.add
+class Discopop(Objective):
+    """DiscoPOP."""
+
+    formula = staticmethod(discopop)
+    properties = Properties(shift_invariant=True, zero_when_tied=True, dpo_at_two=False)
+    trl = {"discopop": "{objective: {name: discopop}}"}
+
+    name: Literal["discopop"] = "discopop"
+    temperature: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """How sharply the blend of the two losses changes."""
+
+
 def odds_ratio(
     scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
 ) -> Float[Tensor, " B"]:
@@ -187,6 +278,19 @@ def odds_ratio(
     below_one = scores.masked_fill(~list_mask, -1).clamp(max=-1e-6)
     log_odds = below_one - torch.log(-torch.expm1(below_one))
     return over_ordered_pairs(lambda d: -F.logsigmoid(d), log_odds, grades, list_mask)
+
+
+@OBJECTIVE.add
+class OddsRatio(Objective):
+    """ORPO's odds-ratio term; combine it with `sft`."""
+
+    formula = staticmethod(odds_ratio)
+    properties = Properties(shift_invariant=False, zero_when_tied=True, dpo_at_two=False, score="likelihood_mean")
+    trl = {"orpo": "{objective: [{name: sft}, {name: odds_ratio, weight: 0.1}]}"}
+
+    name: Literal["odds_ratio"] = "odds_ratio"
+    score: LikelihoodMean = LikelihoodMean(beta=1.0)
+    """Odds are those of the mean token probability."""
 
 
 def partial_order(
@@ -213,6 +317,18 @@ def partial_order(
     places = settled(scores, list_mask, noise)
     violated = ordered_pairs(grades, list_mask) & (places[:, :, None] < places[:, None, :])
     return -differences(scores).masked_fill(~violated, 0).sum(dim=(1, 2))
+
+
+@OBJECTIVE.add
+class PartialOrder(Objective):
+    """Rescue and RRHF; combine it with `sft`."""
+
+    formula = staticmethod(partial_order)
+    properties = Properties(shift_invariant=True, zero_when_tied=True, dpo_at_two=False)
+
+    name: Literal["partial_order"] = "partial_order"
+    score: ScoreConfig | None = LikelihoodMean(beta=1.0)
+    """Mean log-probability, as in both papers (Rescue: `length_power: 0.85`); null takes the recipe's score."""
 
 
 def _smoothed(d: Tensor, eps: float) -> Tensor:

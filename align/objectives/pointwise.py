@@ -5,11 +5,17 @@ and grade may hold anything, even NaN). A list's loss is the sum over its comple
 K lists of one.
 """
 
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from torch import Tensor
+from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import PositiveFloat
+
+from align.objectives.base import Properties
 from align.objectives.lists import best_graded, masked_mean, masked_sum
+from align.objectives.objective import OBJECTIVE, Objective
+from align.objectives.scores import LikelihoodMean, ScoreConfig
+from align.tensors import Bool, F, Float, Tensor, torch
 
 
 def pointwise_mse(
@@ -32,6 +38,16 @@ def pointwise_mse(
     return (grades - scores).square().sum(dim=1)
 
 
+@OBJECTIVE.add
+class PointwiseMse(Objective):
+    """Squared error against the grades."""
+
+    formula = staticmethod(pointwise_mse)
+    properties = Properties(shift_invariant=False, zero_when_tied=False, dpo_at_two=False, of_rewards=True)
+
+    name: Literal["pointwise_mse"] = "pointwise_mse"
+
+
 def pointwise_sigmoid(
     scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
 ) -> Float[Tensor, " B"]:
@@ -51,6 +67,18 @@ def pointwise_sigmoid(
     scores = scores.masked_fill(~list_mask, 0)
     grades = grades.masked_fill(~list_mask, 0).to(scores.dtype)
     return masked_sum(-grades * F.logsigmoid(scores) - (1 - grades) * F.logsigmoid(-scores), list_mask)
+
+
+@OBJECTIVE.add
+class PointwiseSigmoid(Objective):
+    """Cross-entropy against the grades as probabilities."""
+
+    formula = staticmethod(pointwise_sigmoid)
+    properties = Properties(
+        shift_invariant=False, zero_when_tied=False, dpo_at_two=False, grades="unit", of_rewards=True
+    )
+
+    name: Literal["pointwise_sigmoid"] = "pointwise_sigmoid"
 
 
 def kto(
@@ -79,8 +107,23 @@ def kto(
 
     Source: KTO, arXiv:2402.01306, eq. 8, as in TRL 1.16.
     """
-    z = baseline.detach() if isinstance(baseline, Tensor) else baseline
+    z = baseline.detach() if isinstance(baseline, torch.Tensor) else baseline
     return _unpaired(scores - z, grades, list_mask, desirable_weight, undesirable_weight)
+
+
+@OBJECTIVE.add
+class Kto(Objective):
+    """KTO, for completions that are good or bad by themselves."""
+
+    formula = staticmethod(kto)
+    properties = Properties(shift_invariant=False, zero_when_tied=False, dpo_at_two=False, min_list_size=1)
+    trl = {"kto": "{objective: {name: kto}}"}
+
+    name: Literal["kto"] = "kto"
+    desirable_weight: PositiveFloat = 1.0
+    """Weight of desirable completions."""
+    undesirable_weight: PositiveFloat = 1.0
+    """Weight of undesirable completions."""
 
 
 def apo_zero_unpaired(
@@ -109,6 +152,21 @@ def apo_zero_unpaired(
     return _unpaired(scores, grades, list_mask, desirable_weight, undesirable_weight)
 
 
+@OBJECTIVE.add
+class ApoZeroUnpaired(Objective):
+    """APO-zero for single completions."""
+
+    formula = staticmethod(apo_zero_unpaired)
+    properties = Properties(shift_invariant=False, zero_when_tied=False, dpo_at_two=False, min_list_size=1)
+    trl = {"apo_zero_unpaired": "{objective: {name: apo_zero_unpaired}}"}
+
+    name: Literal["apo_zero_unpaired"] = "apo_zero_unpaired"
+    desirable_weight: PositiveFloat = 1.0
+    """Weight of desirable completions."""
+    undesirable_weight: PositiveFloat = 1.0
+    """Weight of undesirable completions."""
+
+
 def sft(
     scores: Float[Tensor, "B K"],
     grades: Float[Tensor, "B K"],
@@ -133,6 +191,21 @@ def sft(
     """
     best = best_graded(grades, list_mask)
     return -masked_mean(scores, best & (best.cumsum(dim=1) == 1) if ties == "first" else best)
+
+
+@OBJECTIVE.add
+class Sft(Objective):
+    """Next-token loss of the best completion, beside another objective (RPO)."""
+
+    formula = staticmethod(sft)
+    properties = Properties(shift_invariant=False, zero_when_tied=False, dpo_at_two=False, min_list_size=1)
+    trl = {"sft": "{objective: {name: sft}}"}
+
+    name: Literal["sft"] = "sft"
+    ties: Literal["mean", "first"] = "mean"
+    """Several best completions: their mean, or the first of the row (RRHF and Rescue)."""
+    score: ScoreConfig | None = LikelihoodMean(beta=1.0)
+    """Mean log-probability of a token; null takes the recipe's score."""
 
 
 def _unpaired(

@@ -1,10 +1,15 @@
 """Neural PG-RANK: policy gradient of the expected NDCG of rankings drawn from the scores."""
 
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from __future__ import annotations
 
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from align.objectives.base import Properties
 from align.objectives.lists import ordered_pairs
+from align.objectives.objective import OBJECTIVE, Objective
+from align.tensors import Bool, Float, Int, Tensor, torch
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer: the increment of splitmix64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -58,6 +63,24 @@ def pl_policy_gradient(
     return -(advantage * _log_probability(scores, list_mask, ranking)).mean(dim=1)
 
 
+@OBJECTIVE.add
+class PlPolicyGradient(Objective):
+    """Neural PG-RANK."""
+
+    formula = staticmethod(pl_policy_gradient)
+    properties = Properties(
+        shift_invariant=True, zero_when_tied=True, dpo_at_two=False, grades="relevance", of_rewards=True
+    )
+
+    name: Literal["pl_policy_gradient"] = "pl_policy_gradient"
+    samples: Annotated[int, Field(ge=2)] = 16
+    """Rankings drawn per list and step."""
+    cutoff: Annotated[int, Field(ge=1)] | None = None
+    """Reward only this many first ranks (NDCG@k)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the draws."""
+
+
 def _log_probability(
     scores: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"], ranking: Int[Tensor, "B N K"]
 ) -> Float[Tensor, "B N"]:
@@ -97,7 +120,7 @@ def _gumbel(keys: Int[Tensor, "B K"], samples: int, seed: int) -> Float[Tensor, 
     return -torch.log(-torch.log(uniform))
 
 
-def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+def _mix(x: Int[Tensor, ...]) -> Int[Tensor, ...]:
     """splitmix64, elementwise."""
     x = x + _GOLDEN
     x = (x ^ (x >> 30 & (2**34 - 1))) * _MIX_1

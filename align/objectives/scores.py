@@ -5,15 +5,28 @@ completion. Positions where completion_mask is False may hold anything, even NaN
 a token, ref the reference's, T a completion's length in tokens (at least 1).
 """
 
-import math
-from collections.abc import Callable, Mapping
+from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat
+
+from align.objectives.base import SCORE, Score
+from align.objectives.divergence import Divergence, ReverseKL, link
+from align.own_code import load_function, names_a_function
+from align.section import named
+from align.tensors import Bool, Float, Int, Tensor, torch
 
 REVERSE_KL: Mapping[str, str | float] = {"name": "reverse_kl"}
+
+
+class _AgainstReference(Score):
+    beta: PositiveFloat = 0.1
+    """Strength of the pull to the reference; smaller lets the policy move further."""
+    divergence: Divergence = ReverseKL()
+    """Divergence from the reference that the score stands for; only for objectives of score differences."""
 
 
 def log_ratio(
@@ -43,7 +56,16 @@ def log_ratio(
     Source: DPO, arXiv:2305.18290; the links: f-DPO, arXiv:2309.16240.
     """
     del list_index
-    return beta * _link(_ratios(policy_logprobs, reference_logprobs, completion_mask).sum(dim=1), divergence)
+    return beta * link(_ratios(policy_logprobs, reference_logprobs, completion_mask).sum(dim=1), divergence)
+
+
+@SCORE.add
+class LogRatio(_AgainstReference):
+    """Log-ratio of policy and reference, summed over tokens (DPO, LiPO)."""
+
+    formula = staticmethod(log_ratio)
+
+    name: Literal["log_ratio"] = "log_ratio"
 
 
 def log_ratio_mean(
@@ -76,6 +98,15 @@ def log_ratio_mean(
         policy_logprobs, reference_logprobs, completion_mask, list_index, beta=beta, divergence=divergence
     )
     return total / _lengths(completion_mask)
+
+
+@SCORE.add
+class LogRatioMean(_AgainstReference):
+    """The same per token."""
+
+    formula = staticmethod(log_ratio_mean)
+
+    name: Literal["log_ratio_mean"] = "log_ratio_mean"
 
 
 def length_desensitised(
@@ -111,7 +142,18 @@ def length_desensitised(
     shared = torch.where(same_list, lengths[None, :], completion_mask.shape[1]).amin(dim=1)
     ratios = _ratios(policy_logprobs, reference_logprobs, completion_mask)
     beyond = completion_mask.cumsum(dim=1) > shared[:, None]
-    return beta * _link(torch.where(beyond, alpha * ratios, ratios).sum(dim=1), divergence)
+    return beta * link(torch.where(beyond, alpha * ratios, ratios).sum(dim=1), divergence)
+
+
+@SCORE.add
+class LengthDesensitised(_AgainstReference):
+    """The same with less weight on tokens beyond the list's shortest completion (LD-DPO)."""
+
+    formula = staticmethod(length_desensitised)
+
+    name: Literal["length_desensitised"] = "length_desensitised"
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of those tokens; 1 is `log_ratio`."""
 
 
 def likelihood(
@@ -140,6 +182,18 @@ def likelihood(
     """
     del reference_logprobs, list_index
     return beta * policy_logprobs.masked_fill(~completion_mask, 0).sum(dim=1)
+
+
+@SCORE.add
+class Likelihood(Score):
+    """Log-probability of the completion, no reference (CPO)."""
+
+    formula = staticmethod(likelihood)
+    against_reference = False
+
+    name: Literal["likelihood"] = "likelihood"
+    beta: PositiveFloat = 0.1
+    """Scale."""
 
 
 def likelihood_mean(
@@ -172,6 +226,20 @@ def likelihood_mean(
     return total / _lengths(completion_mask) ** length_power
 
 
+@SCORE.add
+class LikelihoodMean(Score):
+    """Mean log-probability of a token, no reference (SimPO)."""
+
+    formula = staticmethod(likelihood_mean)
+    against_reference = False
+
+    name: Literal["likelihood_mean"] = "likelihood_mean"
+    beta: PositiveFloat = 2.0
+    """Scale."""
+    length_power: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The sum is divided by this power of the length; Rescue takes 0.85 for sampled completions."""
+
+
 def _ratios(
     policy: Float[Tensor, "N C"], reference: Float[Tensor, "N C"] | None, mask: Bool[Tensor, "N C"]
 ) -> Float[Tensor, "N C"]:
@@ -185,46 +253,45 @@ def _lengths(mask: Bool[Tensor, "N C"]) -> Int[Tensor, " N"]:
     return mask.sum(dim=1).clamp(min=1)
 
 
-def _link(u: Float[Tensor, " N"], divergence: Mapping[str, str | float]) -> Float[Tensor, " N"]:
-    options = {key: value for key, value in divergence.items() if key != "name"}
-    return LINKS[str(divergence["name"])](u, **options)
+class OwnScore(Score):
+    """A function of your own file, held to the contract before training; its other keys are the function's keywords."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Literal["python"] = "python"
+    function: Annotated[str, AfterValidator(names_a_function)]
+    """`file.py:function`, from the current folder; training runs that file's code."""
+    beta: PositiveFloat = 0.1
+    """Scale of the scores, for objectives that divide it out; the function gets it where it takes a `beta`."""
+    reference: bool = True
+    """Whether it compares with the reference; if not, the reference is not computed, and None for the function."""
+
+    def load(self) -> Callable[..., Any]:
+        """The function, checked.
+
+        Raises:
+            UserError: there is none, or it breaks the contract of a score.
+        """
+        from align.objectives.contract import check_score_function, keywords  # once it is asked for
+
+        function = load_function(self.function)
+        given = {name: value for name, value in {"beta": self.beta}.items() if name in keywords(function)}
+        bound = partial(function, **given)
+        check_score_function(bound, self.function, self.options(), reference=self.reference)
+        return bound
+
+    def options(self) -> dict[str, Any]:
+        """The keys that are not ours."""
+        return dict(self.model_extra or {})
+
+    @property
+    def needs_reference(self) -> bool:
+        """See `reference`."""
+        return self.reference
 
 
-def _reverse_kl(u: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    return u
-
-
-def _forward_kl(u: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    return 1 - _capped_exp(-u)
-
-
-def _js(u: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    return math.log(2) + F.logsigmoid(u)
-
-
-def _alpha(u: Float[Tensor, " N"], alpha: float) -> Float[Tensor, " N"]:
-    if abs(alpha - 1) < 1e-6:
-        return u
-    return (_capped_exp((alpha - 1) * u) - 1) / (alpha - 1)
-
-
-def _capped_exp(x: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """e^x with the exponent held where the result can still be represented."""
-    return x.clamp(max=11.0 if x.dtype == torch.float16 else 80.0).exp()
-
-
-LINKS: dict[str, Callable[..., Tensor]] = {
-    "reverse_kl": _reverse_kl,
-    "forward_kl": _forward_kl,
-    "js": _js,
-    "alpha": _alpha,
-}
-
-
-SCORES: dict[str, Callable[..., Tensor]] = {
-    "log_ratio": log_ratio,
-    "log_ratio_mean": log_ratio_mean,
-    "length_desensitised": length_desensitised,
-    "likelihood": likelihood,
-    "likelihood_mean": likelihood_mean,
-}
+if TYPE_CHECKING:
+    ScoreConfig = Score
+else:
+    ScoreConfig = Annotated[SCORE.union(OwnScore), named("log_ratio")]
+    """Any score's section, for use as a pydantic field."""

@@ -1,10 +1,14 @@
 """Token-level members: T-REG's regularizer, and weights of single tokens (TGDPO, or a column of the data)."""
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, model_validator
 
 from align.objectives.lists import differences, masked_sum, ordered_pairs
+from align.section import Strict
+from align.tensors import Bool, Float, Tensor, torch
 
 
 def token_regularizer(
@@ -74,6 +78,24 @@ def token_reg(
     return alpha * masked_sum(regularizers * (weights.sum(dim=2) + weights.sum(dim=1)), list_mask)
 
 
+class TokenReg(Strict):
+    """T-REG."""
+
+    name: Literal["token_reg"] = "token_reg"
+    alpha: Annotated[float, Field(ge=0)] = 0.25
+    """Share of the regularizer; the paper takes 0.1 to 0.5, and below 2 no token's gradient changes its sign."""
+    detach_weight: bool = True
+    """Hold a pair's weight sigmoid(s_worse - s_better) constant in the backward pass."""
+    static_weight: PositiveFloat | None = None
+    """A constant in place of that weight (the paper's ablation)."""
+
+    @model_validator(mode="after")
+    def _weight_is_live(self) -> TokenReg:
+        if self.static_weight is not None and not self.detach_weight:
+            raise ValueError("detach_weight: a static_weight has no gradient; remove one of the two")
+        return self
+
+
 def tgdpo_weights(
     token_rewards: Float[Tensor, "N C"], places: Float[Tensor, " N"], *, alpha: float = 0.5
 ) -> Float[Tensor, "N C"]:
@@ -94,6 +116,14 @@ def tgdpo_weights(
     return 1 + alpha * places[:, None] * token_rewards.detach()
 
 
+class Tgdpo(Strict):
+    """TGDPO: a token's log-ratio counts more where its reward goes with the completion's place in the list."""
+
+    name: Literal["tgdpo"] = "tgdpo"
+    alpha: Annotated[float, Field(ge=0)] = 0.5
+    """Strength."""
+
+
 def list_places(grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]) -> Float[Tensor, "B K"]:
     """From 1 for a completion that is better than all others of its list, to -1 for one that is worse than all.
 
@@ -111,3 +141,12 @@ def list_places(grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]) ->
     pairs = ordered_pairs(grades, list_mask).to(grades.dtype)
     won, lost = pairs.sum(dim=2), pairs.sum(dim=1)
     return (won - lost) / (won + lost).clamp(min=1)
+
+
+class Column(Strict):
+    """The rows' own `token_weights`."""
+
+    name: Literal["column"] = "column"
+
+
+TokenWeights = Annotated[Tgdpo | Column, Field(discriminator="name")]

@@ -12,17 +12,10 @@ from align.data.config import DataSection, SourceSection
 from align.errors import UserError
 from align.model.adapters import AdaLora
 from align.model.config import ContrastSection, PolicySection, ReferenceSection, TokenRewards
-from align.objectives import PROPERTIES, ObjectiveConfig, ScoreConfig
-from align.objectives.score_config import (
-    REFERENCE_FREE,
-    LengthDesensitised,
-    LikelihoodMean,
-    LogRatio,
-    ReverseKL,
-    Tgdpo,
-    TokenReg,
-    TokenWeights,
-)
+from align.objectives import Objective, ObjectiveConfig, ScoreConfig
+from align.objectives.divergence import ReverseKL
+from align.objectives.scores import LengthDesensitised, LikelihoodMean, LogRatio, OwnScore
+from align.objectives.token_reg import Tgdpo, TokenReg, TokenWeights
 from align.recipe.mistakes import explain, known_keys
 from align.recipe.other_tools import foreign_recipe
 from align.recipe.settings import RewardSection, TrainSection, check_reward_objectives
@@ -139,7 +132,7 @@ class Recipe(Strict):
                 "score: no objective reads it, since each has a score of its own; give it to the objective "
                 "(`objective.score`), or remove it"
             )
-        if self.dpop is not None and all(score.name in REFERENCE_FREE for score in scores):
+        if self.dpop is not None and not any(score.needs_reference for score in scores):
             raise ValueError("dpop: there is no reference to fall below; use a score such as `log_ratio`, or remove it")
         if self.task == "sft" and self.wpo:
             raise ValueError("wpo: `task: sft` weighs every list the same; remove it")
@@ -171,10 +164,11 @@ class Recipe(Strict):
         check_reward_objectives(self.reward, self.objective)
 
     def _check_regularizer(self) -> None:
-        if not self.objective or PROPERTIES[self.objective[0].name].min_list_size < 2:
+        first = self.objective[0] if self.objective else None
+        if not isinstance(first, Objective) or first.holds.min_list_size < 2:
             raise ValueError("regularizer: token_reg weighs pairs of completions; put `logistic` or `lambda` first")
-        score = getattr(self.objective[0], "score", None) or self.score
-        if isinstance(score, LengthDesensitised) or getattr(score, "divergence", ReverseKL()) != ReverseKL():
+        score = first.score or self.score
+        if isinstance(score, LengthDesensitised | OwnScore) or getattr(score, "divergence", ReverseKL()) != ReverseKL():
             raise ValueError(
                 "regularizer: token_reg is defined for `log_ratio`, `log_ratio_mean`, `likelihood` and "
                 "`likelihood_mean` without a divergence; set `score` to one of them"

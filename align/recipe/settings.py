@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from align.objectives.config import Objective
+from align.objectives import PROPERTIES, Objective
 from align.recipe.optimizers import why_not
 from align.recipe.trackers import checked_trackers
 from align.section import Fraction, Free, Grows, Strict
@@ -56,20 +56,6 @@ OPTIMIZERS = (
     "stable_adamw",
 )
 """transformers.TrainingArguments knows these; a test compares. Here because importing transformers takes seconds."""
-
-
-LISTWISE = (
-    "exo_list",
-    "hinge",
-    "lambda",
-    "list_mle",
-    "logistic",
-    "pl_policy_gradient",
-    "pointwise_mse",
-    "pointwise_sigmoid",
-    "softmax",
-)
-"""Objectives of policies that a reward can take the place of the score in."""
 
 
 class TrainSection(Strict):
@@ -180,10 +166,11 @@ def check_reward_objectives(
                     f"objective.output: the head has no output {objective.output}; it has {', '.join(section.outputs)}"
                 )
             continue
-        name = objective.model_dump()["name"]
-        if name not in LISTWISE or objective.score is not None:
-            what = f"`{name}`" if name not in LISTWISE else f"`score` of `{name}`"
+        name, of_rewards = objective.name, objective.holds.of_rewards
+        if not of_rewards or objective.score is not None:
+            what = f"`score` of `{name}`" if of_rewards else f"`{name}`"
+            listwise = ", ".join(sorted(own for own, holds in PROPERTIES.items() if holds.of_rewards))
             raise ValueError(
                 f"objective: {what} is about a policy's log-probabilities; a reward model takes bradley_terry, "
-                f"attributes or one of {', '.join(LISTWISE)}, without a score"
+                f"attributes or one of {listwise}, without a score"
             )

@@ -7,23 +7,24 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from align.data import Prepared, Source, prepare_data, read_chat_template
-from align.packing.batch import collate
 from align.data.contrast import Templates
 from align.data.steps import micro_batches
 from align.errors import UserError
 from align.losses.list_loss import ListLoss, build_loss, likelihood_loss
+from align.losses.reward_loss import RewardLoss, build_reward_loss, ranks
 from align.model.adapters import Eva
 from align.model.checks import check_token_ids
-from align.model.reference import check_reference_identity
 from align.model.config import ContrastSection, PolicySection
 from align.model.load import load_tokenizer, positions
 from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
-from align.objectives import PROPERTIES, ObjectiveConfig, check_grades, check_score
+from align.model.reference import check_reference_identity
+from align.objectives import ObjectiveConfig
+from align.objectives.checks import check_domain, check_score_fits
 from align.objectives.noise import resolution
-from align.objectives.score_config import Column
+from align.objectives.token_reg import Column
+from align.packing.batch import collate
 from align.recipe import Recipe
-from align.losses.reward_loss import RewardLoss, build_reward_loss, ranks
 from align.runs.run_directory import RunDirectory
 from rewards.head_config import Attributes, BradleyTerry
 
@@ -92,7 +93,7 @@ def min_completions(recipe: Recipe) -> int:
     """Completions that a row must have to be of use: two to prefer one, one for what looks at single completions."""
     if recipe.task == "reward":
         return 2 if ranks(recipe.objective) else 1
-    return max((PROPERTIES[term.name].min_list_size for term in recipe.objective), default=1)
+    return max((term.holds.min_list_size for term in list_objectives(recipe)), default=1)
 
 
 def needs_label(recipe: Recipe) -> bool:
@@ -114,13 +115,13 @@ def check_objectives(recipe: Recipe, prepared: Prepared) -> None:
     objectives = list_objectives(recipe)
     if recipe.task != "reward":
         for objective in objectives:
-            check_score(objective.name, objective.score or recipe.score)
+            check_score_fits(objective.name, objective.holds, objective.score or recipe.score)
     for part in (prepared.train, prepared.heldout):
         for source, row, grades in zip(part["source"][:], part["row"][:], part["grades"][:], strict=True):
             one_list = torch.tensor([grades], dtype=torch.float64)
             for objective in objectives:
                 try:
-                    check_grades(objective.name, one_list, torch.ones_like(one_list, dtype=torch.bool))
+                    check_domain(objective.name, objective.holds, one_list, torch.ones_like(one_list, dtype=torch.bool))
                 except UserError as error:
                     raise UserError(f"{source}, row {row}: {error}") from None
 

@@ -13,10 +13,10 @@ from datasets import Dataset
 
 from align.data.schema import Row
 from align.errors import UserError
+from align.files import read_json, write_json
 from align.model.config import PolicySection
 from align.model.identity import base_identity
 from align.model.load import model_folder
-from align.files import read_json, write_json
 from align.runs.run_directory import RunDirectory
 
 log = logging.getLogger("align")

@@ -9,8 +9,9 @@ from transformers import AutoTokenizer
 from align.data import Source, prepare_data
 from align.errors import UserError
 from align.losses.list_loss import build_loss
-from align.objectives.config import Logistic
-from align.objectives.score_config import Column, LogRatio
+from align.objectives.pairwise import Logistic
+from align.objectives.scores import LogRatio
+from align.objectives.token_reg import Column
 from align.packing.batch import collate
 from align.training.train import train
 from align.types import TokenStats

@@ -12,17 +12,16 @@ from pydantic import BaseModel
 
 from align.errors import UserError
 from align.model.reward import RewardBatch
-from align.objectives import ObjectiveConfig, ScoreConfig
-from align.objectives.config import Objective
-from align.objectives.score_config import AlphaDivergence, Tgdpo, TokenReg
+from align.objectives import OBJECTIVE, SCORE, Objective
+from align.objectives.divergence import AlphaDivergence
+from align.objectives.token_reg import Tgdpo, TokenReg
 from align.packing.batch import collate
 from align.recipe import parse_recipe
 from align.runs.build import loss_of
 from align.types import TokenStats
 from rewards.head_config import Attributes, BradleyTerry
 
-OBJECTIVES = get_args(get_args(ObjectiveConfig)[0])
-SCORES = get_args(get_args(ScoreConfig)[0])
+OBJECTIVES, SCORES = OBJECTIVE.classes.values(), SCORE.classes.values()
 COLUMNS = {"strength_field", "deviation_field"}
 """Names of columns reach the loss where the rows are read; tests/training/test_reward.py reads them."""
 

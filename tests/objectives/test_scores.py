@@ -7,8 +7,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch.testing import assert_close
 
-from align.objectives.score_config import REFERENCE_FREE, ScoreConfig
-from align.objectives.scores import SCORES
+from align.objectives import REFERENCE_FREE, SCORES, ScoreConfig
 
 LENGTHS, LIST_INDEX = [3, 1, 4, 2, 2], [0, 0, 1, 1, 1]
 

@@ -1,7 +1,7 @@
 """The tables that name objectives agree with one another, with the functions and with TRL; what is refused and how."""
 
 import inspect
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -10,25 +10,51 @@ from pydantic import TypeAdapter, ValidationError
 
 from align.errors import UserError
 from align.objectives import (
+    OBJECTIVE,
     OBJECTIVES,
     PROPERTIES,
     REFUSED,
+    SCORE,
     SCORES,
     TRL_NAMES,
+    Objective,
     ObjectiveConfig,
     ScoreConfig,
     check_grades,
     check_score,
 )
 from align.objectives.base import GIVEN
+from align.objectives.names import trl_names
+from align.registry import Registry
 
-CONFIGS = {cls.model_fields["name"].default: cls for cls in get_args(get_args(ObjectiveConfig)[0])}
-OBJECTIVE, SCORE = TypeAdapter(ObjectiveConfig), TypeAdapter(ScoreConfig)
+CONFIGS = OBJECTIVE.classes
+AN_OBJECTIVE, A_SCORE = TypeAdapter(ObjectiveConfig), TypeAdapter(ScoreConfig)
 
 
-def test_every_table_has_the_same_names():
-    assert set(OBJECTIVES) == set(PROPERTIES) == set(CONFIGS)
-    assert {cls.model_fields["name"].default for cls in get_args(get_args(ScoreConfig)[0])} == set(SCORES)
+def test_a_recipe_takes_every_registered_class_and_one_of_the_users_own():
+    for config, registry in ((ObjectiveConfig, OBJECTIVE), (ScoreConfig, SCORE)):
+        taken = [cls.model_fields["name"].default for cls in get_args(get_args(config)[0])]
+        assert taken == [*registry.classes, "python"]
+        assert all(name == cls.model_fields["name"].default for name, cls in registry.classes.items())
+    assert all(OBJECTIVES[name] is cls.formula for name, cls in CONFIGS.items())
+
+
+def test_a_name_that_is_taken_is_refused_where_it_is_registered():
+    registry = Registry("objective")
+    registry.add(CONFIGS["hinge"])
+
+    class Twin(Objective):
+        name: Literal["hinge"] = "hinge"
+
+    with pytest.raises(ValueError, match="two classes are the objective `hinge`.*Hinge.*Twin"):
+        registry.add(Twin)
+    assert registry.classes == {"hinge": CONFIGS["hinge"]}
+
+
+def test_a_name_of_trl_that_two_claim_is_refused(monkeypatch):
+    monkeypatch.setattr(CONFIGS["hinge"], "trl", {"sigmoid": "{objective: {name: hinge}}"})
+    with pytest.raises(ValueError, match="two objectives stand for TRL's sigmoid"):
+        trl_names()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -46,7 +72,7 @@ def test_fields_are_the_keyword_arguments_with_their_defaults(name):
 def test_score_fields_are_the_keyword_arguments_with_their_defaults(name):
     parameters = inspect.signature(SCORES[name]).parameters.values()
     keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert SCORE.validate_python({"name": name}).model_dump(exclude={"name"}) == keywords
+    assert A_SCORE.validate_python({"name": name}).model_dump(exclude={"name"}) == keywords
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -57,10 +83,10 @@ def test_every_field_explains_itself(name):
 
 
 def test_a_required_score_is_the_only_one_that_the_recipe_takes():
-    assert PROPERTIES["odds_ratio"].score == OBJECTIVE.validate_python({"name": "odds_ratio"}).score.name
+    assert PROPERTIES["odds_ratio"].score == AN_OBJECTIVE.validate_python({"name": "odds_ratio"}).score.name
     for score in (None, {"name": "log_ratio"}):
         with pytest.raises(ValidationError, match="score"):
-            OBJECTIVE.validate_python({"name": "odds_ratio", "score": score})
+            AN_OBJECTIVE.validate_python({"name": "odds_ratio", "score": score})
 
 
 @pytest.mark.parametrize(
@@ -79,7 +105,7 @@ def test_a_required_score_is_the_only_one_that_the_recipe_takes():
 )
 def test_impossible_options_are_refused(keys):
     with pytest.raises(ValidationError, match=next(key for key in keys if key != "name")):
-        OBJECTIVE.validate_python(keys)
+        AN_OBJECTIVE.validate_python(keys)
 
 
 TRL_DPO = {
@@ -100,8 +126,8 @@ def test_what_stands_for_a_trl_name_is_a_valid_recipe(name):
     keys = yaml.safe_load(TRL_NAMES[name])
     objectives = keys["objective"] if isinstance(keys["objective"], list) else [keys["objective"]]
     assert set(keys) <= {"objective", "score"}
-    assert [OBJECTIVE.validate_python(each).name for each in objectives]
-    assert SCORE.validate_python(keys.get("score", {"name": "log_ratio"}))
+    assert [AN_OBJECTIVE.validate_python(each).name for each in objectives]
+    assert A_SCORE.validate_python(keys.get("score", {"name": "log_ratio"}))
 
 
 def test_a_refused_name_says_why():
@@ -136,17 +162,17 @@ def test_good_lists_pass_whatever_the_padding_holds(name):
 @pytest.mark.parametrize("name", ["nca", "kto", "pointwise_mse"])
 def test_a_divergence_is_refused_where_single_scores_count(name):
     with pytest.raises(UserError, match="divergence `js`.*`logistic`"):
-        check_score(name, SCORE.validate_python({"name": "log_ratio", "divergence": {"name": "js"}}))
+        check_score(name, A_SCORE.validate_python({"name": "log_ratio", "divergence": {"name": "js"}}))
 
 
 def test_another_score_than_the_needed_one_is_refused():
     with pytest.raises(UserError, match="`odds_ratio` is defined for the score `likelihood_mean`, not `log_ratio`"):
-        check_score("odds_ratio", SCORE.validate_python({"name": "log_ratio"}))
+        check_score("odds_ratio", A_SCORE.validate_python({"name": "log_ratio"}))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_plain_scores_fit(name):
     for score in SCORES if PROPERTIES[name].score is None else [PROPERTIES[name].score]:
-        check_score(name, SCORE.validate_python({"name": score}))
+        check_score(name, A_SCORE.validate_python({"name": score}))
     if PROPERTIES[name].shift_invariant:
-        check_score(name, SCORE.validate_python({"name": "log_ratio", "divergence": {"name": "forward_kl"}}))
+        check_score(name, A_SCORE.validate_python({"name": "log_ratio", "divergence": {"name": "forward_kl"}}))

@@ -8,9 +8,10 @@ from torch.testing import assert_close
 
 from align.losses.list_loss import build_loss
 from align.objectives import pair_weights, token_regularizer
-from align.objectives.config import Lambda, Logistic
-from align.objectives.score_config import LikelihoodMean, LogRatio, LogRatioMean, Tgdpo, TokenReg
-from align.objectives.token_reg import list_places
+from align.objectives.lambda_loss import Lambda
+from align.objectives.pairwise import Logistic
+from align.objectives.scores import LikelihoodMean, LogRatio, LogRatioMean
+from align.objectives.token_reg import Tgdpo, TokenReg, list_places
 from align.packing.batch import collate
 from align.types import TokenStats
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from align.losses.list_loss import build_loss, likelihood_loss
-from align.objectives.config import Kto, Logistic, Sft
-from align.objectives.score_config import LikelihoodMean, LogRatio
+from align.objectives.pairwise import Logistic
+from align.objectives.pointwise import Kto, Sft
+from align.objectives.scores import LikelihoodMean, LogRatio
 from align.packing.batch import collate
 from align.types import TokenStats
 

@@ -20,8 +20,8 @@ from align.model.checkpointing import checkpoint_layers
 from align.model.forward import TokenScorer, last_hidden
 from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
-from align.objectives.config import Logistic
-from align.objectives.score_config import LogRatio
+from align.objectives.pairwise import Logistic
+from align.objectives.scores import LogRatio
 from align.packing.batch import Example
 
 BETA, RANK, RATE = 0.1, 16, 1e-4
