@@ -31,6 +31,8 @@ def folder_of(model: str, revision: str | None = None) -> Path:
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise ScorerError(f"`revision`: {model} is a folder here, and a revision is of a hub model; leave it out")
         return folder
     try:
         skip = ["*/*", "consolidated*"]  # other formats' copies of the weights

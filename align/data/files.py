@@ -42,7 +42,10 @@ def file_records(file: Path, *, split: str | None = None) -> Iterator[Record]:
     Raises:
         UserError: nothing can be read there, or from some place on.
     """
-    return _table_records(file) if file.name.endswith(TABLES) else _json_records(file, split)
+    if file.name.endswith(TABLES):
+        _refuse_split(file, split)
+        return _table_records(file)
+    return _json_records(file, split)
 
 
 def is_split(name: str) -> bool:
@@ -63,6 +66,12 @@ def choose_split(place: Path, names: list[str], split: str | None) -> list[str]:
     raise UserError(f"{place}: no file of split {split!r}; its splits are {', '.join(names) or 'none'}")
 
 
+def _refuse_split(file: Path, split: str | None) -> None:
+    """Refuse a split of a file that holds none, but for its own name."""
+    if split is not None and file.name.split(".")[0].lower() != split.lower():
+        raise UserError(f"{file}: holds no splits, so that `split` {split!r} would choose nothing; leave it out")
+
+
 def _json_records(file: Path, split: str | None) -> Iterator[Record]:
     """Lines of an object each, or else the file as a whole."""
     lines = _lines(file)
@@ -76,6 +85,7 @@ def _json_records(file: Path, split: str | None) -> Iterator[Record]:
         if whole is not None:
             yield from ((str(file), number, raw) for number, raw in enumerate(whole, start=1))
             return
+    _refuse_split(file, split)
     for number, line in chain(head, lines):
         yield str(file), number, _parse(line)
 
@@ -118,8 +128,11 @@ def _whole(file: Path, lines: list[tuple[int, bytes]], split: str | None) -> lis
         ):
             raise UserError(f"{file}: {values.problem}; {values.remedy}")
         return None
+    if len(values) == 1 and _is_container(values[0]):
+        return _contained(file, values[0], split)
+    _refuse_split(file, split)
     if len(values) == 1:
-        return _rows(file, values[0], split)
+        return _rows(file, values[0])
     return values if all(isinstance(value, dict) for value in values) else None
 
 
@@ -141,17 +154,22 @@ def _next(text: str, place: int) -> int:
     return BLANK.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing too
 
 
-def _rows(file: Path, value: Any, split: str | None) -> list[Any] | None:
+def _contained(file: Path, value: dict[str, Any], split: str | None) -> list[Any]:
+    """The rows that an object holds, or those of one of its splits."""
+    names = [name for name in value if isinstance(value[name], list)]
+    splits = [name for name in names if is_split(name)]
+    if len(splits) > 1 or (splits and split):
+        splits = choose_split(file, splits, split)
+    elif not splits:
+        _refuse_split(file, split)
+    return [_without_nan(row) for row in value[(splits or names)[0]]]
+
+
+def _rows(file: Path, value: Any) -> list[Any] | None:
     """The rows in a JSON file's only value."""
     if isinstance(value, list):
         plain = value and not isinstance(value[0], dict) and not file.name.endswith((".json", ".json.gz"))
         return None if plain else [_without_nan(row) for row in value]
-    if _is_container(value):
-        names = [name for name in value if isinstance(value[name], list)]
-        splits = [name for name in names if is_split(name)]
-        if len(splits) > 1 or (splits and split):
-            splits = choose_split(file, splits, split)
-        return [_without_nan(row) for row in value[(splits or names)[0]]]
     if not isinstance(value, dict):
         raise UserError(f"{file}: JSON, but {type(value).__name__} and no rows; give a list of objects, or one a line")
     if _is_by_columns(value):

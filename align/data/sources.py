@@ -136,6 +136,8 @@ def records(path: str, *, split: str | None = None, revision: str | None = None)
         UserError: nothing can be read at that path, or from some place on.
     """
     place = Path(path).expanduser()
+    if revision is not None and place.exists():
+        raise UserError(f"{path}: is on this machine, and `revision` is of a hub data set; leave it out")
     if place.is_dir():
         yield from _folder_records(place, split)
     elif place.exists():

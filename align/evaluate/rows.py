@@ -94,8 +94,10 @@ def load_measured(model: str, chat_template: str | None) -> tuple[Policy, ListLo
     arguments: dict[str, Any] = {"device": device, "chat_template": chat_template}
     if (folder / "adapter_config.json").exists():
         config = read_json(folder / "adapter_config.json")
-        arguments |= {"revision": config.get("revision"), "start_adapter": model}
-        return load_policy(config["base_model_name_or_path"], **arguments), by_likelihood, chat_template
+        base = config["base_model_name_or_path"]
+        revision = None if Path(base).expanduser().is_dir() else config.get("revision")
+        arguments |= {"revision": revision, "start_adapter": model}
+        return load_policy(base, **arguments), by_likelihood, chat_template
     return load_policy(model, adapter=Full(), keep_reference=False, **arguments), by_likelihood, chat_template
 
 

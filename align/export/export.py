@@ -165,6 +165,8 @@ def find_trained(path: Path) -> Trained:
         commit = base_of(weights).get("commit") if weights.is_file() else None
         revision = commit or policy.get("revision", config.revision)
         base = config.base_model_name_or_path
+        if base and Path(base).expanduser().is_dir():
+            revision = None
         return Trained(folder, base and model_name(base), revision, remote, outputs, run)
     if (folder / "config.json").is_file():
         return Trained(folder, None, None, remote, outputs, run)

@@ -40,13 +40,16 @@ def model_folder(model: str, revision: str | None = None, *, trust_remote_code: 
     """The local folder of a model; a hub name is downloaded into the hub's cache unless it is there.
 
     Raises:
-        UserError: neither a folder nor a model that the hub gives, or the folder holds an adapter.
+        UserError: neither a folder nor a model that the hub gives, the folder holds an adapter, or it is to have a
+            revision.
     """
     folder = Path(model).expanduser()
     if folder.is_file():
         raise UserError(f"{model} is a file; give the folder of a model, or a hub name")
     if not folder.is_dir() and model.startswith(("/", "~", "./", "../")):
         raise UserError(f"{model}: there is no such folder; give the folder of a model, or a hub name")
+    if folder.is_dir() and revision is not None:
+        raise UserError(f"policy.revision: {model} is a folder here, and a revision is of a hub model; leave it out")
     if not folder.is_dir():
         folder = _download(model, revision, (*FILES, "*.py") if trust_remote_code else FILES)
     if (folder / "adapter_config.json").is_file():

@@ -17,6 +17,7 @@ from align.files import read_json, write_json
 from align.model.policy import Policy, load_policy
 from align.progress import progress
 from align.recipe import Recipe, load_recipe
+from align.recipe.idle import say_idle
 from align.rollout.agreement import check_agreement
 from align.rollout.config import Contrast
 from align.rollout.engine import Engine, Sampling, Weights
@@ -76,6 +77,7 @@ def rollout(recipe: Recipe) -> Path:
         )
     run.open(recipe)
     start_log(run, main=True)
+    say_idle(recipe)
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     folder = run.path / "rollout"
@@ -299,7 +301,7 @@ def load_trained(recipe: Recipe, trained: Path | None) -> Policy:
     run = trained if trained and (trained / "recipe.yaml").exists() else None
     if run:
         own = load_recipe(run / "recipe.yaml").policy
-        section |= {name: getattr(own, name) for name in ("model", "adapter", "start_adapter")}
+        section |= {name: getattr(own, name) for name in ("model", "revision", "adapter", "start_adapter")}
         section["like"] = RunDirectory(run).final_state()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = load_policy(**section, seed=recipe.train.seed, device=device, total_steps=1, keep_reference=False)

@@ -8,6 +8,7 @@ from align.data import render
 from align.model.classifier import is_read_at_last_token
 from align.packing.batch import Example
 from align.recipe import Recipe, dump_recipe
+from align.recipe.idle import say_idle
 from align.rollout.prompts import describe_prompts, read_prompts
 from align.runs.build import check_objectives, prepare, tokenizer_of
 from align.training.arguments import planned_steps
@@ -19,6 +20,7 @@ def inspect_recipe(recipe: Recipe, *, rows: int, console: Console | None = None)
     """Print the resolved recipe, the audit of its data and the first rows as the model reads them."""
     console = console or Console()
     console.print(Text(dump_recipe(recipe)))
+    say_idle(recipe)
     if recipe.online:
         _inspect_prompts(recipe, rows=rows, console=console)
         return

@@ -160,7 +160,7 @@ def _start(recipe: Recipe, run: RunDirectory, iteration: int) -> dict[str, Any]:
         return {"start_run": str(last)}
     trained = str(iteration_folder(run, reference) / "train" / "adapter")
     if isinstance(recipe.policy.adapter, Full):
-        return {"model": trained, "start_run": None}
+        return {"model": trained, "revision": None, "start_run": None}
     return {"adapter": Lora(), "start_adapter": trained, "start_run": str(last)}
 
 

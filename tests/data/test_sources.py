@@ -290,3 +290,28 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path, ending):
     file.write_bytes(b"no table")
     with pytest.raises(UserError, match=f"a.{ending}: not a {ending.capitalize()} file, or a broken one"):
         prompts(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS[:2])),
+        ("a.json", json.dumps(ROWS[:2])),
+        ("a.json", json.dumps(ROWS[0], indent=2)),
+        ("a.json", json.dumps({"data": ROWS[:2]})),
+        ("a.json", "\n".join(json.dumps(row, indent=2) for row in ROWS[:2])),
+        ("a.parquet", None),
+    ],
+)
+def test_a_split_or_revision_that_a_file_here_cannot_have_is_refused(tmp_path, name, text):
+    path = tmp_path / name
+    if text is None:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[:2]), path)
+    else:
+        path.write_text(text)
+    with pytest.raises(UserError, match=f"{name}: holds no splits, so that `split` 'test' would choose nothing; leave"):
+        read_source(str(path), split="test")
+    assert read_source(str(path)).rows == read_source(str(path), split="a").rows, "its own name chooses it"
+    for place in (path, tmp_path):
+        with pytest.raises(UserError, match="is on this machine, and `revision` is of a hub data set; leave it out"):
+            read_source(str(place), revision="main")

@@ -28,7 +28,7 @@ def refused(folder, message):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    refused(tmp_path / "nothing", "not a folder here, and the hub")
+    refused(tmp_path / "nothing", "there is no such folder; give the folder of a model, or a hub name")
     with pytest.raises(UserError, match="no-such-owner/no-such-model is not a folder"):
         load_policy("no-such-owner/no-such-model")
 
