@@ -1,15 +1,17 @@
-"""Write the pages that say what the code says: every key of a recipe, and every objective's formula.
+"""Write the pages that say what the code and the measurements say: recipe keys, formulas, figures.
 
     python docs/generate.py
 
 A test holds the pages to what this gives. Nothing here says anything of its own: the words are the sections'
-attribute docstrings and the functions' docstrings.
+attribute docstrings, the functions' docstrings, and the figures of `data/benchmarks`.
 """
 
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import yaml
@@ -20,7 +22,8 @@ from align.objectives.lambda_loss import lambda_weights
 from align.recipe import Recipe
 
 HERE = Path(__file__).parent
-WRITTEN = "<!-- Written by docs/generate.py; change the docstrings that it reads, then run it. -->\n\n"
+BENCHMARKS = HERE.parent / "data/benchmarks"
+WRITTEN = "<!-- Written by docs/generate.py; change what it reads, then run it. -->"
 BOUNDS = {"minimum": "&ge;", "exclusiveMinimum": "&gt;", "maximum": "&le;", "exclusiveMaximum": "&lt;"}
 MARKS = {"Free": "May change on a begun run.", "Grows": "May grow on a begun run."}
 GRADES = {
@@ -31,14 +34,18 @@ GRADES = {
     "relevance": "from 0 to 64",
 }
 
-KEYS = """# Look up a key of a recipe
+KEYS = f"""# Look up a key of a recipe
+
+{WRITTEN}
 
 Every key there is, from the schema that recipes are checked with. A key is written with its section, in YAML or on the
 command line (`train.learning_rate=1e-4`); a choice may be given by its name alone (`objective=logistic`). Keys that may
 change or grow on a begun run say so; [Write a recipe](recipes.md) tells what that means.
 
 """
-FORMULAS = """# Look up the formula of an objective
+FORMULAS = f"""# Look up the formula of an objective
+
+{WRITTEN}
 
 `s` is a completion's score in nats, `g` its grade, larger is better; a tie forms no pair. For one pair `d` is
 `s_i - s_j`, and a list's loss is the sum over its pairs with `g_i > g_j`. Where completions are chosen or rejected, the
@@ -65,7 +72,7 @@ def recipe_keys() -> str:
         section = definitions[name]
         parts.append(f"\n{_prose(section['description'])}\n\n" if "description" in section else "\n")
         parts.append(_table(section, _class(name), headings))
-    return WRITTEN + re.sub(r"\n{3,}", "\n\n", "".join(parts)).rstrip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "".join(parts)).rstrip() + "\n"
 
 
 def _headings(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -127,7 +134,7 @@ def _default(value: dict[str, Any], required: bool) -> str:
         return "none"
     if isinstance(default, dict):
         name = default.get("name")
-        return f"`{name}`" if name else "its own"
+        return f"`{name}`" if name else "as there"
     text = yaml.safe_dump(default, default_flow_style=True, width=1000).splitlines()[0]
     return f"`{text}`"
 
@@ -178,7 +185,7 @@ def formulas() -> str:
     parts.append(_formula("lambda_weights, which `lambda` uses", lambda_weights, "\n### "))
     parts.append("\n## Scores\n")
     parts += [_formula(name, function) for name, function in SCORES.items()]
-    return WRITTEN + "".join(parts)
+    return "".join(parts)
 
 
 def _formula(name: str, function: Any, heading: str = "\n### ") -> str:
@@ -193,7 +200,80 @@ def _formula(name: str, function: Any, heading: str = "\n### ") -> str:
     return "".join(parts)
 
 
-PAGES = {"recipe-keys.md": recipe_keys, "formulas.md": formulas}
+FIGURES = f"""# Look up a figure
+
+{WRITTEN}
+
+Tables of files in `data/benchmarks` that [What was measured](benchmarks.md) does not tell in words.
+"""
+SHOWN = ("pair_accuracy", "ndcg", "likelihood_ndcg", "best_logprob_change", "sample_reward")
+PEERS = ("torch", "trl", "three_pass", "read")
+
+
+def figures() -> str:
+    """The page of tables."""
+    return FIGURES + _quickstart() + _kernels() + _reward_models()
+
+
+def _measured(name: str) -> Any:
+    return json.loads((BENCHMARKS / name).read_text(encoding="utf-8"))
+
+
+def _rows(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [list(head), ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _quickstart() -> str:
+    """Before and after, as means over seeds."""
+    runs = _measured("quickstart-cpu.json")["runs"]
+    seeds = len(next(iter(runs.values())))
+    before = [run["eval_before"] for run in next(iter(runs.values()))]
+    named = {"before": before} | {name: [run["eval_after"] for run in each] for name, each in runs.items()}
+    rows = [[name, *(f"{mean(one[key] for one in each):.4f}" for key in SHOWN)] for name, each in named.items()]
+    said = f"\n## Three objectives on the story lists\n\nHeld out, mean of {seeds} seeds (`quickstart-cpu.json`).\n\n"
+    return said + _rows(("", *(f"`{key}`" for key in SHOWN)), rows)
+
+
+def _kernels() -> str:
+    """Times relative to ours; peers that a case does not have stay empty."""
+    parts = [
+        "\n## Kernels on one CPU thread\n\nMilliseconds of ours, then the others' time relative to it. `read` reads the"
+    ]
+    parts.append(" input once and does nothing; `three_pass` is our softmax with a pass for the maximum.\n")
+    for name in ("kernels-cpu.json", "kernels-cpu-xeon.json"):
+        file = _measured(name)
+        rows = []
+        for case in file["cases"]:
+            each = case["implementations"]
+            times = [f"{each[peer]['times_ours']:.2f}" if peer in each else "" for peer in PEERS]
+            rows.append([case["name"].replace("torch.", ""), f"{each['ours']['median_ms']:.1f}", *times])
+        parts.append(f"\n{file['machine']['device']}, {file['machine']['instruction_set']} (`{name}`)\n\n")
+        parts.append(_rows(("case", "ours, ms", *PEERS), rows))
+    return "".join(parts)
+
+
+def _reward_models() -> str:
+    """Pair accuracy beside what length alone would give; attributes by their correlation."""
+    pairs, attributes = [], []
+    for name, run in _measured("reward-models-cpu.json")["runs"].items():
+        held = run["heldout"]
+        if "pair_accuracy" in held:
+            shown = (held["pair_accuracy"], held["longer_wins"], held["balanced"])
+            pairs.append([name, str(held["pairs"]), *(f"{value:.3f}" for value in shown)])
+        else:
+            each = [(key, value) for key, value in held.items() if isinstance(value, dict) and "spearman" in value]
+            attributes += [[name, key, str(value["count"]), f"{value['spearman']:.3f}"] for key, value in each]
+    said = (
+        "\n## Small reward models on human judgements\n\nHeld out (`reward-models-cpu.json`). Balanced: the mean of the"
+    )
+    said += " accuracies where the longer and where the shorter text is better.\n\n"
+    head = ("pairs", "held out", "accuracy", "the longer wins", "balanced")
+    told = _rows(("attributes", "", "held out", "Spearman's rank correlation"), attributes)
+    return said + _rows(head, pairs) + "\n" + told
+
+
+PAGES = {"recipe-keys.md": recipe_keys, "formulas.md": formulas, "figures.md": figures}
 
 if __name__ == "__main__":
     for page, text in PAGES.items():

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/*.md"))}
 PAGES = {"README.md": README, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), **PAGES}
-WRITTEN = {"docs/recipe-keys.md", "docs/formulas.md"}
+WRITTEN = {"docs/recipe-keys.md", "docs/formulas.md", "docs/figures.md"}
 KEYS = recipe_keys()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 BASES = (
@@ -100,7 +100,7 @@ def test_a_block_says_what_it_is_and_every_page_is_in_the_navigation():
     assert {block.language for block in BLOCKS if block.reason} == {"sh"}
     assert not [block for block in BLOCKS if block.language == "text" and re.search(r"^align \w", block.text, re.M)]
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
-    named = [page for part in navigation for page in (next(iter(part.values())) if isinstance(part, dict) else [part])]
+    named = [page for part in navigation for page in next(iter(part.values()))]
     written = ["index.md", "contributing.md", "changelog.md"]
     assert sorted(named) == sorted([Path(page).name for page in PAGES if page.startswith("docs/")] + written)
     assert not [page for page in PAGES if page.startswith("docs/") and f"({page})" not in README]
