@@ -22,6 +22,8 @@ from align.bench.__main__ import names as benchmarks
 from align.cli import _parser, main
 from align.data.formats import read_row
 from align.errors import UserError
+from align.objectives import OBJECTIVES, PROPERTIES
+from align.objectives.contract import check_objective
 from align.recipe import Recipe, dump_recipe, load_recipe, parse_recipe, recipe_keys
 from align.training.train import train
 
@@ -281,28 +283,46 @@ def test_every_key_and_objective_is_in_the_written_pages():
     keys = PAGES["docs/recipe-keys.md"]
     missing = [key for key in KEYS if f"| `{key.rpartition('.')[2]}` |" not in keys and not key.endswith(".name")]
     assert missing == []
-    from align.objectives import OBJECTIVES
-
     assert all(f"### `{name}`" in PAGES["docs/formulas.md"] for name in OBJECTIVES)
     assert all(f"`{name}`" in PAGES["docs/objectives.md"] for name in OBJECTIVES)
 
 
-@pytest.mark.parametrize(
-    "page", [block.page for block in BLOCKS if block.language == "python" and block.page != "README.md"]
-)
+def kernels_give_what_torch_gives(names: dict) -> None:
+    whole = (names["hidden"] @ names["head"].T).log_softmax(-1)
+    assert names["logprobs"].allclose(whole[range(5), [3, 1, 4, 1, 5]], atol=1e-5)
+    assert names["drawn"].token.shape == (5,)
+
+
+def the_rewards_differ(names: dict) -> None:
+    sunny, rainy = names["rewards"]
+    assert sunny != rainy
+
+
+def it_keeps_the_contract(names: dict) -> None:
+    check_objective(names["squared_hinge"], "own.py:squared_hinge", PROPERTIES["hinge"], {"margin": 2.0})
+
+
+PROGRAMS = {
+    "docs/kernels.md": kernels_give_what_torch_gives,
+    "docs/scoring.md": the_rewards_differ,
+    "docs/objectives.md": it_keeps_the_contract,
+}
+"""Page -> what holds after its program has run; README's has a test of its own."""
+
+
+def test_every_program_is_run():
+    pages = [block.page for block in BLOCKS if block.language == "python"]
+    assert sorted(pages) == sorted(["README.md", *PROGRAMS])
+
+
+@pytest.mark.parametrize("page", PROGRAMS)
 def test_a_program_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(ROOT / "data")
     (program,) = [block.text for block in BLOCKS if block.language == "python" and block.page == page]
     names: dict = {}
     exec(compile(program, page, "exec"), names)
-    if "logprobs" in names:
-        whole = (names["hidden"] @ names["head"].T).log_softmax(-1)
-        assert names["logprobs"].allclose(whole[range(5), [3, 1, 4, 1, 5]], atol=1e-5)
-        assert names["drawn"].token.shape == (5,)
-    else:
-        sunny, rainy = names["rewards"]
-        assert sunny != rainy
+    PROGRAMS[page](names)
 
 
 def test_what_it_says_of_trls_losses_is_a_recipe():
