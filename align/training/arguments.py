@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import TrainingArguments, get_scheduler
 
 from align.data.steps import plan_steps
 from align.errors import UserError
-from align.model.adapters import AdaLora
+from align.model.adapters import AdaLora, AdapterConfig
 from align.recipe import Recipe
 from align.recipe.settings import TrainSection
 from align.runs.run_directory import RunDirectory, complete_checkpoints
@@ -31,6 +32,21 @@ def planned_steps(train: TrainSection, lists: Dataset) -> list[list[int]]:
         epochs=train.epochs,
         steps=train.steps,
         seed=train.seed,
+    )
+
+
+def check_ranks_can_move(adapter: AdapterConfig, steps: int) -> None:
+    """Refuse a run in which AdaLoRA has seen no gradient by the step in which it settles on its ranks.
+
+    Raises:
+        UserError: says how many steps it needs.
+    """
+    if not isinstance(adapter, AdaLora) or steps - int(adapter.settle * steps) > 1:
+        return
+    needed = next(n for n in count(2) if n - int(adapter.settle * n) > 1)
+    raise UserError(
+        f"policy.adapter: adalora settles on its ranks by the gradients of earlier steps, and a run of {steps} has "
+        f"none; train {needed} steps or more, lower `settle`, or take lora"
     )
 
 

@@ -42,7 +42,7 @@ from align.runs.run_directory import RunDirectory, start_log
 from align.runs.start import start_from
 from align.training.advice import advise
 from align.training.annotate import Annotated, annotate_lists, filter_by_ches, list_ches
-from align.training.arguments import fit_to_plan, grow, planned_steps, training_arguments
+from align.training.arguments import check_ranks_can_move, fit_to_plan, grow, planned_steps, training_arguments
 from align.training.tracking import flat, run_name, set_project
 from align.training.trainer import AlignTrainer
 from rewards import load_scorer
@@ -274,6 +274,7 @@ def _load(
     recipe: Recipe, prepared: Prepared, rated: Annotated | None, loss: ListLoss, *, device: torch.device
 ) -> tuple[Policy, Annotated]:
     """The reward model and its rated lists, or the policy and the lists with what frozen models say about them."""
+    check_ranks_can_move(recipe.policy.adapter, len(planned_steps(recipe.train, prepared.train)))
     if rated:
         return _load_reward_model(recipe, prepared, device=device), rated
     # KTO's baseline needs the reference of completions that no cache holds.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -169,6 +170,21 @@ def kill_at(monkeypatch, step: int) -> None:
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(AlignTrainer, "training_step", training_step)
+
+
+@pytest.mark.parametrize("settle", [0.0, 0.2, 0.5, 0.7])
+def test_adalora_trains_or_is_refused_whatever_the_number_of_steps(make_recipe, settle):
+    """Refused is a run that settles in its first step; the sentence names how many steps do, and these train."""
+    adapter = {"name": "adalora", "rank": 2, "initial_rank": 4, "warmup": 0.0, "settle": settle}
+    for steps in range(1, 6):
+        recipe = make_recipe(f"{steps}", policy={"adapter": adapter}, train={"steps": steps}, sampling={"prompts": 0})
+        if steps - int(settle * steps) > 1:
+            assert train(recipe).summary["steps"] == steps
+            continue
+        with pytest.raises(UserError, match="adalora settles on its ranks by the gradients of earlier steps") as error:
+            train(recipe)
+        needed = int(re.search(r"train (\d+) steps", str(error.value)).group(1))
+        assert needed - int(settle * needed) == 2
 
 
 @pytest.mark.parametrize("name", ["lora", "pissa", "dora", "adalora", "full"])
