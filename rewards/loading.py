@@ -1,7 +1,8 @@
 """Models and tokenizers of scorers, from safetensors, with one clear sentence where that cannot work."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
 from rewards.files import is_of_other_weights
 from rewards.positions import table_size
@@ -44,6 +46,16 @@ def folder_of(model: str, revision: str | None = None) -> Path:
         ) from error
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Transformers' own bars of reading and writing weights, off inside; afterwards they are as they were."""
+    before = set_tqdm_hook(lambda factory, args, kwargs: EmptyTqdm(*args, **kwargs))
+    try:
+        yield
+    finally:
+        set_tqdm_hook(before)
+
+
 def load_model(
     auto_class: Any, folder: Path, *, dtype: str, device: str | None, **config: Any
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
@@ -61,14 +73,15 @@ def load_model(
         read_with = AutoConfig.from_pretrained(folder).get_text_config()
         if getattr(read_with, "attn_logit_softcapping", None) is not None:  # which sdpa leaves out
             config["attn_implementation"] = "eager"
-        model, report = auto_class.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            device_map={"": device or default_device()},
-            use_safetensors=True,
-            output_loading_info=True,
-            **config,
-        )
+        with without_bars():
+            model, report = auto_class.from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                device_map={"": device or default_device()},
+                use_safetensors=True,
+                output_loading_info=True,
+                **config,
+            )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ScorerError(f"{folder}: cannot be loaded ({kind}): {first_line(error)}") from error
     return model.eval(), report

@@ -9,6 +9,8 @@ import types
 import pytest
 from rich.console import Console
 from rich.text import Text
+from tiny_models import letters, llama, saved
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from align import progress as module
 from align.cli import main
@@ -245,3 +247,15 @@ def test_commands_announce_what_they_do(make_recipe, rows_file, tmp_path, capsys
         lines = said(*arguments)
         for label in labels:
             assert any(line.startswith(label) for line in lines), (arguments, label, lines)
+
+
+def test_a_run_from_python_shows_no_bars_of_transformers(make_recipe, tiny_policy, tmp_path, capsys, monkeypatch):
+    """Reading and writing weights: its own bars are as they were afterwards."""
+    reward = saved(tmp_path / "scorer", LlamaForSequenceClassification(llama(pad_token_id=2)), letters("</s>"))
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)  # which a command turns off for good
+    scorer = {"prompts": 2, "max_tokens": 4, "reward": {"name": "sequence_classifier", "model": reward}}
+    capsys.readouterr()
+    train(make_recipe(policy={"adapter": {"name": "full"}}, train={"steps": 1}, sampling=scorer))
+    assert "it/s" not in (shown := capsys.readouterr().err) and "weights" not in shown and "model shards" not in shown
+    LlamaForCausalLM.from_pretrained(tiny_policy)
+    assert "Loading weights" in capsys.readouterr().err

@@ -33,6 +33,7 @@ from align.model.load import (
 )
 from align.progress import stage
 from rewards.files import base_of, is_of_other_weights
+from rewards.loading import without_bars
 
 log = logging.getLogger("align")
 
@@ -246,7 +247,8 @@ def _write_model(
     if model.can_generate() and model.generation_config.eos_token_id is None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         log.info("the base names no token that ends a text; the export names its tokenizer's, %s", tokenizer.eos_token)
-    model.save_pretrained(output)
+    with without_bars():
+        model.save_pretrained(output)
     del model
     moved = (exact - _read(_load_float32(output, trained), probe, trained)).abs()
     return differences | {"stored": moved.max().item(), "stored_mean": moved.mean().item()}

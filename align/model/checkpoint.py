@@ -20,6 +20,7 @@ from align.model.adapters import MUTATES_BASE
 from align.model.attach import REFERENCE, STATE_FILE, TRAINED, adapter_config, adapter_tensors, plain_config, tuner
 from align.model.identity import Identity
 from rewards.files import BASE_KEY
+from rewards.loading import without_bars
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ALLOCATOR = "allocator."
@@ -101,7 +102,8 @@ def export_model(model: PreTrainedModel, folder: Path, *, dropout: dict[str, flo
     present = {name: getattr(config, name) for name in dropout}
     try:
         config.update(dropout)
-        model.save_pretrained(folder)
+        with without_bars():
+            model.save_pretrained(folder)
     finally:
         config.update(present)
 

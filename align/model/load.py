@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from align.errors import UserError
 from align.progress import stage
 from align.shipped import template_file
+from rewards.loading import without_bars
 from rewards.positions import table_size
 
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
@@ -142,15 +143,16 @@ def read_weights(
     auto_class: Any, folder: Path, *, dtype: str, attention: str | None, device: torch.device, **options: Any
 ) -> tuple[Any, list[str]]:
     """A model of transformers' `auto_class`, and the weights of it that the files lack."""
-    model, info = auto_class.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        attn_implementation=_attention(folder, options["config"], attention),
-        device_map={"": device},
-        use_safetensors=True,
-        output_loading_info=True,
-        **options,
-    )
+    with without_bars():
+        model, info = auto_class.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation=_attention(folder, options["config"], attention),
+            device_map={"": device},
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
     return model, sorted(info["missing_keys"])
 
 
