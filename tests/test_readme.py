@@ -26,6 +26,7 @@ from align.objectives import OBJECTIVES, PROPERTIES
 from align.objectives.contract import check_objective
 from align.recipe import Recipe, dump_recipe, load_recipe, parse_recipe, recipe_keys
 from align.training.train import train
+from rewards import read_reward
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -211,9 +212,21 @@ def test_recipes_scorers_and_rows_are_ones(block):
         assert [read_row(json.loads(line), "rows", 1) for line in block.text.splitlines()]
         return
     tree = yaml.safe_load(block.text)
-    if "scorer" in tree:
-        tree = {"sampling": {"reward": {"name": "sequence_classifier", "model": tree.pop("scorer")}}}
-    assert part_of_a_recipe(tree)
+    assert read_reward(block.text) if "scorer" in tree else part_of_a_recipe(tree)
+
+
+def test_inline_choices_are_ones_of_a_recipe_a_scorer_or_a_transform():
+    places = ("objective", "score", "regularizer", "token_weights", "rollout.decoding")
+    found = {
+        span for page, span in spans() if re.fullmatch(r"\{name: [^.]+(\.\d[^.]*)*\}", span) and page not in WRITTEN
+    }
+    assert len(found) > 12
+    for span in found:
+        tree = yaml.safe_load(span)
+        nested = [{one: tree} if "." not in one else {"rollout": {"decoding": tree}} for one in places]
+        if not any(part_of_a_recipe(one) for one in nested):
+            given = span if not tree["name"] == "lsc" else f"{{scorer: {{name: length, max: 9}}, transforms: [{span}]}}"
+            assert read_reward(given)
 
 
 def test_inline_keys_are_keys_of_recipes_and_values_fit():
