@@ -7,11 +7,9 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 from align.errors import UserError
-from align.progress import stage
 
 PATH_ERRORS = (PermissionError, IsADirectoryError, NotADirectoryError, FileNotFoundError, FileExistsError)
 
@@ -84,7 +82,9 @@ def _as_override(option: str, words: Sequence[str], keys: frozenset[str]) -> str
 
 def _load_libraries(module: str) -> None:
     """What the command needs and takes seconds to import, torch above all: said before it begins."""
-    with stage(f"align {version('align-lm')}: loading torch and transformers"):
+    from align.progress import stage
+
+    with stage(f"align {_version()}: loading torch and transformers"):
         import datasets
         import transformers
 
@@ -95,9 +95,23 @@ def _load_libraries(module: str) -> None:
         datasets.disable_progress_bars()
 
 
+def _version() -> str:
+    from importlib.metadata import version  # takes as long as the rest of `--help`
+
+    return version("align-lm")
+
+
+class _Version(argparse.Action):
+    """Says the version, which is looked up when it is asked for."""
+
+    def __call__(self, *_: Any) -> None:
+        print(f"align {_version()}")
+        sys.exit(0)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="align", description="Preference alignment of language models.")
-    parser.add_argument("--version", action="version", version=f"align {version('align-lm')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     for name, run, help_text in (

@@ -5,9 +5,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from align.section import Strict
 from rewards.registry import ScorerConfig, faults, read_tree
 from rewards.transforms import LSC_NEEDS, Lsc, Transform
-from rewards.types import ScorerError, Strict
+from rewards.types import ScorerError
 
 Combination = Literal["weighted_sum", "and"]
 

@@ -13,7 +13,8 @@ from pydantic import (
     model_validator,
 )
 
-from rewards.types import Running, Strict
+from align.section import Strict
+from rewards.types import Running
 
 
 class SequenceClassifier(Running):

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 import transformers
 
+from align.section import Strict
 from rewards.config import Judge
 from rewards.files import file_digest
 from rewards.loading import chat_template_of, default_device, folder_of
 from rewards.templates import VOLATILE
-from rewards.types import Running, Strict
+from rewards.types import Running
 
 BACKEND = 2
 """To be counted up when our own computation of rewards changes its results."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from rewards.types import Strict
+from align.section import Strict
 
 Strength = Literal["none", "margin", "scaled"]
 

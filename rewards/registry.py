@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from align.section import Strict
 from rewards.config import (
     Answer,
     DensityRatio,
@@ -22,7 +23,7 @@ from rewards.config import (
     SequenceClassifier,
     Served,
 )
-from rewards.types import ScorerError, Strict
+from rewards.types import ScorerError
 
 SCORERS: dict[type[Strict], str] = {
     SequenceClassifier: "sequence_classifier:SequenceClassifierScorer",

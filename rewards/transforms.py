@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
+from align.section import Strict
 from rewards.texts import plain
-from rewards.types import ScorerError, Strict, Text
+from rewards.types import ScorerError, Text
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, TypedDict
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 
-from align.section import Free
+from align.section import Free, Strict
 
 Messages = list[dict[str, str]]
 """A conversation: `{"role": ..., "content": ...}` each."""
 Text = str | Messages
 """A prompt or a completion, as plain text or as messages."""
 Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-class Strict(BaseModel):
-    """Base of every scorer's configuration: frozen, refuses unknown keys, attribute docstrings describe the fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Running(Strict):

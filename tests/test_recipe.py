@@ -178,18 +178,18 @@ def test_half_a_character_in_a_recipe_is_named_by_its_key(override, key, tmp_pat
     assert str(caught.value) == f"{path}: `{key}` holds half a character (a lone surrogate); mend the text"
 
 
-HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "tokenizers", "trl", "numpy")
+HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "tokenizers", "trl", "numpy", "rich")
 """Together they take seconds to import."""
 
 
-def in_a_fresh_interpreter(*arguments: str) -> tuple[int, str, list[str]]:
-    """Exit code and standard error of `align ARGUMENTS`, and which of `HEAVY` it imported."""
+def in_a_fresh_interpreter(*arguments: str, heavy: tuple[str, ...] = HEAVY) -> tuple[int, str, list[str]]:
+    """Exit code and standard error of `align ARGUMENTS`, and which heavy packages it imported."""
     program = (
         "import json, sys\n"
         "from align.cli import main\n"
         "try:\n    main(json.loads(sys.argv[1]))\n"
         "except SystemExit as end:\n    code = end.code\n"
-        f"print(json.dumps([code, [name for name in {HEAVY} if name in sys.modules]]))"
+        f"print(json.dumps([code, [name for name in {heavy} if name in sys.modules]]))"
     )
     command = [sys.executable, "-c", program, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=RECIPES[0].parents[1])
@@ -213,6 +213,11 @@ def in_a_fresh_interpreter(*arguments: str) -> tuple[int, str, list[str]]:
 def test_a_mistake_is_answered_before_anything_heavy_is_imported(arguments, code, message):
     ended, error, imported = in_a_fresh_interpreter(*arguments)
     assert (ended, imported) == (code, []) and message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+def test_help_needs_no_recipe(arguments):
+    assert in_a_fresh_interpreter(*arguments, heavy=(*HEAVY, "pydantic")) == (0, "", [])
 
 
 def test_the_optimizers_are_those_of_transformers():

@@ -1,5 +1,13 @@
 """The recipe: what a run does, from YAML and the command line to checked sections."""
 
-from align.recipe.recipe import Recipe, SourceSection, dump_recipe, load_recipe, parse_recipe, recipe_keys
+from typing import TYPE_CHECKING
+
+from align.lazy import lazily
+
+if TYPE_CHECKING:
+    from align.recipe.recipe import Recipe, SourceSection, dump_recipe, load_recipe, parse_recipe, recipe_keys
 
 __all__ = ["Recipe", "SourceSection", "dump_recipe", "load_recipe", "parse_recipe", "recipe_keys"]
+
+# `align --help` looks for the list of tasks here, and needs no recipe.
+__getattr__ = lazily(__name__, {"recipe": __all__})

@@ -3,24 +3,26 @@
 import difflib
 import os
 import re
-from collections.abc import Iterator
 from typing import Any
+
+from pydantic import BaseModel
 
 from align.objectives import unknown_objective
 from align.recipe.other_tools import VALUES, counterpart
+from align.section import known_keys
 
 REWARD_OBJECTIVES = ("bradley_terry", "attributes")
 """Objectives that only a reward model has."""
 
 
-def explain(error: Any, schema: dict[str, Any]) -> str:
-    """One pydantic error as a sentence with the dotted key and what was probably meant; `schema` is the recipe's."""
+def explain(error: Any, recipe: type[BaseModel]) -> str:
+    """One pydantic error as a sentence with the dotted key and what was probably meant."""
     location = [str(part) for part in error["loc"]]
     key = ".".join(part for part in location if "[" not in part)  # pydantic's literal[...] and tuple[...] of a union
     given = error["input"]
     match error["type"]:
         case "extra_forbidden":
-            return f"unknown key `{key}`{_meant(location, given, schema)}"
+            return f"unknown key `{key}`{_meant(location, given, recipe)}"
         case "value_error":
             return f"`{key}`: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
         case "union_tag_invalid":
@@ -58,30 +60,21 @@ def _unknown_name(location: list[str], context: dict[str, Any]) -> str:
     return f"there is no {what} `{tag}`; " + (f"did you mean `{near}`?" if near else f"take {', '.join(names)}")
 
 
-def _meant(location: list[str], given: object, schema: dict[str, Any]) -> str:
+def _meant(location: list[str], given: object, recipe: type[BaseModel]) -> str:
     """What an unknown key probably stands for: one of its section's, another tool's word, or the nearest of all."""
-    keys = list(known_keys(schema, schema["$defs"]))
+    keys = list(dict.fromkeys(known_keys(recipe)))
     if any(path[-1] == location[-1] and path[:1] == tuple(location[:1]) for path in keys):
         return "; it is a key of another `name`, so remove it or set its section whole"
     if elsewhere := counterpart(".".join(location), given):
         return f"; {elsewhere}"
 
+    ratios = {name: difflib.SequenceMatcher(None, name, location[-1]).ratio() for name in {path[-1] for path in keys}}
+
     def likeness(path: tuple[str, ...]) -> float:
-        return difflib.SequenceMatcher(None, path[-1], location[-1]).ratio()
+        return ratios[path[-1]]
 
     def shared(path: tuple[str, ...]) -> int:
         return len(os.path.commonprefix([path[:-1], tuple(location[:-1])]))
 
     best = max(keys, key=lambda path: likeness(path) + 0.2 * shared(path))
     return f"; did you mean `{'.'.join(best)}`?" if likeness(best) >= (0.5 if shared(best) else 0.7) else ""
-
-
-def known_keys(node: dict[str, Any], definitions: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple]:
-    """The path of every key that a recipe can hold, from its JSON schema."""
-    if "$ref" in node:
-        yield from known_keys(definitions[node["$ref"].split("/")[-1]], definitions, path)
-    for branch in [*node.get("anyOf", ()), *node.get("oneOf", ()), *filter(None, [node.get("items")])]:
-        yield from known_keys(branch, definitions, path)
-    for name, child in node.get("properties", {}).items():
-        yield (*path, name)
-        yield from known_keys(child, definitions, (*path, name))

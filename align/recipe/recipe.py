@@ -16,11 +16,11 @@ from align.objectives import Objective, ObjectiveConfig, ScoreConfig
 from align.objectives.divergence import ReverseKL
 from align.objectives.scores import LengthDesensitised, LikelihoodMean, LogRatio, OwnScore
 from align.objectives.token_reg import Tgdpo, TokenReg, TokenWeights
-from align.recipe.mistakes import explain, known_keys
+from align.recipe.mistakes import explain
 from align.recipe.other_tools import foreign_recipe
 from align.recipe.settings import RewardSection, TrainSection, check_reward_objectives
 from align.rollout.config import OnlineSection, RolloutSection
-from align.section import Free, Strict
+from align.section import Free, Strict, known_keys
 from align.shipped import names, recipe_file, with_shipped_paths
 from rewards.config import ScorerConfig
 from rewards.head_config import Attributes, BradleyTerry, RewardObjective
@@ -264,8 +264,7 @@ def _refuse_foreign(tree: dict[str, Any], path: str | Path) -> None:
 
 def recipe_keys() -> frozenset[str]:
     """Every dotted key that a recipe can hold; places in lists are left out."""
-    schema = Recipe.model_json_schema()
-    return frozenset(".".join(path) for path in known_keys(schema, schema["$defs"]))
+    return frozenset(".".join(path) for path in known_keys(Recipe))
 
 
 def parse_recipe(tree: dict[str, Any], *, origin: str) -> Recipe:
@@ -277,7 +276,7 @@ def parse_recipe(tree: dict[str, Any], *, origin: str) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         errors = [e for e in error.errors() if e["type"] != "too_short" or not e["input"]]  # else of faulty entries
-        raise UserError(f"{origin}: " + "; ".join(explain(e, Recipe.model_json_schema()) for e in errors)) from None
+        raise UserError(f"{origin}: " + "; ".join(explain(e, Recipe) for e in errors)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
