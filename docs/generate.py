@@ -178,7 +178,7 @@ def formulas() -> str:
     for name, function in OBJECTIVES.items():
         own = PROPERTIES[name]
         sizes = f"{own.min_list_size} or more" if own.max_list_size is None else str(own.max_list_size)
-        facts = [f"completions of a list: {sizes}", f"grades: {GRADES[own.grades]}"]
+        facts = [f"Completions of a list: {sizes}", f"grades: {GRADES[own.grades]}"]
         facts += ["a list of ties: no loss"] * own.zero_when_tied
         facts += ["on pairs a multiple of DPO"] * own.dpo_at_two
         parts.append(_formula(name, function) + f"\n{'; '.join(facts)}.\n")

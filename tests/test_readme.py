@@ -206,7 +206,9 @@ def part_of_a_recipe(tree: dict) -> bool:
     return False
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language in ("yaml", "json")], ids=str)
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.language in ("yaml", "json")], ids=lambda block: block.page
+)
 def test_recipes_scorers_and_rows_are_ones(block, tmp_path):
     if block.language == "json":
         assert [read_row(json.loads(line), "rows", 1) for line in block.text.splitlines()]
