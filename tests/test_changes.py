@@ -1,6 +1,7 @@
 """What may change on a begun run: keys that do not change what it gives, and its length where that is the same run."""
 
 import shutil
+import weakref
 from pathlib import Path
 from typing import get_args
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from align.errors import UserError
+from align.model import policy as policy_module
 from align.recipe import Recipe, load_recipe
 from align.runs.run_directory import RunDirectory, complete_checkpoints
 from align.section import Free, Grows
@@ -255,6 +257,22 @@ def test_auto_halves_until_it_fits_and_gives_the_same_bytes(make_recipe, monkeyp
     place = "goes on from step 4" if step else "begins again"
     assert events.count("out of memory") == 3 and f"so it {place} with 1024, which does not" in events
     assert load_recipe(halved.path / "recipe.yaml").train.tokens_per_batch == "auto"
+
+
+def test_auto_frees_what_the_attempt_held_before_it_loads_again(make_recipe, monkeypatch):
+    models, alive = [], []
+    original = policy_module.load_model
+
+    def load(*args, **kwargs):
+        alive.append(sum(model() is not None for model in models))
+        found = original(*args, **kwargs)
+        models.append(weakref.ref(found[0]))
+        return found
+
+    monkeypatch.setattr(policy_module, "load_model", load)
+    lacks_above(monkeypatch, 2048, 2)
+    train(make_recipe(train={"tokens_per_batch": "auto"}))
+    assert alive == [0, 0, 0]
 
 
 def test_auto_gives_the_same_sums_where_a_half_cuts_otherwise(make_recipe, monkeypatch):
