@@ -60,7 +60,7 @@ def check_objective(function: Callable[..., Any], place: str, holds: Properties,
         check.same(losses[row : row + 1], alone, "which other lists are in the batch")
 
 
-def check_score_function(function: Callable[..., Any], place: str, options: dict[str, Any], *, reference: bool) -> None:
+def check_score_function(function: Callable[..., Any], place: str, options: dict[str, Any]) -> None:
     """A function of completions against the contract of a score.
 
     Args:
@@ -68,7 +68,6 @@ def check_score_function(function: Callable[..., Any], place: str, options: dict
             **options) -> scores [N].
         place: names it in messages.
         options: its keywords.
-        reference: whether it gets the reference's log-probabilities; else None.
 
     Raises:
         UserError: it fails, or says what it breaks: one finite score per completion, whatever padding holds and however
@@ -82,7 +81,7 @@ def check_score_function(function: Callable[..., Any], place: str, options: dict
     lists = torch.tensor([0, 0, 1, 1, 1])
 
     def call(policy: Tensor, other: Tensor, mask: Tensor, lists: Tensor) -> Tensor:
-        return function(policy, other if reference else None, mask, lists, **options)
+        return function(policy, other, mask, lists, **options)
 
     check = _Check(place, "one score per completion", "completions", call)
     scores = check.padding((policy, other), mask, lists)
@@ -134,10 +133,10 @@ class _Check:
             if (gradient[~mask] != 0).any():
                 raise self.fault("has a gradient where there is only padding; mask it")
         if not all(torch.allclose(own, values[0], rtol=1e-4, atol=1e-5) for own in values):
-            raise self.fault("gives other numbers when padding holds other numbers; mask it")
+            raise self.fault("depends on what padding holds; mask it")
         return values[0].detach()
 
     def same(self, expected: Tensor, inputs: Sequence[Tensor], what: str) -> None:
         """Nothing but `expected` must come of other inputs."""
         if not torch.allclose(self.values(*inputs).detach(), expected, rtol=1e-4, atol=1e-5):
-            raise self.fault(f"gives other numbers when {what} changes; it must not matter")
+            raise self.fault(f"depends on {what}; it must not")

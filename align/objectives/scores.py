@@ -8,7 +8,6 @@ a token, ref the reference's, T a completion's length in tokens (at least 1).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat
@@ -275,10 +274,13 @@ class OwnScore(Score):
         from align.objectives.contract import check_score_function, keywords  # once it is asked for
 
         function = load_function(self.function)
-        given = {name: value for name, value in {"beta": self.beta}.items() if name in keywords(function)}
-        bound = partial(function, **given)
-        check_score_function(bound, self.function, self.options(), reference=self.reference)
-        return bound
+        beta = {"beta": self.beta} if "beta" in keywords(function) else {}
+
+        def score(policy: Tensor, reference: Tensor | None, mask: Tensor, lists: Tensor, **options: Any) -> Tensor:
+            return function(policy, reference if self.reference else None, mask, lists, **beta, **options)
+
+        check_score_function(score, self.function, self.options())
+        return score
 
     def options(self) -> dict[str, Any]:
         """The keys that are not ours."""

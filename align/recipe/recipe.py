@@ -14,6 +14,7 @@ from align.model.adapters import AdaLora
 from align.model.config import ContrastSection, PolicySection, ReferenceSection, TokenRewards
 from align.objectives import Objective, ObjectiveConfig, ScoreConfig
 from align.objectives.divergence import ReverseKL
+from align.objectives.objective import OwnObjective
 from align.objectives.scores import LengthDesensitised, LikelihoodMean, LogRatio, OwnScore
 from align.objectives.token_reg import Tgdpo, TokenReg, TokenWeights
 from align.recipe.mistakes import explain
@@ -173,6 +174,13 @@ class Recipe(Strict):
                 "regularizer: token_reg is defined for `log_ratio`, `log_ratio_mean`, `likelihood` and "
                 "`likelihood_mean` without a divergence; set `score` to one of them"
             )
+
+    @property
+    def own_functions(self) -> list[str]:
+        """The `file.py:function` of the user's own that training calls."""
+        scores = [getattr(term, "score", None) for term in self.objective]
+        sections = [*self.objective, self.score, *scores]
+        return sorted({own.function for own in sections if isinstance(own, OwnObjective | OwnScore)})
 
     @property
     def needs_token_rewards(self) -> bool:

@@ -1,4 +1,5 @@
-"""What a run is given, as digests: its lists and its base model. A second call must be given the same."""
+"""What a run is given, as digests: its lists, its base model, functions of the user's own. A second call must be given
+the same."""
 
 import hashlib
 import json
@@ -14,9 +15,10 @@ from datasets import Dataset
 from align.data.schema import Row
 from align.errors import UserError
 from align.files import read_json, write_json
-from align.model.config import PolicySection
 from align.model.identity import base_identity
 from align.model.load import model_folder
+from align.own_code import file_digest
+from align.recipe import Recipe
 from align.runs.run_directory import RunDirectory
 
 log = logging.getLogger("align")
@@ -47,7 +49,7 @@ def record_rows(rows: Sequence[Row]) -> Part:
     return _part([row.source for row in rows], [_digest(text.encode()) for text in texts])
 
 
-def hold_to_record(run: RunDirectory, policy: PolicySection, parts: dict[str, Part], *, main: bool) -> None:
+def hold_to_record(run: RunDirectory, recipe: Recipe, parts: dict[str, Part], *, main: bool) -> None:
     """Write down what a new run is given, or make sure that one with work done is given the same again.
 
     Args:
@@ -55,15 +57,22 @@ def hold_to_record(run: RunDirectory, policy: PolicySection, parts: dict[str, Pa
         main: whether this process writes.
 
     Raises:
-        UserError: says which file's lists differ and how many, or that the base model does.
+        UserError: says which file's lists differ and how many, or that the base model or a function's file does.
     """
+    policy = recipe.policy
     folder = model_folder(policy.model, policy.revision, trust_remote_code=policy.trust_remote_code)
-    given = {"base": base_identity(policy.model, folder), **parts}
+    functions = {place: file_digest(place) for place in recipe.own_functions}
+    given = {"base": base_identity(policy.model, folder), **parts, **({"functions": functions} if functions else {})}
     if run.has_work() and run.given.exists():
         before = read_json(run.given)
         if before["base"] != given["base"]:
             raise UserError(
                 f"{run.path} was trained from another base model than `policy.model` gives; start a new run"
+            )
+        if changed := [place for place, own in functions.items() if before.get("functions", {}).get(place) != own]:
+            raise UserError(
+                f"{run.path} was begun with another {changed[0].rpartition(':')[0]}; put the old file back, or give "
+                "`output` a new folder"
             )
         if found := _difference(before, given):
             raise UserError(

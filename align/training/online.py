@@ -62,7 +62,7 @@ def _iterate(recipe: Recipe, run: RunDirectory) -> None:
     state = PartialState()
     main = state.is_main_process  # which samples and scores alone, and writes all files
     prompts = read_prompts(recipe)
-    hold_to_record(run, recipe.policy, _parts(recipe, prompts), main=main)
+    hold_to_record(run, recipe, _parts(recipe, prompts), main=main)
     if run.grows_from and main:
         run.grow(recipe, None)
     elif run.summary.exists():

@@ -240,7 +240,7 @@ def _hold_to_record(
         check_ratings(rated.train, recipe.objective, recipe.reward.outputs)
     lists = rated or prepared
     parts = {"train": record_lists(lists.train), "heldout": record_lists(lists.heldout)}
-    hold_to_record(run, recipe.policy, parts, main=arguments.process_index == 0)
+    hold_to_record(run, recipe, parts, main=arguments.process_index == 0)
     return prepared, rated
 
 
