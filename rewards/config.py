@@ -1,7 +1,7 @@
-"""Every scorer's configuration; the scorers are in the modules beside, and `registry` says which is whose."""
+"""Every scorer's configuration; the scorers are in the modules beside."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -13,13 +13,20 @@ from pydantic import (
     model_validator,
 )
 
+from align.registry import Registry
 from align.section import Strict
 from rewards.types import Running
 
+SCORER: Registry[Strict] = Registry("scorer")
+"""Every class names its `scorer`: module and name, which takes the fields as keywords. Most need torch, so a scorer is
+imported when it is used."""
 
+
+@SCORER.add
 class SequenceClassifier(Running):
     """A reward model in one of the usual layouts: a linear head on a decoder or encoder, weights in safetensors."""
 
+    scorer: ClassVar = "sequence_classifier:SequenceClassifierScorer"
     name: Literal["sequence_classifier"] = "sequence_classifier"
     model: str
     """A local folder, or a hub name: a whole model, or a PEFT adapter with its head."""
@@ -37,9 +44,11 @@ class SequenceClassifier(Running):
         return self
 
 
+@SCORER.add
 class Implicit(Running):
     """beta * (log policy - log reference) of a completion; the two are models, or one model with different adapters."""
 
+    scorer: ClassVar = "implicit:ImplicitScorer"
     name: Literal["implicit"] = "implicit"
     model: str
     """The policy: a local folder, or a hub name."""
@@ -62,9 +71,11 @@ class Implicit(Running):
         return self
 
 
+@SCORER.add
 class DensityRatio(Running):
     """log strong - log weak of a completion, both told an instruction; each model has its own tokenizer."""
 
+    scorer: ClassVar = "density_ratio:DensityRatioScorer"
     name: Literal["density_ratio"] = "density_ratio"
     strong: str
     """The better model, such as one trained on preferences: a local folder, or a hub name."""
@@ -78,9 +89,11 @@ class DensityRatio(Running):
     """A plain-text completion includes the end token."""
 
 
+@SCORER.add
 class Judge(Running):
     """A generative judge: asked about each completion, or about each two of a prompt's completions in both orders."""
 
+    scorer: ClassVar = "judge:JudgeScorer"
     name: Literal["judge"] = "judge"
     model: str
     """A local folder, or a hub name; a conversation goes through its chat template where it has one."""
@@ -111,9 +124,11 @@ class Judge(Running):
         return self
 
 
+@SCORER.add
 class Relevance(Running):
     """Dot product of mean-pooled encoder states, times length and freedom from repetition."""
 
+    scorer: ClassVar = "relevance:RelevanceScorer"
     name: Literal["relevance"] = "relevance"
     model: str
     """An encoder such as Contriever: a local folder, or a hub name."""
@@ -133,9 +148,11 @@ class Relevance(Running):
         return self
 
 
+@SCORER.add
 class Served(Strict):
     """A model of `vllm serve MODEL --runner pooling`, or any server with the same endpoints."""
 
+    scorer: ClassVar = "served:ServedScorer"
     name: Literal["served"] = "served"
     url: Annotated[str, Field(pattern=r"^https?://")]
     """The server's address, such as http://localhost:8000."""
@@ -153,9 +170,11 @@ class Served(Strict):
     """Seconds to wait for one request."""
 
 
+@SCORER.add
 class Length(Strict):
     """1 for a completion whose length is within bounds, else 0."""
 
+    scorer: ClassVar = "rules:length_scorer"
     name: Literal["length"] = "length"
     unit: Literal["words", "characters"] = "words"
     min: NonNegativeInt = 0
@@ -170,9 +189,11 @@ class Length(Strict):
         return self
 
 
+@SCORER.add
 class Format(Strict):
     """1 for a completion of the given form, else 0."""
 
+    scorer: ClassVar = "rules:format_scorer"
     name: Literal["format"] = "format"
     json_object: bool = False
     """The whole completion is one JSON object."""
@@ -186,9 +207,11 @@ class Format(Strict):
         return self
 
 
+@SCORER.add
 class Pattern(Strict):
     """1 for a completion that a regular expression matches, else 0."""
 
+    scorer: ClassVar = "rules:pattern_scorer"
     name: Literal["regex"] = "regex"
     pattern: str
     """Python's syntax; `.` does not match line ends unless the pattern says (?s)."""
@@ -205,9 +228,11 @@ class Pattern(Strict):
         return value
 
 
+@SCORER.add
 class Answer(Strict):
     """1 for a completion that gives the row's reference answer, else 0."""
 
+    scorer: ClassVar = "rules:answer_scorer"
     name: Literal["answer"] = "answer"
     answer_column: str = "answer"
     """The column that holds the reference answer."""
@@ -231,9 +256,11 @@ class Answer(Strict):
         return value
 
 
+@SCORER.add
 class Function(Strict):
     """A function of yours: module:function, called with a prompt and a completion."""
 
+    scorer: ClassVar = "rules:function_scorer"
     name: Literal["python"] = "python"
     function: str
     """Such as `my_rewards:politeness`, found from the current folder or among installed packages; gives a number."""
@@ -252,19 +279,11 @@ def _named(value: Any) -> Any:
     return {"name": "sequence_classifier", **value} if isinstance(value, dict) else value
 
 
-ScorerConfig = Annotated[
-    SequenceClassifier
-    | Implicit
-    | DensityRatio
-    | Judge
-    | Relevance
-    | Served
-    | Length
-    | Format
-    | Pattern
-    | Answer
-    | Function,
-    Field(discriminator="name"),
-    BeforeValidator(_named),
-]
-"""Any scorer's configuration, for use as a pydantic field; a string names a sequence classifier's folder."""
+if TYPE_CHECKING:
+
+    class ScorerConfig(Strict):
+        name: str
+
+else:
+    ScorerConfig = Annotated[SCORER.union(), BeforeValidator(_named)]
+    """Any scorer's configuration, for use as a pydantic field; a string names a sequence classifier's folder."""

@@ -9,37 +9,11 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from align.section import Strict
-from rewards.config import (
-    Answer,
-    DensityRatio,
-    Format,
-    Function,
-    Implicit,
-    Judge,
-    Length,
-    Pattern,
-    Relevance,
-    ScorerConfig,
-    SequenceClassifier,
-    Served,
-)
+from rewards.config import SCORER, ScorerConfig
 from rewards.types import ScorerError
 
-SCORERS: dict[type[Strict], str] = {
-    SequenceClassifier: "sequence_classifier:SequenceClassifierScorer",
-    Implicit: "implicit:ImplicitScorer",
-    DensityRatio: "density_ratio:DensityRatioScorer",
-    Judge: "judge:JudgeScorer",
-    Relevance: "relevance:RelevanceScorer",
-    Served: "served:ServedScorer",
-    Length: "rules:length_scorer",
-    Format: "rules:format_scorer",
-    Pattern: "rules:pattern_scorer",
-    Answer: "rules:answer_scorer",
-    Function: "rules:function_scorer",
-}
-"""Configuration class -> module and name of the scorer, which takes the configuration's fields as keywords; most need
-torch, so a scorer is imported when it is used."""
+SCORERS: dict[type[Strict], str] = {SCORER.classes[name]: place for name, place in SCORER.table("scorer").items()}
+"""Configuration class -> module and name of the scorer."""
 
 
 def load_scorer(spec: ScorerConfig | dict[str, Any] | str) -> Any:
