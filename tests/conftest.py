@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ def _one_thread_and_a_seed():
     """Models of a few thousand parameters are fastest with one thread; a test's random numbers are its own."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _messages_are_each_tests_own():
+    """A run turns the logger to its folder for good; pytest then hears what propagates twice in the next test."""
+    yield
+    log = logging.getLogger("align")
+    log.handlers.clear()
+    log.setLevel(logging.NOTSET)
+    log.propagate = True
 
 
 @pytest.fixture
