@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -71,10 +70,10 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        ("sample", "check_agreement", 2),  # the second iteration's
-        ("sample", "sampled_line", 3),
-        ("loop", "score", 2),
-        ("loop", "_finish", 1),
+        ("rollout.sample", "check_agreement", 2),  # the second iteration's
+        ("rollout.sample", "sampled_line", 3),
+        ("training.online", "score", 2),
+        ("training.online", "_finish", 1),
     ],
 )
 def test_a_kill_in_any_stage(module, name, call, whole, online_recipe, scorer, monkeypatch):
@@ -87,8 +86,8 @@ def test_a_kill_in_any_stage(module, name, call, whole, online_recipe, scorer, m
         return real(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        real = getattr(importlib.import_module(f"align.rollout.{module}"), name)
-        patch.setattr(f"align.rollout.{module}.{name}", dies)
+        real = getattr(importlib.import_module(f"align.{module}"), name)
+        patch.setattr(f"align.{module}.{name}", dies)
         with pytest.raises(Killed):
             train(online_recipe())
     assert contents(train(online_recipe()).path) == contents(whole)
@@ -246,7 +245,6 @@ def test_what_an_online_recipe_must_say(online_recipe):
 def test_messages_go_to_the_runs_own_log(whole):
     text = (whole / "events.log").read_text()
     assert text.count("iteration 1 of 2") == text.count("iteration 2 of 2") == 1
-    assert logging.getLogger("align").handlers
 
 
 @pytest.mark.parametrize("finished", [True, False])
