@@ -145,7 +145,7 @@ def test_rows_may_be_mended_before_any_work(make_recipe, tmp_path):
     write(tmp_path / "data.jsonl", [{"prompt": f"w{i}", "chosen": " w4 w39", "rejected": " w5"} for i in range(9)])
     recipe = make_recipe(data={"sources": [str(tmp_path / "data.jsonl")]}, train={"steps": 1}, sampling={"prompts": 0})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("align.training.run._load", lambda *_, **__: 1 / 0)  # as a model that does not load
+        patch.setattr("align.training.parts._load", lambda *_, **__: 1 / 0)  # as a model that does not load
         with pytest.raises(ZeroDivisionError):
             train(recipe)
     write(tmp_path / "data.jsonl", [{"prompt": f"w{i}", "chosen": " w4", "rejected": " w5"} for i in range(9)])

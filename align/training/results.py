@@ -1,0 +1,73 @@
+"""What a run on rows leaves behind: the adapter, its token view and its summary."""
+
+import resource
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from align.evaluate.samples import Measured, paired_changes, side_by_side
+from align.files import write_json
+from align.model.checkpoint import export_tokenizer
+from align.model.policy import Policy
+from align.progress import stage
+from align.report.displacement import diagnose
+from align.runs.run_directory import RunDirectory
+from align.training.annotate import list_ches
+from align.training.meter import Meter
+from align.training.parts import RunParts
+
+
+def write_results(parts: RunParts, meter: Meter, before: Measured, after: Measured) -> None:
+    """Write everything that is known at the end, the summary last: a run that has one is finished."""
+    run, prompts = parts.run, meter.heldout_prompts()
+    _save_adapter(run, parts.policy)
+    meter.view.write(run.token_view, prompts, parts.recipe.score.beta, before.token_logprobs, after.token_logprobs)
+    summary = _summarise(parts, before, after, prompts)
+    after.save(run.after)  # which an online run's next iteration need not measure again
+    write_json(run.summary, summary)
+    parts.trainer.end_tracking(summary)
+
+
+@stage("saving what was trained")
+def _save_adapter(run: RunDirectory, policy: Policy) -> None:
+    """The adapter with the tokenizer beside it: the whole folder or none."""
+    temporary = run.path / "adapter.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    policy.save_adapter(temporary)
+    export_tokenizer(policy.tokenizer, temporary, source=policy.folder)
+    shutil.rmtree(run.adapter, ignore_errors=True)
+    temporary.rename(run.adapter)
+
+
+def _summarise(parts: RunParts, before: Measured, after: Measured, prompts: Sequence[str]) -> dict[str, Any]:
+    recipe, trainer, annotated = parts.recipe, parts.trainer, parts.annotated
+    seconds = parts.run.seconds()
+    displacement = {}
+    if "ches_normalised" in annotated.heldout.column_names and any(annotated.heldout["ches_normalised"]):
+        displacement["displacement"] = diagnose(after.by_list["best_logprob_change"], list_ches(annotated.heldout))
+    return {
+        "task": recipe.task,
+        "objective": [term.model_dump(mode="json") for term in recipe.objective] or recipe.task,
+        "adapter": recipe.policy.adapter.model_dump(mode="json"),
+        "seed": recipe.train.seed,
+        "data": parts.prepared.audit.to_dict(),
+        "annotation": annotated.figures,
+        "steps": trainer.state.global_step,
+        "train_seconds": seconds,
+        "tokens_per_second": trainer.planned_tokens / seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "eval_before": before.all_metrics(),
+        "eval_after": after.all_metrics(),
+        "eval_change": paired_changes(before, after),
+        "samples": side_by_side(prompts[: len(after.completions)], before, after),
+        **displacement,
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Most memory held so far: of the GPU's allocator where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
