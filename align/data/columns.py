@@ -32,8 +32,9 @@ def _words(text: str) -> frozenset[str]:
 
 PROMPT = _part(
     "the prompt",
-    "prompt prompts question query instruction instructions input inputs context contexts problem history conversation "
-    "conversations dialogue dialog message messages turns passage document prefix",
+    "prompt prompts question questions query queries instruction instructions input inputs context contexts ctx "
+    "problem problems history histories conversation conversations dialogue dialogues dialog dialogs message messages "
+    "turns passage passages document documents docs background prefix",
     "put all of the prompt in one column, `prompt`",
 )
 WEIGHT = _part("a weight", "weight weights", "weights of rows are not supported", plain=True)
@@ -56,7 +57,11 @@ PARTS = (
     WEIGHT,
     LABEL,
     COMPLETION,
-    _part("a system text", "system persona developer", "put it in `system`, or at the start of the prompt"),
+    _part(
+        "a system text",
+        "system sys sysmsg persona preamble developer",
+        "put it in `system`, or at the start of the prompt",
+    ),
     PROMPT,
 )
 OF_COMPLETIONS = (WEIGHT, LABEL, COMPLETION)
@@ -73,6 +78,8 @@ FACTS = _words(
 """A name with such a word is of what others said or know about the row."""
 MARKS = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]|\n\nHuman:|### Instruction")
 """What only a rendered conversation holds."""
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]{2}")
+"""Two letters of a script that sets no spaces between words."""
 
 
 def check_unread(
@@ -148,15 +155,26 @@ def _part_of(name: str, value: object, prompt_is_guessed: bool) -> Part | None:
     if part is COMPLETION and isinstance(value, bool):
         return LABEL
     texts = [text for text in texts_in(value) if text.strip()]
-    if part is PROMPT and isinstance(value, str) and len(value.split()) < 2:
-        return None  # a slug or a key, not a sentence
+    if part is PROMPT and isinstance(value, str) and not _is_sentence(value) and not _is_input(name):
+        return None  # a slug or a key
     if part is not None and (texts or (part.plain and value is not None and value != [])):
         return part
+    if FACTS & _words_of_name(name).keys():
+        return None
     if _is_conversation(value) or any(MARKS.search(text) for text in texts):
         return PROMPT
-    if prompt_is_guessed and not _is_fact(name) and any(len(text.split()) > 1 for text in texts):
+    if prompt_is_guessed and not _is_fact(name) and any(map(_is_sentence, texts)):
         return PROMPT
     return None
+
+
+def _is_sentence(text: str) -> bool:
+    return len(text.split()) > 1 or UNSPACED.search(text) is not None
+
+
+def _is_input(name: str) -> bool:
+    """Whether a column holds what an instruction is applied to, which may be one word."""
+    return "input" in _words_of_name(name)
 
 
 @lru_cache(maxsize=4096)

@@ -24,6 +24,7 @@ ROW_KEYS = {"prompt", "question", "query", "instruction", "input", "system", "ch
 """Keys whose text makes an object a row, whatever else is in it."""
 BLANK = re.compile(r"[ \t\r\n]*")
 SPLIT_WORDS = {"train", "training", "test", "testing", "valid", "validation", "val", "eval", "evaluation", "dev"} | {
+    "held",
     "holdout",
     "heldout",
 }

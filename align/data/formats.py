@@ -19,7 +19,7 @@ from align.data.parts import (
     take,
     take_prompt,
 )
-from align.data.prompt import repeats_prompt, with_system, without_prompt
+from align.data.prompt import check_answers, with_system, without_repetition
 from align.data.schema import (
     ATTRIBUTES,
     MEDIA_COLUMNS,
@@ -82,16 +82,17 @@ def read_row(raw: object, source: str, number: int, *, ignore: Sequence[str] = (
     options = template_options(columns.pop(TEMPLATE_OPTIONS, {}))
     parts, names = _read_parts(columns)
     unread = {**columns, **parts.pop("unread", {})}
-    guessed, kept = parts.pop("guessed", False), parts.pop("kept", {})
+    guessed, kept, asked = parts.pop("guessed", False), parts.pop("kept", {}), parts.pop("asked", None)
+    if guessed:
+        _refuse_null_prompt(without(raw, ignore))
     try:
         row = make_row(id=identity, meta={**unread, **kept, **meta}, source=source, number=number, **parts)
         row = replace(row, template_options=options) if options else row
         if weights is not None:
             row = replace(row, token_weights=weights_of_tokens(weights, row.completion_ids or row.completions))
+        row = _settled(row, asked or row.prompt, prompt_alone)
     except BadRow as error:
         raise BadRow(_own_name(error.field or "", names), error.problem, error.remedy) from None
-    if row.completion_ids is None and repeats_prompt(row.prompt, row.completions):
-        row = without_prompt(row)
     if not unread:
         return row
     texts = texts_in([row.prompt, row.completions])
@@ -114,8 +115,26 @@ def _read_parts(columns: Columns) -> tuple[Columns, Names]:
     parts = reader(columns)
     names = {"prompt": f"{prompt}[{{}}]", **parts.pop("names")}
     if instructions.strip():
+        parts["asked"] = parts["prompt"]
         parts["prompt"] = with_system(parts["prompt"], parts["completions"], instructions)
     return parts, names
+
+
+def _refuse_null_prompt(raw: Columns) -> None:
+    """Refuse a row without the prompt that others of its file have, which its answers' beginning would stand for."""
+    null = next((name for name in PROMPTS if raw.get(name, "") is None), None)
+    if null is not None:
+        raise BadRow(null, "missing (null)", f"give `{null}`, remove the row, or {how_to_ignore(null)}")
+
+
+def _settled(row: Row, asked: object, prompt_alone: bool) -> Row:
+    """The row whose answers do not repeat the prompt."""
+    if row.completion_ids is not None:
+        return row
+    row = without_repetition(row, asked)
+    if not prompt_alone:
+        check_answers(row)
+    return row
 
 
 def _but_texts_of_ids(unread: Columns, raw: Columns) -> Columns:
@@ -215,7 +234,8 @@ def read_preference(columns: Columns) -> Columns:
     chosen, rejected = take(columns, "chosen"), take(columns, "rejected")
     if _is_conversation(chosen) and _is_conversation(rejected):
         parts = _split_conversations(chosen, rejected)
-        if parts["prompt"] != prompt and prompt not in [message.get("content") for message in parts["prompt"]]:
+        known = [parts["prompt"], chosen, rejected, *(message.get("content") for message in parts["prompt"])]
+        if prompt not in known:
             remedy = f"give the assistant's message alone, or {how_to_ignore(name)}"
             raise BadRow("chosen", f"a conversation without the text of `{name}`", remedy)
         return {**parts, **side_rewards(columns)}

@@ -1,10 +1,9 @@
 """What the readers share: prompt, grades and rewards are taken out of a row's columns by any of their names."""
 
-import math
 from typing import Any
 
 from align.data.columns import Columns, how_to_ignore
-from align.data.schema import BadRow
+from align.data.schema import BadRow, is_finite
 
 PROMPTS = ("prompt", "messages", "context", "instruction", "question", "query", "input")
 REWARDS = ("rewards", "scores", "all_rm_scores", "ratings")
@@ -79,7 +78,7 @@ def side_rewards(columns: Columns) -> Columns:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
 
 
 def list_grades(columns: Columns) -> Columns:
@@ -134,6 +133,9 @@ def single_grade(columns: Columns) -> Columns:
         if label not in (0, 1):
             problem = f"{label!r} is neither true nor false"
             raise BadRow(labelled, problem, "give true for a good completion, else false")
+        other = next((name for name in LABELS if columns.get(name) in (0, 1) and columns[name] != label), None)
+        if other is not None:
+            raise BadRow(other, f"it contradicts `{labelled}`", f"keep one of the two, or {how_to_ignore(other)}")
         return {"grades": [float(label)]}
     if "grade" in columns:
         return {"grades": [columns.pop("grade")], "grades_called": ("grade",)}

@@ -32,8 +32,21 @@ OWN_ARGUMENTS = frozenset(
     + ("tokenizer_kwargs",)
 )
 """What such a column cannot set: arguments of `apply_chat_template` that say how a row is read at all."""
-WEIGHT_KEYS = ("weight", "loss", "loss_scale", "loss_weight", "train")
-JSON_MESSAGES = re.compile(r"""\s*\[\s*\{\s*(['"])(role|content|from|value)\1\s*:""")
+WEIGHT_KEYS = (
+    "weight",
+    "loss",
+    "loss_scale",
+    "loss_weight",
+    "loss_mask",
+    "train",
+    "training",
+    "trainable",
+    "training_detail",
+)
+JSON_MESSAGES = re.compile(
+    r"""\s*\[\s*\{\s*(['"])(role|content|from|value)\1\s*:"""
+    r"""|\s*\{\s*(['"])(role|from)\3\s*:\s*(['"])(system|user|human|assistant|gpt)\5"""
+)
 MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
 
 
@@ -235,9 +248,18 @@ def number(value: object, field: str) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRow(field, f"{_kind(value)}, not a number", "give a number, larger for a better completion")
-    if not math.isfinite(value):
-        raise BadRow(field, f"the value is {value}", "give a finite number, or remove the completion")
+    if not is_finite(value):
+        problem = f"the value is {value}" if isinstance(value, float) else "a number beyond float64"
+        raise BadRow(field, problem, "give a finite number, or remove the completion")
     return float(value)
+
+
+def is_finite(value: int | float) -> bool:
+    """Whether it is a finite number that float64 holds."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def is_messages(value: object) -> bool:

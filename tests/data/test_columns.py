@@ -73,6 +73,11 @@ REFUSED = [
     ({**PAIR, "customSystemPrompt": "Be terse."}, "customSystemPrompt"),
     ({**PAIR, "persona": "A pirate."}, "persona"),
     ({**PAIR, "system": "Be kind.", "system_prompt": "Be terse."}, "system_prompt"),
+    ({**PAIR, "sys": "Be kind."}, "sys"),
+    ({**PAIR, "documents": ["Paris is in France."]}, "documents"),
+    ({**PAIR, "question": "法国的首都是哪里？"}, "question"),
+    ({"instruction": "Translate", "input": "Hello", "chosen": "Salut", "rejected": "Adieu"}, "input"),
+    ({"anfrage": "法国的首都是哪里？", "chosen": "它是 巴黎", "rejected": "它是 伦敦"}, "anfrage"),
     ({**PAIR, "system": [{"type": "text", "text": "Be kind."}]}, "system"),
     ({**PAIR, "rejected_2": "Never"}, "rejected_2"),
     ({**PAIR, "model_output": "Never"}, "model_output"),
@@ -115,6 +120,7 @@ FACTS = {
     "prompt_id": "0f", "source": "the web", "chosen_model": "gpt 4", "num_responses": 7, "turns": 1,
     "label": "a1", "winner": "model_a", "topic": "small talk", "reference_answer": "Say hello", "category": "chit chat",
     "messages": [{"role": "user", "content": "Say hi to me"}, {"role": "assistant", "content": "Salut"}],
+    "labelling_prompt": [{"role": "user", "content": "Which is better?"}],
     "original_chosen": "Go away", "question": "hi", "input": "", "history": [], "images": [], "margin": 2.5,
     "raw_labelling_response": "Rating: 5", "instruction_id_list": ["length:words"], "language": "French text",
 }  # fmt: skip
@@ -163,6 +169,85 @@ def test_answers_that_begin_like_a_short_prompt_or_quote_a_message_are_left():
     said = [{"role": "assistant", "content": "Say hi? Salut"}]
     row = read(prompt=USER, chosen=said, rejected=[{"role": "assistant", "content": "Say hi? No"}])
     assert (row.completions[0], row.repeated) == (said, "kept")
+
+
+LONG = "Please tell me in a few words where the city of Paris lies."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "repeated", "rest"),
+    [
+        (LONG + " ", LONG + "\n", ""),
+        (LONG, "\n" + LONG + " ", " "),
+        (LONG.replace(" ", "  "), LONG + "\n", "\n"),
+        ("Human: Hi\r\nAssistant:", "Human: Hi\nAssistant: ", " "),
+        ("Q: 1 + 1?\n", "Q: 1 + 1?", None),
+    ],
+)
+def test_a_prompt_is_repeated_whatever_its_white_space(prompt, repeated, rest):
+    row = read(prompt=prompt, completions=[repeated + "yes", repeated + "no", repeated + "hm"], ranks=[1, 2, 3])
+    texts = [repeated + text if rest is None else rest + text for text in ("yes", "no", "hm")]
+    assert (row.completions, row.repeated) == (tuple(texts), "kept" if rest is None else "cut")
+    said = [{"role": "assistant", "content": repeated + "yes"}]
+    assert read(prompt=[{"role": "user", "content": prompt}], completion=said, label=True).repeated == "kept"
+
+
+def test_answers_may_repeat_the_prompt_with_or_without_its_system_text():
+    for before in ("", "Be kind to me.\n\n"):
+        row = read(system="Be kind to me.", prompt=LONG, chosen=before + LONG + " a", rejected=before + LONG + " b")
+        assert (row.prompt, row.completions) == (f"Be kind to me.\n\n{LONG}", (" a", " b"))
+
+
+def test_a_system_text_of_one_word_is_no_part_of_the_question():
+    assert read(PAIR, system="Say").prompt == "Say\n\nSay hi to me"
+
+
+@pytest.mark.parametrize("mark", ["\n\nHuman: {}\n\nAssistant: ", "User: {}\nBot: ", "<|im_start|>user\n{}<|im_end|>"])
+def test_answers_that_are_whole_dialogues_are_refused_beside_their_prompt(mark):
+    sides = {name: mark.format("Say hi to me") + name for name in ("chosen", "rejected")}
+    with pytest.raises(BadRow, match="a dialogue that holds the prompt again"):
+        read(PAIR, sides)
+    assert read_prompt(PAIR | sides, "f", 1).prompt == "Say hi to me"
+
+
+def test_a_prompt_that_ends_with_one_of_the_answers_is_refused():
+    said = [*USER, {"role": "assistant", "content": "Salut"}]
+    with pytest.raises(BadRow, match="ends with one of the completions") as error:
+        read(messages=said, chosen="Salut", rejected="Go away")
+    assert error.value.field == "messages"
+    other = [*USER, {"role": "assistant", "content": "Go away"}]
+    assert read(messages=said, chosen=said, rejected=other).prompt == USER
+
+
+def test_a_prompt_that_is_null_is_not_guessed_from_the_answers():
+    with pytest.raises(BadRow, match="missing") as error:
+        read(IMPLICIT, prompt=None)
+    assert error.value.field == "prompt"
+    assert read_row({**IMPLICIT, "prompt": None}, "f", 1, ignore=["prompt"]).prompt == "Say hi."
+
+
+def test_two_labels_that_contradict_each_other_are_refused():
+    with pytest.raises(BadRow, match="it contradicts `label`"):
+        read(LONE, label=1, kto_tag=0)
+
+
+@pytest.mark.parametrize(
+    "mark", [{"training": False}, {"trainable": False}, {"loss_mask": 0}, {"training_detail": [1]}]
+)
+def test_a_message_that_is_not_to_be_learnt_is_refused(mark):
+    with pytest.raises(BadRow, match="a weight of one message"):
+        read(messages=[*USER, {"role": "assistant", "content": "Salut", **mark}], label=True)
+
+
+def test_a_message_written_as_text_is_refused():
+    with pytest.raises(BadRow, match="written as text"):
+        read(PAIR, chosen='{"role": "assistant", "content": "Salut"}')
+
+
+def test_a_whole_number_that_no_float_holds_is_refused():
+    with pytest.raises(BadRow, match="beyond float64"):
+        read(prompt="p", completions=["a", "b"], scores=[10**400, 1])
+    assert read(PAIR, score_chosen=10**400, score_rejected=1).unread == ("score_chosen", "score_rejected")
 
 
 @pytest.fixture(scope="module")

@@ -149,6 +149,7 @@ SPLITS = {
     ("TRAIN.jsonl", "TEST.jsonl"): "TEST",
     ("pairsTrain.jsonl", "pairsTest.jsonl"): "pairsTest",
     ("pairs.jsonl", "pairs_heldout.jsonl"): "pairs_heldout",
+    ("pairs.jsonl", "pairs-held-out.jsonl"): "pairs-held-out",
     ("train_part_0.jsonl", "valid_part_0.jsonl"): "valid",
     ("training.jsonl", "evaluation.jsonl"): "evaluation",
 }
