@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from align.errors import UserError
+from align.shipped import with_shipped_paths
 
 PATH_ERRORS = (PermissionError, IsADirectoryError, NotADirectoryError, FileNotFoundError, FileExistsError)
+READ = ("input", "model", "reward")
+"""Arguments that may be rows or a model that ship."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if "overrides" in parsed:
             parsed.recipe = _recipe(parsed, sys.argv[1:] if arguments is None else arguments)
+        if parsed.run in (_score, _chat, _evaluate_rows, _evaluate_rewards):
+            vars(parsed).update({name: with_shipped_paths(vars(parsed)[name]) for name in READ if name in parsed})
         if parsed.run in MODULES:
             _load_libraries(MODULES[parsed.run])
         parsed.run(parsed)
@@ -297,10 +302,12 @@ def _add_evaluate_winrate(what: Any) -> None:
 
 
 def _init(parsed: argparse.Namespace) -> None:
-    from align.recipe.init import init
+    from align.recipe.init import init, left_to_set
 
     path = init(parsed.task, parsed.output, model=parsed.model, data=parsed.data)
-    print(f"{path}: set policy.model and data.sources there, then `align inspect {path}` and `align train {path}`")
+    left = left_to_set(path)
+    before = f"set {', '.join(left)} there, then " if left else ""
+    print(f"{path}: {before}`align inspect {path}` and `align train {path}`")
 
 
 def _inspect(parsed: argparse.Namespace) -> None:

@@ -33,6 +33,15 @@ def test_a_recipe_by_name_finds_its_data_from_any_folder(name, elsewhere):
     assert recipe.output == "runs/lipo_lambda"
 
 
+def test_commands_without_a_recipe_find_them_too(elsewhere):
+    rows = "data/formats/preference.jsonl"
+    main(["score", rows, "scored.jsonl", "--reward", "data/story-scorer", "--no-cache"])
+    main(["evaluate", "rewards", rows, "--reward", "data/story-scorer"])
+    main(["evaluate", "rows", rows, "--model", "data/story-policy", "--json", "figures.json"])
+    main(["chat", "data/story-policy", "--prompt", "Once", "--max-tokens", "2"])
+    assert Path("scored.jsonl").exists() and Path("figures.json").exists()
+
+
 def test_files_of_ones_own_go_first(elsewhere):
     (elsewhere / "recipes").mkdir()
     (elsewhere / "recipes/dpo.yaml").write_text((ROOT / "recipes/dpo.yaml").read_text().replace("runs/dpo", "mine"))
@@ -64,7 +73,10 @@ def test_a_template_by_name(elsewhere):
 @pytest.mark.parametrize("task", TASKS)
 def test_init_writes_a_recipe_that_loads_with_ones_own_paths(task, elsewhere, capsys):
     main(["init", task, "--model", "my models/m", "--data", "rows: 1.jsonl"])
-    assert f"{task}.yaml" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith(
+        f"{task}.yaml: set rollout.reward there" if task == "online" else f"{task}.yaml: `align insp"
+    )
     recipe, shipped = load_recipe(f"{task}.yaml"), load_recipe(TASKS[task].recipe)
     assert (recipe.policy.model, recipe.data.sources[0].path) == ("my models/m", "rows: 1.jsonl")
     assert recipe.output == f"runs/{task}"
@@ -74,6 +86,13 @@ def test_init_writes_a_recipe_that_loads_with_ones_own_paths(task, elsewhere, ca
     text = Path(f"{task}.yaml").read_text()
     assert "story" not in text and "data/" not in text
     assert max(map(len, text.splitlines())) <= 120 and text.count("# ") > 15
+
+
+def test_init_names_what_is_left_to_set(elsewhere, capsys):
+    main(["init"])
+    assert "set policy.model, data.sources there, then `align inspect preference.yaml`" in capsys.readouterr().out
+    main(["init", "online", "--data", "mine.jsonl"])
+    assert "set policy.model, rollout.reward there" in capsys.readouterr().out
 
 
 def test_init_never_overwrites(elsewhere):

@@ -88,6 +88,17 @@ def init(task: str, file: str | None = None, *, model: str = MODEL, data: str = 
     return path
 
 
+def left_to_set(path: Path) -> list[str]:
+    """The keys of a recipe from `init` that still say what it put there for want of the user's own."""
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    said = {
+        "policy.model": recipe["policy"]["model"] == MODEL,
+        "data.sources": recipe["data"]["sources"] == [{"path": DATA}],
+        "rollout.reward": recipe.get("rollout", {}).get("reward", {}).get("model") == SCORER,
+    }
+    return [key for key, default in said.items() if default]
+
+
 def _blocks(text: str, *, indent: str) -> Iterator[tuple[str, str]]:
     """Each key at an indentation with the comments above it and all below it."""
     comments: list[str] = []
