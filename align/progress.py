@@ -88,6 +88,11 @@ class _Work:
         return f"{words}; {self.note}" if self.note else words
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 list`, `2 lists`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def in_time(seconds: float) -> str:
     """A duration in words: `12 s`, `3 min 5 s`, `2 h 10 min`."""
     whole = round(seconds)

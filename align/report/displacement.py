@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from align.losses.metrics import FELL
+from align.progress import counted
 
 
 def diagnose(changes: Sequence[float], ches: Sequence[float]) -> dict[str, Any]:
@@ -58,12 +59,15 @@ def sentence(found: dict[str, Any]) -> str:
 
     Source: ours
     """
-    text = f"in {found['fell_share']:.0%} of {found['lists']} held-out lists the best completion lost probability"
+    lists = counted(found["lists"], "held-out list")
+    text = f"in {found['fell_share']:.0%} of {lists} the best completion lost probability"
     if "ches_of_fallen" in found:
         text += (
             f"; three quarters of these lists have a normalised CHES above {found['ches_of_fallen']:.3g}, "
             f"and {found['others_above']:.0%} of the others do too"
         )
+    if found["lists"] == 1:
+        return text
     return text + f" (rank correlation of CHES with the fall {found['rank_correlation']:+.2f})"
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from align.progress import counted
 from align.report.displacement import sentence
 
 ROWS = (
@@ -49,7 +50,7 @@ def print_summary(path: str, summary: dict[str, Any], *, show: int, console: Con
     for sample in summary["samples"][:show]:
         console.print(_sample(sample))
     console.print(
-        f"{summary['steps']} steps in {summary['train_seconds']:.0f} s, "
+        f"{counted(summary['steps'], 'step')} in {summary['train_seconds']:.0f} s, "
         f"{summary['tokens_per_second']:.0f} completion tokens/s, "
         f"peak memory {summary['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
@@ -66,9 +67,10 @@ def next_steps(path: str, task: str) -> str:
 
 def few_lists(lists: int) -> str:
     """What so small a held-out set cannot show, and how to make it larger."""
+    show = "shows" if lists == 1 else "show"
     return (
-        f"{lists} held-out lists show large changes only; a larger `data.eval_fraction`, or rows of their own in "
-        f"`data.eval_sources`, shows smaller ones ({FEW} or more are worth having)"
+        f"{counted(lists, 'held-out list')} {show} large changes only; a larger `data.eval_fraction`, or rows of "
+        f"their own in `data.eval_sources`, shows smaller ones ({FEW} or more are worth having)"
     )
 
 
@@ -95,14 +97,16 @@ def verdict(key: str, change: dict[str, float] | None) -> str:
 def _table(
     before: dict[str, float], after: dict[str, float], changes: dict[str, dict[str, float]], lists: int, *, task: str
 ) -> Table:
-    table = Table(title=f"{lists} held-out lists", title_justify="left")
-    for header, justify in (("", "left"), ("before", "right"), ("after", "right"), ("change", "right"), ("", "left")):
+    table = Table(title=counted(lists, "held-out list"), title_justify="left")
+    columns = [("", "left"), ("before", "right"), ("after", "right"), ("change", "right"), ("", "left")]
+    for header, justify in columns if changes else columns[:3]:
         table.add_column(header, justify=justify)  # type: ignore[arg-type]
     for key, label, pattern in ROWS:
         if key in after:
             figures = (figure(pattern, before[key]), figure(pattern, after[key]))
             change = changes.get(key)
-            table.add_row(in_words(label, task), *figures, plus_minus(pattern, change), verdict(key, change))
+            told = (plus_minus(pattern, change), verdict(key, change)) if changes else ()
+            table.add_row(in_words(label, task), *figures, *told)
     for key in sorted(key for key in after if key.startswith(SQUARED_ERROR)):
         label = f"squared error of {key.removeprefix(SQUARED_ERROR)}"
         table.add_row(label, f"{before[key]:.4f}", f"{after[key]:.4f}")
@@ -141,7 +145,7 @@ ITERATION_COLUMNS = (
 
 def _iterations(summary: dict[str, Any]) -> Table:
     """All of an online run in one table: what was measured before it and after each iteration, and what that took."""
-    table = Table(title=f"{summary['data']['heldout_lists']} held-out lists", title_justify="left")
+    table = Table(title=counted(summary["data"]["heldout_lists"], "held-out list"), title_justify="left")
     iterations = summary["iterations"]
     for header in ("", "before", *(f"after {one['iteration']}" for one in iterations)):
         table.add_column(header, justify="right" if header else "left")

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from align.data import render
 from align.model.classifier import is_read_at_last_token
 from align.packing.batch import Example
+from align.progress import counted
 from align.recipe import Recipe, dump_recipe
 from align.recipe.idle import say_idle
 from align.rollout.prompts import describe_prompts, read_prompts
@@ -28,7 +29,8 @@ def inspect_recipe(recipe: Recipe, *, rows: int, console: Console | None = None)
     console.print(render(prepared.audit))
     check_objectives(recipe, prepared)
     steps = len(planned_steps(recipe.train, prepared.train))
-    console.print(f"{steps} optimizer steps of {recipe.train.lists_per_step} lists\n")
+    lists = min(recipe.train.lists_per_step, len(prepared.train))
+    console.print(f"{counted(steps, 'optimizer step')} of {counted(lists, 'list')}\n")
     policy = recipe.policy
     tokenizer = tokenizer_of(policy)
     read = "read but not trained on", "trained on"

@@ -16,6 +16,10 @@ def test_it_tells_the_fallen_from_the_others():
     assert "in 60% of 5 held-out lists" in text and "above 4.5" in text and "+0.90" in text
 
 
+def test_one_list_has_no_rank_correlation():
+    assert sentence(diagnose([-1.0], ches=[2.0])) == "in 100% of 1 held-out list the best completion lost probability"
+
+
 def test_where_all_or_none_fell_there_is_no_bound():
     assert "ches_of_fallen" not in diagnose([-1.0, -2.0], ches=[1.0, 2.0])
     assert "ches_of_fallen" not in diagnose([1.0, 2.0], ches=[1.0, 2.0])
