@@ -116,8 +116,8 @@ def grade_row(row: Row, *, grades: GradeMethod, min_completions: int, needs_labe
     """The row with grades: its own, or those of its rewards; a lone completion without either gets 1.
 
     Raises:
-        BadRow: fewer completions than training needs, several and nothing that orders them, or one without a label
-            where it `needs_label`.
+        BadRow: fewer completions than training needs, several and nothing that orders them, or one where it
+            `needs_label` with none, or with a reward that its grade would not depend on.
     """
     if len(row.completions) < min_completions:
         problem = f"{len(row.completions)} completion, and learning from preferences needs {min_completions} or more"
@@ -126,6 +126,10 @@ def grade_row(row: Row, *, grades: GradeMethod, min_completions: int, needs_labe
     if row.grades is not None:
         return row
     if row.rewards is not None:
+        if needs_label and len(row.completions) == 1 and grades != "raw":
+            problem = f"missing, and the reward of a lone completion says nothing under `data.grades: {grades}`"
+            remedy = "give `label`, true or false, or `data.grades: raw` where the rewards are above 1/2 for good ones"
+            raise BadRow("label", problem, remedy)
         return replace(row, grades=tuple(grades_from_rewards(row.rewards, grades)))
     if needs_label and len(row.completions) == 1:
         found = f" (columns not read: {', '.join(row.unread)})" if row.unread else ""

@@ -284,6 +284,15 @@ def test_a_lone_completion_needs_a_label_where_it_is_judged(tmp_path, tokenizer)
         prepare(tmp_path, [row], tokenizer, needs_label=True, **options)
 
 
+@pytest.mark.parametrize("name", ["score", "rating", "reward"])
+def test_the_reward_of_a_lone_completion_is_no_label(tmp_path, tokenizer, name):
+    rows = [{"prompt": "Say hi", "completion": "Salut", name: value} for value in (1, 0)]
+    options = {"min_completions": 1, "append_eos": True, "needs_label": True}
+    with pytest.raises(UserError, match="field label: missing, and the reward of a lone completion says nothing"):
+        prepare(tmp_path, rows, tokenizer, **options)
+    assert prepare(tmp_path, rows, tokenizer, grades="raw", **options).train["grades"][:] == [[1.0], [0.0]]
+
+
 def test_a_completion_that_is_labelled_bad_is_not_imitated(tmp_path, tokenizer):
     rows = [{"prompt": "Say hi", "completion": text, "label": text == "Salut"} for text in ("Salut", "Go away")]
     prepared = prepare(tmp_path, rows, tokenizer, min_completions=1, select="best")
