@@ -15,7 +15,9 @@ from rewards import RowError, ScorerError, load_scorer
 @torch.no_grad()
 def by_hand(path: str, before: str, after: str, adapter: str | None = None) -> tuple[float, int]:
     """Sum of log p of the tokens of `after` behind `before`, each text alone, and how many they are."""
-    model = AutoModelForCausalLM.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, attn_implementation="eager"
+    )  # sdpa leaves out Gemma 2's soft-cap
     model = (PeftModel.from_pretrained(model, adapter) if adapter else model).double().eval()
     words = PreTrainedTokenizerFast.from_pretrained(path)
     prompt, own = (words(text, add_special_tokens=False)["input_ids"] for text in (before, after))
