@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from huggingface_hub import constants as hub
@@ -41,7 +41,7 @@ class Item(NamedTuple):
 
 PACKAGES = {
     "torch": (">=2.11,<2.16", "2.13.0"),
-    "transformers": (">=5.17,<5.24", "5.17.0"),
+    "transformers": (">=5.17,<5.25", "5.17.0"),
     "peft": (">=0.21,<0.22", "0.21.2"),
     "datasets": (">=5.2,<6", "5.2.0"),
     "accelerate": (">=1.15,<2", "1.15.0"),
@@ -52,6 +52,7 @@ PACKAGES = {
 OPTIONAL = {
     "trl": "pip install 'trl>=1.16,<1.17' to compare with TRL's trainers in the tests",
     "bitsandbytes": "pip install bitsandbytes for `policy.quantization: 4bit`, on a GPU",
+    "ray": "pip install 'align-lm[cluster]' for `--ray` of score, annotate and rollout",
     "tensorboard": "pip install tensorboard for `train.report_to: [tensorboard]`",
     "wandb": "pip install wandb for `train.report_to: [wandb]`",
     "trackio": "pip install trackio for `train.report_to: [trackio]`",
@@ -79,6 +80,25 @@ def report() -> list[Item]:
     Source: ours
     """
     return [*_python(), *_packages(), *_hardware(), _kernels(), *_cpu_conflicts(), _vllm(), *_optional(), _hub()]
+
+
+def doctor(extra: Extra | None = None, plan: list[str] | None = None, **options: Any) -> None:
+    """Print the report, install an extra, or say what a recipe's run needs.
+
+    Args:
+        options: of `align.planning.command.plan_recipe`.
+    """
+    if plan:
+        from align.planning.command import plan_recipe  # with peft and transformers, which the report does without
+
+        plan_recipe(plan, **options)
+    elif any(options.values()):
+        given = "--devices, --memory, --rate, --measure, --json, --trust-remote-code and --allow-code"
+        raise UserError(f"{given} say how to plan: name a recipe with --plan")
+    elif extra:
+        install(extra)
+    else:
+        print_report()
 
 
 def print_report(console: Console | None = None) -> None:

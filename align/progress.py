@@ -80,7 +80,7 @@ class _Work:
         """Count, rate and remaining time, or the time so far."""
         if self.total is None:
             return in_time(self.seconds())
-        words = f"{self.done}/{self.total} {self.unit}"
+        words = f"{self.done}/{_in_units(self.total, self.unit)}"
         if new := self.done - self.start:
             rate = new / max(self.seconds(), 1e-9)
             left = max(self.total - self.done, 0) / rate
@@ -91,6 +91,11 @@ class _Work:
 def counted(number: int, thing: str) -> str:
     """`1 list`, `2 lists`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _in_units(number: int, unit: str) -> str:
+    """`1 list` of the unit `lists`."""
+    return f"{number} {unit.removesuffix('s') if number == 1 else unit}"
 
 
 def in_time(seconds: float) -> str:
@@ -171,7 +176,7 @@ def _in_lines(work: _Work) -> Iterator[None]:
         else:
             when_due()
 
-    say(work.label if work.total is None else f"{work.label}: {work.total - work.start} {work.unit}")
+    say(work.label if work.total is None else f"{work.label}: {_in_units(work.total - work.start, work.unit)}")
     work.changed = changed
     with _every(LINE_SECONDS, when_due):
         yield

@@ -1,4 +1,4 @@
-"""One thing of a kind is one class: its section in a recipe, which names all else that belongs to the thing.
+"""One thing of a kind is one class, which names all else that belongs to the thing: mostly its section in a recipe.
 
     SCORE = Registry("score")
 
@@ -21,27 +21,27 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, Field
 
-Section = TypeVar("Section", bound=BaseModel)
+Thing = TypeVar("Thing")
 
 
-class Registry(Generic[Section]):
-    """The classes of one kind by the `name` that a recipe gives them, in the order in which they were added."""
+class Registry(Generic[Thing]):
+    """The classes of one kind by their `name`, in the order in which they were added."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.classes: dict[str, type[Section]] = {}
+        self.classes: dict[str, type[Thing]] = {}
 
-    def add(self, section: type[Section]) -> type[Section]:
+    def add(self, thing: type[Thing]) -> type[Thing]:
         """Decorator of a class of this kind.
 
         Raises:
             ValueError: its name is taken; said when the module is imported.
         """
-        name = section.model_fields["name"].default
+        name = _name(thing)
         if name in self.classes:
-            raise ValueError(f"two classes are the {self.kind} `{name}`: {self.classes[name]} and {section}")
-        self.classes[name] = section
-        return section
+            raise ValueError(f"two classes are the {self.kind} `{name}`: {self.classes[name]} and {thing}")
+        self.classes[name] = thing
+        return thing
 
     def union(self, *others: type[BaseModel]) -> Any:
         """The type of a recipe's key that takes any of them, told apart by `name`; `others` are not of the tables."""
@@ -49,7 +49,13 @@ class Registry(Generic[Section]):
 
     def table(self, attribute: str) -> dict[str, Any]:
         """What each class says of one thing, by name."""
-        return {name: getattr(section, attribute) for name, section in self.classes.items()}
+        return {name: getattr(thing, attribute) for name, thing in self.classes.items()}
+
+
+def _name(thing: Any) -> str:
+    """What a class is called: by its field's default where it is a recipe's section."""
+    name = thing.model_fields["name"].default if issubclass(thing, BaseModel) else thing.name
+    return str(name)
 
 
 def import_all(package: str, path: Iterable[str]) -> None:

@@ -6,23 +6,36 @@ built on it: a typo in a recipe is answered before those are loaded.
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PositiveFloat,
+)
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, core_schema
 
 
 @dataclass(frozen=True)
 class Free:
     """Marks a key that does not change what a run gives: it may change on a begun one. A key without it may not."""
 
-    unless: str | None = None
-    """A key beside it that, where it is set, makes this one count."""
+    unless: tuple[str, ...] = ()
+    """Keys beside it, any of which, where it is set, makes this one count."""
+
+    def holds(self, section: BaseModel) -> bool:
+        """Whether the key is free in a section."""
+        return not any(getattr(section, key) for key in self.unless)
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,27 @@ class Grows:
 
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def read_seconds(value: Any) -> Any:
+    """`3h50m`, `90m`, `1d` and Slurm's `1-03:50:00` or `03:50:00` in seconds; a number is of seconds."""
+    if not isinstance(value, str):
+        return value
+    text = re.sub(r"\s", "", value.lower())
+    if clock := re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)", text):
+        return sum(int(part or 0) * size for part, size in zip(clock.groups(), UNITS.values(), strict=True))
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", text)
+    if not text or not parts:
+        raise ValueError(f"`{value}` is no time; write it as 3h50m, 90m or 1d, or Slurm's 1-03:50:00")
+    return sum(int(part or 0) * size for part, size in zip(parts.groups(), UNITS.values(), strict=True))
+
+
+Duration = Annotated[
+    PositiveFloat,
+    Field(allow_inf_nan=False),
+    BeforeValidator(read_seconds, json_schema_input_type=PositiveFloat | str),
+]
 
 
 class Strict(BaseModel):
@@ -88,19 +122,28 @@ def keys_marked(section: BaseModel, mark: type, path: str = "") -> frozenset[str
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         marks = [one for one in field.metadata if isinstance(one, mark)]
-        if marks and not ((unless := getattr(marks[0], "unless", None)) and getattr(section, unless)):
+        if marks and (not isinstance(marks[0], Free) or marks[0].holds(section)):
             found.add(path + name)
         elif isinstance(value, BaseModel):
             found |= keys_marked(value, mark, f"{path}{name}.")
     return frozenset(found)
 
 
-def named(default: str) -> BeforeValidator:
+@dataclass(frozen=True)
+class Named:
     """Lets one of several sections be given by its name alone, and the default's keys without a name."""
 
-    def read(value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        return {"name": default, **value} if isinstance(value, dict) else value
+    default: str
+    text_is: str = "name"
+    """The key of the default that a text alone stands for; `name`, of any of them."""
 
-    return BeforeValidator(read)
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._read, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """What `align recipe --schema` makes of it stands in the schema under our own word."""
+        return handler(core) | {"named": {"default": self.default, "text_is": self.text_is}}
+
+    def _read(self, value: Any) -> Any:
+        value = {self.text_is: value} if isinstance(value, str) else value
+        return {"name": self.default, **value} if isinstance(value, dict) else value

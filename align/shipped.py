@@ -7,6 +7,8 @@ In a checkout they lie beside the package, in an installed wheel inside it (setu
 from pathlib import Path
 from typing import Any
 
+from align.files import is_there, with_home
+
 PACKAGE = Path(__file__).parent
 FOLDERS = ("recipes", "data")
 
@@ -16,7 +18,7 @@ def shipped(path: str) -> Path | None:
     if path.split("/")[0] not in FOLDERS or ".." in path:
         return None
     places = (PACKAGE / "share" / path, PACKAGE.parent / path)
-    return next((place for place in places if place.exists()), None)
+    return next((place for place in places if is_there(place)), None)
 
 
 def names(folder: str, suffix: str) -> list[str]:
@@ -28,15 +30,15 @@ def names(folder: str, suffix: str) -> list[str]:
 def recipe_file(name: str | Path) -> Path:
     """The file of a recipe: the user's own, or by its path or name one that ships; else the path as it was given."""
     own = Path(name)
-    if own.is_file():
+    if is_there(own, Path.is_file):
         return own
     return shipped(str(name)) or shipped(f"recipes/{name}.yaml") or own
 
 
 def template_file(name: str | Path) -> Path:
     """The same for a chat template: `plain`, or a path."""
-    own = Path(name).expanduser()
-    if own.is_file():
+    own = with_home(str(name))
+    if is_there(own, Path.is_file):
         return own
     return shipped(str(name)) or shipped(f"recipes/templates/{name}.jinja") or own
 
@@ -47,6 +49,6 @@ def with_shipped_paths(tree: Any) -> Any:
         return {key: with_shipped_paths(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [with_shipped_paths(value) for value in tree]
-    if isinstance(tree, str) and tree.startswith("data/") and not Path(tree).exists():
+    if isinstance(tree, str) and tree.startswith("data/") and not is_there(Path(tree)):
         return str(shipped(tree) or tree)
     return tree

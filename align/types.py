@@ -1,7 +1,7 @@
 """Tensor containers that cross module boundaries, and the legend of shape letters.
 
-B lists, K list size, N completions, C tokens of the longest completion, R rows of input, T tokens of a row,
-V vocabulary, H hidden width.
+B lists, K list size, N completions, C learnt tokens of the completion that has most, R rows of input, T tokens of a
+row, V vocabulary, H hidden width.
 """
 
 from dataclasses import dataclass, fields
@@ -27,9 +27,9 @@ class ListBatch:
     input_ids: Int[Tensor, "R T"]
     """What the model reads: right-padded, or one packed row."""
     targets: Int[Tensor, "N C"]
-    """Each completion's token ids; -1 beyond its end."""
+    """Each completion's learnt token ids, in order and without holes; -1 beyond the last."""
     predict_at: Int[Tensor, "N C"]
-    """Flat index r * T + t of the position that predicts each target; 0 beyond a completion's end."""
+    """Flat index r * T + t of the position that predicts each target; 0 beyond the last."""
     list_index: Int[Tensor, " N"]
     """Which list a completion belongs to; completions of a list are contiguous."""
     slot: Int[Tensor, " N"]
@@ -43,19 +43,23 @@ class ListBatch:
     token_rewards: Float[Tensor, "N C"] | None = None
     """What a token is worth (T-REG's rhat), where lists have it; 0 beyond a completion's end."""
     token_weights: Float[Tensor, "N C"] | None = None
-    """How much a token's log-probability counts, where the rows say so; 0 beyond a completion's end."""
+    """How much a token's log-probability counts, where rows or their messages say so; 0 beyond a completion's end."""
     keys: Int[Tensor, " B"] | None = None
     """What a list's random draws follow from: its row and the step, so not how the step is cut."""
     position_ids: Int[Tensor, "R T"] | None = None
     """Each token's place in its own sequence, where a row holds several; None where a row is one."""
     ends_at: Int[Tensor, " N"] | None = None
-    """Flat index r * T + t of each completion's last token, where its reward is read."""
+    """Flat index r * T + t of each completion's last token, learnt or not, where its reward is read."""
+    weights: Float[Tensor, " B"] | None = None
+    """How often each list counts in its step, float64, where rows say so; None where each counts once."""
+    margins: Float[Tensor, " B"] | None = None
+    """How far apart each list's pairs should score, in the scores' unit, where rows say so; 0 for one that does not."""
     segments: tuple[tuple[int, ...], ...] | None = None
     """Of every list of a packed row, the tokens of its prompt and of each completion, in the order of the row."""
 
     @property
     def completion_mask(self) -> Bool[Tensor, "N C"]:
-        """True on a completion's own tokens."""
+        """True on a completion's own tokens, of those that are learnt."""
         return self.targets >= 0
 
     def to_lists(self, values: Float[Tensor, " N"]) -> Float[Tensor, "B K"]:
@@ -81,6 +85,10 @@ class TokenStats:
     """log sum_v p_v^2, where asked for (WPO)."""
     hidden_sum: Float[Tensor, "N H"] | None = None
     """Sum of the final hidden states that predict a completion's tokens, float64, where asked for (CHES)."""
+    mean_logit: Float[Tensor, "N C"] | None = None
+    """Mean over the vocabulary of the logits, where asked for."""
+    is_top: Float[Tensor, "N C"] | None = None
+    """1 where no token is likelier than the target, where asked for."""
 
 
 def _move(value: object, device: torch.device | str) -> object:

@@ -9,23 +9,30 @@ attribute docstrings, the functions' docstrings, and the figures of `data/benchm
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
+from transformers import TrainingArguments
 
+from align.data.formats import FORMAT
+from align.importing.left import OURS
+from align.importing.read import CONFIGS
+from align.lint import CHECK
 from align.objectives import OBJECTIVES, PROPERTIES, SCORES
 from align.objectives.lambda_loss import lambda_weights
 from align.recipe import Recipe
+from align.recipe.keys import class_of, default_of, said_of, sections_of, type_of
+from align.recipe.other_tools import NAMES
+from align.trl.answers import WITHOUT_EFFECT, answer
+from align.trl.config import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig
 
 HERE = Path(__file__).parent
 BENCHMARKS = HERE.parent / "data/benchmarks"
 WRITTEN = "<!-- Written by docs/generate.py; change what it reads, then run it. -->"
-BOUNDS = {"minimum": "&ge;", "exclusiveMinimum": "&gt;", "maximum": "&le;", "exclusiveMaximum": "&lt;"}
-MARKS = {"Free": "May change on a begun run.", "Grows": "May grow on a begun run."}
+SIGNS = {">=": "&ge;", ">": "&gt;", "<=": "&le;", "<": "&lt;"}
 GRADES = {
     "any": "any",
     "unit": "from 0 to 1",
@@ -48,8 +55,9 @@ FORMULAS = f"""# Look up the formula of an objective
 {WRITTEN}
 
 `s` is a completion's score in nats, `g` its grade, larger is better; a tie forms no pair. For one pair `d` is
-`s_i - s_j`, and a list's loss is the sum over its pairs with `g_i > g_j`. Where completions are chosen or rejected, the
-chosen are those with the list's best grade, with `a` the score of the chosen and `b` of the rejected on a list of two.
+`s_i - s_j - m`, with `m` the row's margin or 0, and a list's loss is the sum over its pairs with `g_i > g_j`. Where
+completions are chosen or rejected, the chosen are those with the list's best grade, with `a` the score of the chosen
+and `b` of the rejected on a list of two.
 `lp_t` and `ref_t` are a token's log-probabilities under policy and reference, `T` the number of its tokens,
 `sg` stops the gradient. The options are among [the recipe's keys](recipe-keys.md#objective).
 
@@ -61,7 +69,7 @@ def recipe_keys() -> str:
     schema = Recipe.model_json_schema()
     definitions = schema["$defs"]
     headings = _headings(schema, definitions)
-    parts = [KEYS, "## The whole recipe\n\n", _table(schema, _class("Recipe"), headings)]
+    parts = [KEYS, "## The whole recipe\n\n", _table(schema, class_of("Recipe"), headings)]
     for name, (level, heading) in headings.items():
         if level == "##" or name not in definitions:
             parts.append(f"\n## {heading}\n")
@@ -71,7 +79,7 @@ def recipe_keys() -> str:
             parts.append(f"\n### {heading}\n")
         section = definitions[name]
         parts.append(f"\n{_prose(section['description'])}\n\n" if "description" in section else "\n")
-        parts.append(_table(section, _class(name), headings))
+        parts.append(_table(section, class_of(name), headings))
     return re.sub(r"\n{3,}", "\n\n", "".join(parts)).rstrip() + "\n"
 
 
@@ -81,7 +89,7 @@ def _headings(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
 
     def walk(section: dict[str, Any], path: str) -> None:
         for key, value in section.get("properties", {}).items():
-            names, where = _sections(value), f"{path}.{key}".lstrip(".")
+            names, where = sections_of(value), f"{path}.{key}".lstrip(".")
             new = [name for name in names if name not in found]
             if new and len(names) > 1:
                 found[f"choice {where}"] = ("##", f"`{where}`")
@@ -95,66 +103,28 @@ def _headings(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
     return found
 
 
-def _sections(value: Any) -> list[str]:
-    """Names of the definitions that a key's value may be."""
-    if isinstance(value, dict):
-        own = [value["$ref"].rpartition("/")[2]] if "$ref" in value else []
-        return own + [name for key, part in value.items() if key != "discriminator" for name in _sections(part)]
-    return [name for part in value for name in _sections(part)] if isinstance(value, list) else []
-
-
-def _class(name: str) -> type[BaseModel]:
-    def below(cls: type[BaseModel]) -> Iterator[type[BaseModel]]:
-        yield cls
-        for one in cls.__subclasses__():
-            yield from below(one)
-
-    return next(cls for cls in below(BaseModel) if cls.__name__ == name and cls.__module__.startswith(("align", "rew")))
-
-
 def _table(section: dict[str, Any], cls: type[BaseModel], headings: dict[str, tuple[str, str]]) -> str:
     """The keys of one section."""
     rows = []
     for key, value in section.get("properties", {}).items():
         if "const" in value:
             continue  # the name of a choice, which its heading says
-        marks = [MARKS[type(mark).__name__] for mark in cls.model_fields[key].metadata if type(mark).__name__ in MARKS]
-        what = " ".join([_prose(value.get("description", "")), *marks]).strip()
+        what = _prose(said_of(cls, key, value))
         required = key in section.get("required", ())
-        rows.append(f"| `{key}` | {_type(value, headings)} | {_default(value, required)} | {_cell(what)} |\n")
+        rows.append(f"| `{key}` | {_type(value, headings)} | {default_of(value, required)} | {_cell(what)} |\n")
     head = "| key | value | by default | |\n|---|---|---|---|\n"
     return head + "".join(rows) if rows else "No keys but the name.\n"
 
 
-def _default(value: dict[str, Any], required: bool) -> str:
-    if required:
-        return "**must be given**"
-    default = value.get("default")
-    if default is None or default in ([], {}, ""):
-        return "none"
-    if isinstance(default, dict):
-        name = default.get("name")
-        return f"`{name}`" if name else "as there"
-    text = yaml.safe_dump(default, default_flow_style=True, width=1000).splitlines()[0]
-    return f"`{text}`"
-
-
 def _type(value: dict[str, Any], headings: dict[str, tuple[str, str]]) -> str:
     """What a key takes, with links to the sections among it."""
-    if names := _sections(value):
+
+    def link(names: list[str]) -> str:
         place = headings[names[0]][1].strip("`").partition(": ")[0]
-        link = f"one of [{place}](#{_slug(place)})" if len(names) > 1 else f"[{place}](#{_slug(place)})"
-        return f"{'list of ' if value.get('type') == 'array' else ''}{link}"
-    if "anyOf" in value:
-        return " or ".join(_type(one, headings) for one in value["anyOf"] if one.get("type") != "null")
-    if "enum" in value or "const" in value:
-        return " or ".join(f"`{one}`" for one in value.get("enum", [value.get("const")]))
-    if value.get("type") == "array":
-        items = value.get("items") or (value.get("prefixItems") or [{}])[0]
-        return f"list of {_type(items, headings)}"
-    words = {"string": "text", "integer": "whole number", "boolean": "`true` or `false`", "object": "mapping"}
-    bounds = [f"{sign} {value[name]:g}" for name, sign in BOUNDS.items() if name in value]
-    return " ".join([words.get(value.get("type", ""), value.get("type", "anything")), " and ".join(bounds)]).strip()
+        return f"{'one of ' if len(names) > 1 else ''}[{place}](#{_slug(place)})"
+
+    text = type_of(value, link)
+    return re.sub("[<>]=?", lambda sign: SIGNS[sign[0]], text)
 
 
 def _slug(heading: str) -> str:
@@ -273,7 +243,76 @@ def _reward_models() -> str:
     return said + _rows(head, pairs) + "\n" + told
 
 
-PAGES = {"recipe-keys.md": recipe_keys, "formulas.md": formulas, "figures.md": figures}
+def rows() -> str:
+    """The page of rows with its table of formats written anew, general ones first; the rest stays as it stands."""
+    mark = "<!-- Written by docs/generate.py from align/data/formats. -->"
+    before, _, after = (HERE / "rows.md").read_text(encoding="utf-8").split(mark)
+    rows = []
+    for own in reversed(FORMAT.classes.values()):
+        said = " ".join((inspect.getdoc(own) or "").partition("\n\n")[0].split()).removesuffix(".")
+        rows.append([_cell(f"{said} ({own.published})" if own.published else said), f"`{_cell(own.shape)}`"])
+    return f"{before}{mark}\n\n{_rows(('what a row holds', 'its columns'), rows)}\n{mark}{after}"
+
+
+def look() -> str:
+    """The page of what is looked for in rows, with its table of checks written anew; the rest stays as it stands."""
+    mark = "<!-- Written by docs/generate.py from align/lint. -->"
+    before, _, after = (HERE / "look.md").read_text(encoding="utf-8").split(mark)
+    rows = []
+    for name, own in CHECK.classes.items():
+        said = " ".join((inspect.getdoc(own) or "").split())
+        rows.append([f"`{name}`", _cell(said), "every run" if own.cheap else "`align inspect`", _cell(own.bad)])
+    return f"{before}{mark}\n\n{_rows(('check', 'what it says', 'done by', 'stops where'), rows)}\n{mark}{after}"
+
+
+def trl() -> str:
+    """The page of the trainers by TRL's names, with its table of arguments written anew; the rest stays."""
+    mark = "<!-- Written by docs/generate.py from align/trl. -->"
+    before, _, after = (HERE / "trl.md").read_text(encoding="utf-8").split(mark)
+    shared = {f.name for f in fields(TrainingArguments)} - WITHOUT_EFFECT.keys()
+    said: dict[tuple[str, str], list[str]] = {}
+    for own in (DPOConfig, KTOConfig, RewardConfig, CPOConfig, ORPOConfig):
+        trainer = own.__name__.removesuffix("Config")
+        for field in [f for f in fields(own) if f.name not in shared]:
+            what, why = answer(trainer, field.name)
+            text = f"{what}: {why or field.metadata['help']}"
+            said.setdefault((field.name, text), []).append(trainer)
+    table = [[f"`{name}`", ", ".join(of), _cell(text)] for (name, text), of in sorted(said.items())]
+    return f"{before}{mark}\n\n{_rows(('argument', 'of', 'what it does here'), table)}\n{mark}{after}"
+
+
+def imports() -> str:
+    """The page of imports, with a table of each tool's keys written anew."""
+    mark = "<!-- Written by docs/generate.py from align/importing. -->"
+    before, _, after = (HERE / "import.md").read_text(encoding="utf-8").split(mark)
+    parts = [
+        f"## Keys of {name}\n\n{_rows(('ours', 'its keys'), _imported(module))}" for name, module in CONFIGS.items()
+    ]
+    return f"{before}{mark}\n\n" + "\n\n".join(parts) + f"\n\n{mark}{after}"
+
+
+def _imported(module: Any) -> list[list[str]]:
+    """What stands for a tool's keys, those with the same answer together; what has no counterpart last."""
+    found: dict[str, list[str]] = {}
+    for key in sorted(module.KEYS):
+        here = NAMES.get(key) or NAMES.get(module.GENERAL.get(key, key)) or OURS.get(key)
+        ours = (
+            f"`{here.write}`" if here and here.write else f"dropped: {here.note}" if here else f"`{key}` of a section"
+        )
+        found.setdefault(re.sub(r"sources\.\d\.", "sources.", ours), []).append(key)
+    order = sorted(found, key=lambda ours: (ours.startswith("dropped"), ours))
+    return [[_cell(ours), ", ".join(found[ours])] for ours in order]
+
+
+PAGES = {
+    "import.md": imports,
+    "recipe-keys.md": recipe_keys,
+    "formulas.md": formulas,
+    "figures.md": figures,
+    "rows.md": rows,
+    "look.md": look,
+    "trl.md": trl,
+}
 
 if __name__ == "__main__":
     for page, text in PAGES.items():

@@ -6,7 +6,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from align.section import Strict
-from rewards.registry import ScorerConfig, faults, read_tree
+from align.shipped import with_shipped_paths
+from rewards.registry import ScorerConfig, check_function, faults, read_tree
 from rewards.transforms import LSC_NEEDS, Lsc, Transform
 from rewards.types import ScorerError
 
@@ -24,19 +25,36 @@ class Reward(Strict):
     """The name of its rewards among several; by default the scorer's."""
 
 
-def read_reward(spec: Any) -> Reward:
+def read_reward(spec: Any, *, allow_code: bool = False) -> Reward:
     """A reward from what a user may write: a `Reward` as a mapping, YAML or a YAML file, or a scorer's specification.
+
+    Args:
+        allow_code: consent to a function that a file names although it may be a stranger's.
 
     Raises:
         ScorerError: an unknown or ill-typed key, or no YAML.
+        UserError: a file names a function that nobody has consented to.
 
     Source: ours
     """
-    tree = read_tree(spec)
     try:
-        return Reward.model_validate(tree if isinstance(tree, dict) and "scorer" in tree else {"scorer": tree})
+        reward = Reward.model_validate(keys_of(spec))
     except ValidationError as error:
         raise ScorerError(f"reward specification {spec!r}: {faults(error)}") from None
+    check_function(reward.scorer, spec, allow_code=allow_code)
+    return reward
+
+
+def keys_of(spec: Any) -> Any:
+    """The keys of a `Reward` that a specification gives, unchecked.
+
+    Raises:
+        ScorerError: no such file, or no YAML in it.
+
+    Source: ours
+    """
+    tree = with_shipped_paths(read_tree(spec))
+    return tree if isinstance(tree, dict) and "scorer" in tree else {"scorer": tree}
 
 
 def transforms_for(rewards: Sequence[Reward], method: Combination) -> list[tuple[Transform, ...]]:

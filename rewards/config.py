@@ -1,25 +1,19 @@
-"""Every scorer's configuration; the scorers are in the modules beside."""
+"""The configuration of every scorer that has a model, and of any; the scorers are in the modules beside.
 
-import re
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+Those without a model have their configuration there too: see `rewards.rules`.
+"""
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import (
-    BeforeValidator,
     Field,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 
-from align.registry import Registry
-from align.section import Strict
-from rewards.types import Running
-
-SCORER: Registry[Strict] = Registry("scorer")
-"""Every class names its `scorer`: module and name, which takes the fields as keywords. Most need torch, so a scorer is
-imported when it is used."""
+from align.section import Named, Strict
+from rewards.types import SCORER, Running
 
 
 @SCORER.add
@@ -170,114 +164,7 @@ class Served(Strict):
     """Seconds to wait for one request."""
 
 
-@SCORER.add
-class Length(Strict):
-    """1 for a completion whose length is within bounds, else 0."""
-
-    scorer: ClassVar = "rules:length_scorer"
-    name: Literal["length"] = "length"
-    unit: Literal["words", "characters"] = "words"
-    min: NonNegativeInt = 0
-    max: PositiveInt | None = None
-
-    @model_validator(mode="after")
-    def _bounds(self) -> "Length":
-        if not self.min and self.max is None or self.max is not None and self.max < self.min:
-            raise ValueError(
-                f"length: from {self.min} to {self.max} bounds nothing; give `min`, a larger `max` or both"
-            )
-        return self
-
-
-@SCORER.add
-class Format(Strict):
-    """1 for a completion of the given form, else 0."""
-
-    scorer: ClassVar = "rules:format_scorer"
-    name: Literal["format"] = "format"
-    json_object: bool = False
-    """The whole completion is one JSON object."""
-    tags: tuple[str, ...] = ()
-    """The whole completion is these tags in this order, each opened and closed once: <think>...</think> for `think`."""
-
-    @model_validator(mode="after")
-    def _one_form(self) -> "Format":
-        if self.json_object == bool(self.tags):
-            raise ValueError("format: give one of `json_object: true` and `tags`")
-        return self
-
-
-@SCORER.add
-class Pattern(Strict):
-    """1 for a completion that a regular expression matches, else 0."""
-
-    scorer: ClassVar = "rules:pattern_scorer"
-    name: Literal["regex"] = "regex"
-    pattern: str
-    """Python's syntax; `.` does not match line ends unless the pattern says (?s)."""
-    whole: bool = False
-    """It must match the whole completion, white space around it aside; by default a part is enough."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"{value!r} is no regular expression ({error})") from None
-        return value
-
-
-@SCORER.add
-class Answer(Strict):
-    """1 for a completion that gives the row's reference answer, else 0."""
-
-    scorer: ClassVar = "rules:answer_scorer"
-    name: Literal["answer"] = "answer"
-    answer_column: str = "answer"
-    """The column that holds the reference answer."""
-    kind: Literal["exact", "numeric"] = "exact"
-    """exact: the same text but for case, white space and a final point; numeric: the same number."""
-    pattern: str | None = None
-    """A regular expression whose first group is the completion's answer; by default the last \\boxed{...}, `#### ...`
-    or "answer is ...", else the whole text (exact) or its last number (numeric)."""
-    tolerance: Annotated[float, Field(ge=0)] = 1e-6
-    """By how much two numbers may differ, relative to the reference answer."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _has_a_group(cls, value: str | None) -> str | None:
-        try:
-            groups = 1 if value is None else re.compile(value).groups
-        except re.error as error:
-            raise ValueError(f"{value!r} is no regular expression ({error})") from None
-        if not groups:
-            raise ValueError(f"{value!r} has no group; put the answer's part in brackets")
-        return value
-
-
-@SCORER.add
-class Function(Strict):
-    """A function of yours: module:function, called with a prompt and a completion."""
-
-    scorer: ClassVar = "rules:function_scorer"
-    name: Literal["python"] = "python"
-    function: str
-    """Such as `my_rewards:politeness`, found from the current folder or among installed packages; gives a number."""
-
-    @field_validator("function")
-    @classmethod
-    def _names_a_function(cls, value: str) -> str:
-        if not re.fullmatch(r"[\w.]+:\w+", value):
-            raise ValueError(f"{value!r} is not of the form module:function")
-        return value
-
-
-def _named(value: Any) -> Any:
-    """A string names a sequence classifier, and so does a mapping without a name."""
-    value = {"model": value} if isinstance(value, str) else value
-    return {"name": "sequence_classifier", **value} if isinstance(value, dict) else value
-
+import rewards.rules  # noqa: E402, F401, whose classes come last where they are told in a row
 
 if TYPE_CHECKING:
 
@@ -285,5 +172,5 @@ if TYPE_CHECKING:
         name: str
 
 else:
-    ScorerConfig = Annotated[SCORER.union(), BeforeValidator(_named)]
+    ScorerConfig = Annotated[SCORER.union(), Named("sequence_classifier", text_is="model")]
     """Any scorer's configuration, for use as a pydantic field; a string names a sequence classifier's folder."""

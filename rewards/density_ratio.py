@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from rewards.language_model import LanguageModel
-from rewards.texts import as_messages
-from rewards.types import RunningOptions, Tally, Text
+from rewards.texts import as_messages, given_of
+from rewards.types import Asked, RunningOptions, Tally, Text
 
 
 class DensityRatioScorer:
@@ -32,7 +32,7 @@ class DensityRatioScorer:
         Source: CDR, arXiv:2411.02481
         """
         self.tally.completions += len(prompts)
-        asked = [self._instructed(prompt) for prompt in prompts]
+        asked = [Asked.of(self._instructed(prompt), given_of(prompt)) for prompt in prompts]
         strong = self.strong.logprobs(asked, completions, append_eos=self.append_eos)
         weak = self.weak.logprobs(asked, completions, append_eos=self.append_eos)
         return [

@@ -7,8 +7,9 @@ from math import exp
 from typing import Unpack
 
 from rewards.language_model import LanguageModel
+from rewards.rendering import Unrendered, rendered
 from rewards.texts import plain, text_key
-from rewards.types import RunningOptions, Tally, Text
+from rewards.types import RowError, RunningOptions, Tally, Text
 
 QUESTIONS = {
     "yes_no": "Question:\n{prompt}\n\nAnswer:\n{completion}\n\nIs this a good answer to the question? Reply Yes or No.",
@@ -84,7 +85,11 @@ class JudgeScorer:
         if not self.chat:
             return f"{question}\nVerdict:"
         messages = [{"role": "user", "content": question}]
-        return str(self.model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        tokenizer = self.model.tokenizer
+        try:
+            return rendered(tokenizer, messages, add_generation_prompt=True)
+        except Unrendered as error:
+            raise RowError(f"{tokenizer.name_or_path}: the chat template refuses the question ({error})") from None
 
     def _log_odds(self, texts: Sequence[str]) -> list[float]:
         """log p(first verdict) - log p(second verdict) behind each text, in nats."""

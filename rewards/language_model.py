@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from align.kernels import linear_logprobs
 from rewards.backbone import Backbone
+from rewards.broken import why_not_finite
 from rewards.loading import context, folder_of, load_model, load_tokenizer, with_adapters
 from rewards.logits import decoder_of, scale_and_cap
 from rewards.texts import common_prefix, cut, joint_ids, prompt_texts, text_key, token_ids
-from rewards.types import RunningOptions, ScorerError, Tally, Text
+from rewards.types import RowError, RunningOptions, ScorerError, Tally, Text
 
 TOLERANCE = {torch.float32: 1e-3}
 """Nats by which our log-probabilities may differ from the model's own; coarser for other dtypes."""
@@ -81,8 +82,13 @@ class LanguageModel:
             (nats, tokens) in order.
 
         Raises:
-            RowError: messages without a chat template, or an empty text.
+            RowError: messages without a chat template, an empty text, or a completion that others wrote a part of.
         """
+        if any(message["role"] != "assistant" for own in completions if not isinstance(own, str) for message in own):
+            raise RowError(
+                "a completion in which a tool or a user speaks too has no log-probability of the assistant's alone; "
+                "score it with a reward model or a judge"
+            )
         joint = joint_ids(prompts, completions, self.tokenizer, templated=templated)
         before = prompt_texts(prompts, completions, self.tokenizer, templated=templated)
         eos = self.tokenizer.eos_token_id
@@ -132,6 +138,8 @@ def _check_head(model: Any, head: dict[str, Any], name: str) -> None:
     hidden = decoder_of(model)(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1]
     found = linear_logprobs(hidden, targets=ids[1:], grad="none", **head).logprob
     difference = (found - expected.gather(1, ids[1:, None])[:, 0]).abs().max().item()
+    if broken := why_not_finite(model, difference):
+        raise ScorerError(f"{name}: {broken}")
     if not difference <= TOLERANCE.get(hidden.dtype, 0.25):
         raise ScorerError(
             f"{name} ({model.config.model_type}): computes logits in a way that is not supported (its own "

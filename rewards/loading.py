@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
+from align.bounds import check_folder
 from rewards.files import is_of_other_weights
 from rewards.positions import table_size
 from rewards.types import ScorerError
@@ -30,20 +31,24 @@ def folder_of(model: str, revision: str | None = None) -> Path:
 
     Raises:
         ScorerError: neither a folder nor a name that the hub knows.
+        UserError: its configuration is beyond the bounds of any model.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ScorerError(f"`revision`: {model} is a folder here, and a revision is of a hub model; leave it out")
+        check_folder(folder)
         return folder
     try:
         skip = ["*/*", "consolidated*"]  # other formats' copies of the weights
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(FILES), ignore_patterns=skip))
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(FILES), ignore_patterns=skip))
     except HUB_ERRORS as error:
         raise ScorerError(
             f"{model}: cannot be loaded: not a folder here, and the hub gives no model of that name "
             f"({first_line(error)})"
         ) from error
+    check_folder(folder)
+    return folder
 
 
 @contextmanager
@@ -70,7 +75,7 @@ def load_model(
     """
     kind = auto_class.__name__.removeprefix("AutoModelFor") or "Encoder"
     try:
-        read_with = AutoConfig.from_pretrained(folder).get_text_config()
+        read_with = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
         if getattr(read_with, "attn_logit_softcapping", None) is not None:  # which sdpa leaves out
             config["attn_implementation"] = "eager"
         with without_bars():
@@ -80,8 +85,11 @@ def load_model(
                 device_map={"": device or default_device()},
                 use_safetensors=True,
                 output_loading_info=True,
+                trust_remote_code=False,
                 **config,
             )
+    except SafetensorError as error:
+        raise ScorerError(f"{folder}: a file of its weights is damaged ({error}); fetch the model again") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ScorerError(f"{folder}: cannot be loaded ({kind}): {first_line(error)}") from error
     return model.eval(), report
@@ -94,7 +102,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         ScorerError: there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ScorerError(f"{folder}: its tokenizer cannot be loaded: {first_line(error)}") from error
 
@@ -169,4 +177,6 @@ def default_device() -> str:
 
 def first_line(error: Exception) -> str:
     """What an exception says, in one line."""
+    if "trust_remote_code" in str(error):
+        return "it comes with Python code of its own, which no scorer runs; take a model of transformers' own classes"
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

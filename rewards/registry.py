@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from align.bounds import load_yaml
+from align.consent import check_code, say_code
 from align.section import Strict
 from rewards.config import SCORER, ScorerConfig
 from rewards.types import ScorerError
@@ -16,12 +18,13 @@ SCORERS: dict[type[Strict], str] = {SCORER.classes[name]: place for name, place 
 """Configuration class -> module and name of the scorer."""
 
 
-def load_scorer(spec: ScorerConfig | dict[str, Any] | str) -> Any:
+def load_scorer(spec: ScorerConfig | dict[str, Any] | str, *, allow_code: bool = False) -> Any:
     """The scorer that a specification describes, with its model loaded.
 
     Args:
         spec: A configuration; the same as a dict; a YAML file that holds one; YAML text such as
             `{name: length, max: 200}`; or the folder or hub name of a sequence classifier.
+        allow_code: consent to a function that a file names although it may be a stranger's; see docs/security.md.
 
     Returns:
         A `Scorer` on the GPU where there is one; a `ReferenceScorer` where the configuration has an `answer_column`.
@@ -35,9 +38,23 @@ def load_scorer(spec: ScorerConfig | dict[str, Any] | str) -> Any:
         config: ScorerConfig = TypeAdapter(ScorerConfig).validate_python(read_tree(spec))
     except ValidationError as error:
         raise ScorerError(f"reward specification {spec!r}: {faults(error)}") from None
+    check_function(config, spec, allow_code=allow_code)
     fields = {name: value for name, value in config if name != "name"}
     module, name = SCORERS[type(config)].split(":")
     return getattr(importlib.import_module(f"rewards.{module}"), name)(**fields)
+
+
+def check_function(config: Any, spec: Any, *, allow_code: bool) -> None:
+    """Say which function a specification has imported, and refuse one that a stranger's file names.
+
+    Raises:
+        UserError: the file is in a run directory or others may have written it.
+    """
+    named = {"function": config.function} if getattr(config, "name", None) == "python" else {}
+    if _is_file(spec):
+        check_code(named, Path(spec), allowed=allow_code)
+    elif isinstance(spec, str):
+        say_code(named, "the specification")
 
 
 def read_tree(spec: Any) -> Any:
@@ -47,14 +64,18 @@ def read_tree(spec: Any) -> Any:
         ScorerError: no such file, or no YAML in it.
     """
     inline = isinstance(spec, str) and spec.lstrip().startswith("{")
-    if not inline and not (isinstance(spec, str) and spec.endswith((".yaml", ".yml"))):
+    if not inline and not _is_file(spec):
         return spec
     try:
-        return yaml.safe_load(spec if inline else Path(spec).read_text(encoding="utf-8"))
+        return load_yaml(spec if inline else Path(spec).read_text(encoding="utf-8"))
     except OSError as error:
         raise ScorerError(f"{spec}: cannot read the reward specification ({error.strerror})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ScorerError(f"reward specification {spec}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _is_file(spec: Any) -> bool:
+    return isinstance(spec, str) and not spec.lstrip().startswith("{") and spec.endswith((".yaml", ".yml"))
 
 
 def faults(error: ValidationError) -> str:

@@ -1,4 +1,4 @@
-"""Rewards by rule: no model, one completion at a time."""
+"""Rewards by rule: no model, one completion at a time; each is a configuration and the function that applies it."""
 
 import importlib
 import json
@@ -7,10 +7,13 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+
+from align.section import Strict
 from rewards.texts import plain
-from rewards.types import RowError, ScorerError, Tally, Text
+from rewards.types import SCORER, RowError, ScorerError, Tally, Text
 
 NUMBER = re.compile(r"-?(?:\d[\d,]*\.?\d*|\.\d+)(?:\s*/\s*\d+)?(?:[eE][+-]?\d+)?")
 ANSWER_MARKS = (r"\\boxed\{([^{}]*)\}", r"####\s*(.+)", r"(?i)answer(?: is|:)\s*(.+)")
@@ -41,6 +44,25 @@ class _AnswerScorer:
         return [float(self._right(plain(own), str(answer))) for own, answer in zip(completions, answers, strict=True)]
 
 
+@SCORER.add
+class Length(Strict):
+    """1 for a completion whose length is within bounds, else 0."""
+
+    scorer: ClassVar = "rules:length_scorer"
+    name: Literal["length"] = "length"
+    unit: Literal["words", "characters"] = "words"
+    min: NonNegativeInt = 0
+    max: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "Length":
+        if not self.min and self.max is None or self.max is not None and self.max < self.min:
+            raise ValueError(
+                f"length: from {self.min} to {self.max} bounds nothing; give `min`, a larger `max` or both"
+            )
+        return self
+
+
 def length_scorer(*, unit: str, min: int, max: int | None) -> _Rule:
     """See `Length`; words are what white space separates."""
 
@@ -50,6 +72,24 @@ def length_scorer(*, unit: str, min: int, max: int | None) -> _Rule:
         return float(min <= size <= (math.inf if max is None else max))
 
     return _Rule(within)
+
+
+@SCORER.add
+class Format(Strict):
+    """1 for a completion of the given form, else 0."""
+
+    scorer: ClassVar = "rules:format_scorer"
+    name: Literal["format"] = "format"
+    json_object: bool = False
+    """The whole completion is one JSON object."""
+    tags: tuple[str, ...] = ()
+    """The whole completion is these tags in this order, each opened and closed once: <think>...</think> for `think`."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Format":
+        if self.json_object == bool(self.tags):
+            raise ValueError("format: give one of `json_object: true` and `tags`")
+        return self
 
 
 def format_scorer(*, json_object: bool, tags: Sequence[str]) -> _Rule:
@@ -63,6 +103,27 @@ def format_scorer(*, json_object: bool, tags: Sequence[str]) -> _Rule:
     return _Rule(formed)
 
 
+@SCORER.add
+class Pattern(Strict):
+    """1 for a completion that a regular expression matches, else 0."""
+
+    scorer: ClassVar = "rules:pattern_scorer"
+    name: Literal["regex"] = "regex"
+    pattern: str
+    """Python's syntax; `.` does not match line ends unless the pattern says (?s)."""
+    whole: bool = False
+    """It must match the whole completion, white space around it aside; by default a part is enough."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression ({error})") from None
+        return value
+
+
 def pattern_scorer(*, pattern: str, whole: bool) -> _Rule:
     """See `Pattern`."""
     compiled = re.compile(pattern)
@@ -72,6 +133,34 @@ def pattern_scorer(*, pattern: str, whole: bool) -> _Rule:
         return float(bool(compiled.fullmatch(text.strip()) if whole else compiled.search(text)))
 
     return _Rule(matches)
+
+
+@SCORER.add
+class Answer(Strict):
+    """1 for a completion that gives the row's reference answer, else 0."""
+
+    scorer: ClassVar = "rules:answer_scorer"
+    name: Literal["answer"] = "answer"
+    answer_column: str = "answer"
+    """The column that holds the reference answer."""
+    kind: Literal["exact", "numeric"] = "exact"
+    """exact: the same text but for case, white space and a final point; numeric: the same number."""
+    pattern: str | None = None
+    """A regular expression whose first group is the completion's answer; by default the last \\boxed{...}, `#### ...`
+    or "answer is ...", else the whole text (exact) or its last number (numeric)."""
+    tolerance: Annotated[float, Field(ge=0)] = 1e-6
+    """By how much two numbers may differ, relative to the reference answer."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _has_a_group(cls, value: str | None) -> str | None:
+        try:
+            groups = 1 if value is None else re.compile(value).groups
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression ({error})") from None
+        if not groups:
+            raise ValueError(f"{value!r} has no group; put the answer's part in brackets")
+        return value
 
 
 def answer_scorer(*, answer_column: str, kind: str, pattern: str | None, tolerance: float) -> _AnswerScorer:
@@ -89,6 +178,23 @@ def answer_scorer(*, answer_column: str, kind: str, pattern: str | None, toleran
     return _AnswerScorer(right)
 
 
+@SCORER.add
+class Function(Strict):
+    """A function of yours: module:function, called with a prompt and a completion."""
+
+    scorer: ClassVar = "rules:function_scorer"
+    name: Literal["python"] = "python"
+    function: str
+    """Such as `my_rewards:politeness`, found from the current folder or among installed packages; gives a number."""
+
+    @field_validator("function")
+    @classmethod
+    def _names_a_function(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w.]+:\w+", value):
+            raise ValueError(f"{value!r} is not of the form module:function")
+        return value
+
+
 def function_scorer(*, function: str) -> _Rule:
     """See `Function`.
 
@@ -103,12 +209,31 @@ def function_scorer(*, function: str) -> _Rule:
     except (ImportError, AttributeError) as error:
         raise ScorerError(f"{function}: no such function ({error}); name it module:function") from None
 
+    return _own_rule(found, function)
+
+
+def scorer_of(own: Any) -> Any:
+    """A scorer that is an object: one with `score(prompts, completions)` as it is, or a function of both.
+
+    Raises:
+        ScorerError: it is neither.
+    """
+    if own is None or callable(getattr(own, "score", None)):
+        return own
+    if not callable(own):
+        raise ScorerError(
+            f"scorer: {type(own).__name__} scores nothing; give a function (prompt, completion) -> number, or what "
+            "rewards.load_scorer returns"
+        )
+    return _own_rule(own, getattr(own, "__name__", "scorer"))
+
+
+def _own_rule(function: Callable[..., Any], name: str) -> _Rule:
     def call(prompt: Text, completion: Text) -> float:
         try:
-            value = found(prompt, completion)
-            return float(value)
+            return float(function(prompt, completion))
         except Exception as error:
-            raise RowError(f"{function}: {type(error).__name__}: {error}") from error
+            raise RowError(f"{name}: {type(error).__name__}: {error}") from error
 
     return _Rule(call)
 

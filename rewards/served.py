@@ -1,13 +1,15 @@
 """A reward model behind HTTP, as `vllm serve` offers it."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
 
-from rewards.client import Client, Passing, Refused, again
-from rewards.texts import as_messages, plain
+from rewards.client import Client, Passing, Refused, again, without_password
+from rewards.spelling import with_text_arguments
+from rewards.texts import as_messages, given_of, plain
 from rewards.types import RowError, ScorerError, Tally, Text
 
 TRIES = 5
@@ -30,6 +32,7 @@ class ServedScorer:
         timeout: float,
     ) -> None:
         self.address = f"{url.rstrip('/')}/{endpoint}"
+        self.named = without_password(self.address)
         self.model, self.endpoint, self.label, self.activation = model, endpoint, label, activation
         self.texts_per_request, self.requests_at_once = texts_per_request, requests_at_once
         self.client = Client(timeout=timeout)
@@ -62,7 +65,9 @@ class ServedScorer:
             for part in (texts[i : i + size] for i in range(0, len(texts), size)):
                 if kind == "messages":  # the endpoint takes one conversation
                     asked, answer = as_messages(part[0][0], "user"), as_messages(part[0][1], "assistant")
-                    yield {**common, "messages": [*asked, *answer], "add_generation_prompt": False}, 1
+                    given = {"chat_template_kwargs": given_of(part[0][0])} if given_of(part[0][0]) else {}
+                    messages = [_as_sent(message) for message in (*asked, *answer)]
+                    yield {**common, **given, "messages": messages, "add_generation_prompt": False}, 1
                 elif kind == "texts":
                     yield {**common, "input": [str(asked) + str(own) for asked, own in part]}, len(part)
                 else:
@@ -78,33 +83,42 @@ class ServedScorer:
         body, count = request
         answer = self._post(body)
         try:
-            entries = sorted(answer["data"], key=lambda entry: entry["index"])
-            found = [
-                float(entry["score"] if self.endpoint == "score" else entry["probs"][self.label]) for entry in entries
-            ]
+            entries = list(answer["data"])
+            places = [entry["index"] for entry in entries]
+            values = [entry["score"] if self.endpoint == "score" else entry["probs"][self.label] for entry in entries]
         except (KeyError, IndexError, TypeError) as error:
             raise ScorerError(
-                f"{self.address}: the answer holds no {self.endpoint} result ({type(error).__name__}: {error}); "
+                f"{self.named}: the answer holds no {self.endpoint} result ({type(error).__name__}: {error}); "
                 "is it a reward model's server, and `label` one of its outputs?"
             ) from None
-        if len(found) != count:
-            raise ScorerError(f"{self.address}: {len(found)} results for {count} texts")
-        return found
+        if len(entries) != count:
+            raise ScorerError(f"{self.named}: {len(entries)} results for {count} texts")
+        if any(type(place) is not int for place in places) or sorted(places) != list(range(count)):
+            raise ScorerError(f"{self.named}: the results' `index` are {places[:9]}, not 0 to {count - 1} once each")
+        if odd := [value for value in values if type(value) not in (int, float) or not math.isfinite(value)]:
+            raise ScorerError(f"{self.named}: a result is {odd[0]!r:.50}, and no number that a reward can be")
+        return [float(value) for _, value in sorted(zip(places, values, strict=True))]
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         try:
             return again(lambda: self._answer(body), tries=TRIES)
         except Refused as error:
             kind = RowError if error.code in (400, 413, 422) else ScorerError
-            raise kind(f"{self.address}: the server refuses the request: {error}") from None
+            raise kind(f"{self.named}: the server refuses the request: {error}") from None
         except Passing as error:
             raise ScorerError(
-                f"{self.address}: no answer after {TRIES} attempts ({error}); is the server running?"
+                f"{self.named}: no answer after {TRIES} attempts ({error}); is the server running?"
             ) from None
 
     def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         try:
             found: dict[str, Any] = json.loads(self.client.send(self.address, body))
-        except ValueError as error:  # neither JSON nor text: an answer that was cut off
+        except (ValueError, RecursionError) as error:  # neither JSON nor text: an answer that was cut off
             raise Passing(f"the answer is no JSON: {error}") from None
         return found
+
+
+def _as_sent(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as OpenAI's API has it: arguments of calls as JSON text, and no weight."""
+    calls = {"tool_calls": with_text_arguments(message["tool_calls"])} if "tool_calls" in message else {}
+    return {key: own for key, own in {**message, **calls}.items() if key != "weight"}

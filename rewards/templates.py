@@ -1,5 +1,6 @@
 """What a chat template does with the texts of a conversation: what it would write twice, and what it leaves out."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -72,7 +73,7 @@ def repeated_head(prompt: str, completion: str, tokens: Sequence[str]) -> int:
 
 
 def mended_prompt(
-    prompt: Conversation, bos: str, before_answer: Render, apply: Render
+    prompt: Conversation, bos: str, before_answer: Render, apply: Render, *, finished: bool = False
 ) -> tuple[Conversation, bool, int]:
     """A prompt without what it brings and the template writes too.
 
@@ -80,6 +81,7 @@ def mended_prompt(
         bos: the start token as text, or "".
         before_answer: applies the template up to where the completion begins.
         apply: applies the template.
+        finished: whether the last message is over even where it is the assistant's.
 
     Returns:
         The messages, whether one start token was taken away, and from how many messages an end-of-turn token.
@@ -92,18 +94,25 @@ def mended_prompt(
         without = _with_content(prompt, 0, bare)
         doubled = before_answer(without).startswith(bos)
         prompt = without if doubled else prompt
-    finished = range(len(prompt) - (prompt[-1]["role"] == "assistant"))
-    prompt, ends = without_second_ends(prompt, finished, apply)
+    over = range(len(prompt) - (not finished and prompt[-1]["role"] == "assistant"))
+    prompt, ends = without_second_ends(prompt, over, apply)
     return prompt, doubled, ends
 
 
 def with_answer(
-    prompt: Conversation, answer: dict[str, Any], bos: str, tags: Sequence[str], before: str, apply: Render
+    prompt: Conversation,
+    answer: dict[str, Any],
+    bos: str,
+    tags: Sequence[str],
+    before: str,
+    apply: Render,
+    *,
+    joined: bool = True,
 ) -> tuple[Conversation, bool, int]:
     """A prompt with an answer, less what the answer brings and the template writes too.
 
     Args:
-        prompt: where the assistant's message is its last, the answer continues that.
+        prompt: where the assistant's message is its last and `joined`, the answer continues that.
         bos: the start token as text, or "".
         tags: the tokens that `repeated_head` looks for.
         before: the prompt as rendered.
@@ -117,12 +126,42 @@ def with_answer(
     content = answer["content"].removeprefix(bos)
     head = repeated_head(before, content, tags)
     if head:
-        whole = apply(_continued(prompt, {**answer, "content": content}))
+        whole = apply(_continued(prompt, {**answer, "content": content}, joined))
         own = whole[len(before) :].lstrip() if whole.startswith(before) else ""
         content = content[head:] if own.startswith(content[:head].strip()) else content
-    conversation = _continued(prompt, {**answer, "content": content})
+    conversation = _continued(prompt, {**answer, "content": content}, joined)
     conversation, ends = without_second_ends(conversation, [len(conversation) - 1], apply)
     return conversation, content != answer["content"], ends
+
+
+def with_message(
+    conversation: Conversation,
+    message: dict[str, Any],
+    bos: str,
+    tags: Sequence[str],
+    before: Render,
+    apply: Render,
+    *,
+    joined: bool = False,
+) -> tuple[Conversation, bool, int]:
+    """A conversation with one message of a completion, less what that brings and the template writes too.
+
+    Args:
+        before: applies the template up to where the assistant answers; called where the message may repeat that.
+        joined: whether the assistant's message continues the conversation's last.
+
+    Returns:
+        As `with_answer`; a message's own `weight` is no longer in it.
+
+    Source: ours
+    """
+    bare = {key: value for key, value in message.items() if key != "weight"}
+    if bare["role"] != "assistant":
+        whole, ends = without_second_ends([*conversation, bare], [len(conversation)], apply)
+        return whole, False, ends
+    repeats = bare["content"].removeprefix(bos).lstrip().startswith(tuple(tags))
+    text = before(conversation) if repeats else ""
+    return with_answer(conversation, bare, bos, tags, text, apply, joined=joined)
 
 
 def plain_answer(prompt: str, answer: str, bos: str, eos: str, tags: Sequence[str]) -> tuple[str, bool, bool]:
@@ -159,8 +198,10 @@ def tags_of(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
 def left_out(conversation: Conversation, rendered: str, render: Render) -> list[tuple[int, str]]:
     """The texts that a template has left out, wholly or in part; white space does not count.
 
-    A long text is looked for in what was rendered, each at a place of its own. A short one, or one of two that are
-    equal, could be found by chance: the conversation is rendered once more with a mark behind each of these.
+    A long text is looked for in what was rendered, as it is or as JSON writes it, each at a place of its own. A short
+    one, or one of two that are equal, could be found by chance: the conversation is rendered once more with a mark
+    behind each of these. Calls of tools are rendered once more with a mark in each name and one more argument. Ids of
+    calls, and the name beside a tool's result, which its call has too, are not looked for.
 
     Args:
         rendered: the conversation as the template wrote it.
@@ -171,14 +212,14 @@ def left_out(conversation: Conversation, rendered: str, render: Render) -> list[
 
     Source: ours
     """
+    whole = flat = "".join(rendered.split())
     texts = [
-        (place, key, "".join(text.split()))
+        (place, key, _as_written(text, whole))
         for place, message in enumerate(conversation)
         for key, text in _texts(message)
     ]
     texts = [entry for entry in texts if entry[2]]
     times = Counter(text for _, _, text in texts)
-    whole = flat = "".join(rendered.split())
     lost, doubtful = [], []
     for place, key, text in sorted(texts, key=lambda entry: -len(entry[2])):
         found = flat.find(text)
@@ -188,7 +229,43 @@ def left_out(conversation: Conversation, rendered: str, render: Render) -> list[
             lost.append((place, key))
         elif isinstance(conversation[place][key], str) and (len(text) < SURE or times[text] > 1):
             doubtful.append((place, key))
-    return sorted({*lost, *_without_mark(conversation, doubtful, render)})
+    return sorted({*lost, *_without_mark(conversation, doubtful, render), *_lost_calls(conversation, render)})
+
+
+def _as_written(text: str, whole: str) -> str:
+    """A text without white space, as it is or as JSON writes it if it only stands so there."""
+    bare = "".join(text.split())
+    if bare in whole:
+        return bare
+    escaped = "".join(json.dumps(text, ensure_ascii=False)[1:-1].split())
+    return escaped if escaped in whole else bare
+
+
+def _lost_calls(conversation: Conversation, render: Render) -> list[tuple[int, str]]:
+    """The messages of whose calls a name or an argument is not written."""
+    places = [place for place, message in enumerate(conversation) if message.get("tool_calls")]
+    if not places:
+        return []
+    rendered = render([_with_marked_calls(own, place) for place, own in enumerate(conversation)])
+    return [
+        (place, "tool_calls")
+        for place in places
+        for number in range(len(conversation[place]["tool_calls"]))
+        if any(MARK.format(f"{place}-{number}{part}") not in rendered for part in "nkv")
+    ]
+
+
+def _with_marked_calls(message: dict[str, Any], place: int) -> dict[str, Any]:
+    """A message whose calls have a mark behind the name, and one as the key and the value of another argument."""
+    if not message.get("tool_calls"):
+        return message
+    marked = []
+    for number, call in enumerate(message["tool_calls"]):
+        name, key, value = (MARK.format(f"{place}-{number}{part}") for part in "nkv")
+        own = call["function"]
+        function = {"name": own["name"] + name, "arguments": {**own["arguments"], key: value}}
+        marked.append({**call, "function": {**own, **function}})
+    return {**message, "tool_calls": marked}
 
 
 def _without_mark(
@@ -204,9 +281,13 @@ def _without_mark(
 
 
 def _texts(message: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every text of a message but its role, under its key; the content first."""
+    """Every text of a message but its role and its calls, under its key; the content first."""
+    if len(message) == 2 and isinstance(message.get("content"), str):
+        yield "content", message["content"]
+        return
+    besides = ("role", "tool_calls", "tool_call_id", *(("name",) if message.get("role") == "tool" else ()))
     for key in sorted(message, key=lambda key: key != "content"):
-        if key != "role":
+        if key not in besides:
             yield from ((key, text) for text in _strings(message[key]))
 
 
@@ -222,7 +303,7 @@ def _with_content(conversation: Conversation, place: int, content: str) -> Conve
     return [*conversation[:place], {**conversation[place], "content": content}, *conversation[place + 1 :]]
 
 
-def _continued(prompt: Conversation, answer: dict[str, Any]) -> Conversation:
-    if prompt[-1]["role"] != "assistant":
+def _continued(prompt: Conversation, answer: dict[str, Any], joined: bool) -> Conversation:
+    if not joined or prompt[-1]["role"] != "assistant":
         return [*prompt, answer]
     return [*prompt[:-1], {**prompt[-1], **answer, "content": prompt[-1]["content"] + answer["content"]}]

@@ -1,14 +1,30 @@
 """Prompts and completions as text and as token ids."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rewards.templates import mended_prompt, plain_answer, start_text, tags_of, with_answer
-from rewards.types import Messages, RowError, Text
+from rewards.dropped import OF_SCORER, Dropped, refuse_lost, refuse_lost_tools
+from rewards.rendering import Unrendered, rendered
+from rewards.spelling import REASONING, message_text, spelled
+from rewards.templates import (
+    left_out,
+    mended_prompt,
+    plain_answer,
+    start_text,
+    tags_of,
+    with_message,
+)
+from rewards.types import Asked, Messages, RowError, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+CHECKED = frozenset(("tool_calls", "name", REASONING))
+"""Keys of messages that a template may drop unsaid."""
 
 
 def prompt_texts(
@@ -22,7 +38,7 @@ def prompt_texts(
     return [
         (prompt, templated)
         if isinstance(prompt, str) and isinstance(own, str)
-        else (_before_answer(_mended(as_messages(prompt, "user"), tokenizer), tokenizer), True)
+        else (ChatTemplate.of(tokenizer, prompt).before(prompt, own), True)
         for prompt, own in zip(prompts, completions, strict=True)
     ]
 
@@ -81,17 +97,26 @@ def common_prefix(sequences: Sequence[list[int]]) -> int:
 
 def text_key(text: Text) -> str:
     """A text that two prompts (or completions) share exactly where they are the same."""
-    # The mark tells a conversation from a text that spells one.
-    return text if isinstance(text, str) else "\0" + json.dumps(text, sort_keys=True, ensure_ascii=False)
+    if isinstance(text, str):
+        return text
+    own = {"messages": text, "given": given_of(text)} if given_of(text) else text
+    return "\0" + json.dumps(own, sort_keys=True, ensure_ascii=False)  # the mark: a text may spell a conversation
 
 
 def plain(text: Text) -> str:
-    """A text as it is; the content of a lone message; a conversation as one `role: content` per line."""
+    """A text as it is; what a lone message says; a conversation as one `role: content` per line, with JSON of calls."""
     if isinstance(text, str):
         return text
-    if len(text) == 1:
-        return text[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in text)
+    tools = given_of(text).get("tools")
+    if len(text) == 1 and not tools:
+        return message_text(text[0])
+    offered = [f"tools: {json.dumps(tools, ensure_ascii=False)}"] if tools else []
+    return "\n".join([*offered, *(f"{message['role']}: {message_text(message)}" for message in text)])
+
+
+def given_of(prompt: Text) -> dict[str, Any]:
+    """What else than its messages a prompt gives a chat template."""
+    return prompt.given if isinstance(prompt, Asked) else {}
 
 
 def as_messages(text: Text, role: str) -> Messages:
@@ -104,32 +129,81 @@ def _joint(
 ) -> tuple[str, bool]:
     if isinstance(prompt, str) and isinstance(completion, str):
         return prompt + plain_answer(prompt, completion, bos, str(tokenizer.eos_token or ""), tags)[0], False
-    asked, (answer,) = _mended(as_messages(prompt, "user"), tokenizer), as_messages(completion, "assistant")
-    head = answer["content"].removeprefix(bos).lstrip().startswith(tags)
-    before = _before_answer(asked, tokenizer) if head else ""
-    conversation, _, _ = with_answer(asked, answer, bos, tags, before, lambda messages: _render(messages, tokenizer))
-    return _render(conversation, tokenizer), True
+    return ChatTemplate.of(tokenizer, prompt).whole(prompt, completion, bos, tags), True
 
 
-def _mended(prompt: Messages, tokenizer: "PreTrainedTokenizerBase") -> Messages:
-    """The prompt as training reads it, without what the template writes too."""
-    return mended_prompt(
-        prompt,
-        start_text(tokenizer),
-        lambda messages: _before_answer(messages, tokenizer),
-        lambda messages: _render(messages, tokenizer),
-    )[0]
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A scorer's own chat template, with what one prompt gives it."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    given: Mapping[str, Any]
+
+    @staticmethod
+    def of(tokenizer: "PreTrainedTokenizerBase", prompt: Text) -> "ChatTemplate":
+        return ChatTemplate(tokenizer, given_of(prompt))
+
+    def before(self, prompt: Text, completion: Text) -> str:
+        """The prompt as it stands before its completion."""
+        finished = _is_finished(completion)
+        return self._before(self._mended(as_messages(prompt, "user"), finished=finished), joined=not finished)
+
+    def whole(self, prompt: Text, completion: Text, bos: str, tags: tuple[str, ...]) -> str:
+        """The prompt with its completion, as training reads them.
+
+        Raises:
+            RowError: the template drops what it must not.
+        """
+        finished = _is_finished(completion)
+        talk = self._mended(as_messages(prompt, "user"), finished=finished)
+        if self.given.get("tools"):
+            self._check_tools(talk, joined=not finished)
+        for place, message in enumerate(as_messages(completion, "assistant")):
+            joined = place == 0 and not finished
+            before = partial(self._before, joined=joined)
+            talk, _, _ = with_message(talk, message, bos, tags, before, self._apply, joined=joined)
+        text = self._apply(talk)
+        if any(own["role"] == "tool" or own.keys() & CHECKED for own in talk):
+            answer = max(place for place, own in enumerate(talk) if own["role"] == "assistant")
+            with self._in_words():
+                refuse_lost(talk, left_out(talk, text, self._apply), [answer], OF_SCORER)
+        return text
+
+    def _check_tools(self, talk: Messages, *, joined: bool) -> None:
+        with self._in_words():
+            refuse_lost_tools(self.given, lambda own: replace(self, given=own)._before(talk, joined=joined), OF_SCORER)
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except Dropped as error:
+            raise RowError(f"{self.tokenizer.name_or_path}: {error}; {error.remedy}") from None
+
+    def _mended(self, prompt: Messages, *, finished: bool) -> Messages:
+        """The prompt without what it brings and the template writes too."""
+        return mended_prompt(prompt, start_text(self.tokenizer), self._before, self._apply, finished=finished)[0]
+
+    def _before(self, messages: Messages, *, joined: bool = True) -> str:
+        if joined and messages[-1]["role"] == "assistant":
+            return self._apply(messages, continue_final_message=True)
+        return self._apply(messages, add_generation_prompt=True)
+
+    def _apply(self, messages: Messages, **flags: bool) -> str:
+        if self.tokenizer.chat_template is None:
+            raise RowError(
+                f"{self.tokenizer.name_or_path}: the rows hold messages, but this tokenizer has no chat template; "
+                "give text rows or add a chat_template.jinja to the model's folder"
+            )
+        given: Any = {**self.given, **flags}
+        try:
+            messages = spelled(messages, self.tokenizer, tools=given.get("tools"))
+            return rendered(self.tokenizer, messages, **given)
+        except Unrendered as error:
+            name = self.tokenizer.name_or_path
+            raise RowError(f"{name}: the chat template refuses the conversation ({error}); mend the row") from None
 
 
-def _before_answer(messages: Messages, tokenizer: "PreTrainedTokenizerBase") -> str:
-    open_end = messages[-1]["role"] == "assistant"
-    return _render(messages, tokenizer, add_generation_prompt=not open_end, continue_final_message=open_end)
-
-
-def _render(messages: Messages, tokenizer: "PreTrainedTokenizerBase", **options: Any) -> str:
-    if tokenizer.chat_template is None:
-        raise RowError(
-            f"{tokenizer.name_or_path}: the rows hold messages, but this tokenizer has no chat template; "
-            "give text rows or add a chat_template.jinja to the model's folder"
-        )
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+def _is_finished(completion: Text) -> bool:
+    """Whether a completion begins with another's message, so that one of the assistant's before it is over."""
+    return not isinstance(completion, str) and completion[0]["role"] != "assistant"

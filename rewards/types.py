@@ -1,17 +1,37 @@
 """What a scorer is: the protocol, the words for its inputs, and the base of its configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, TypedDict
 
 from pydantic import PositiveInt
 
+from align.registry import Registry
 from align.section import Free, Strict
 
-Messages = list[dict[str, str]]
-"""A conversation: `{"role": ..., "content": ...}` each."""
+SCORER: Registry[Strict] = Registry("scorer")
+"""Every class names its `scorer`: module and name, which takes the fields as keywords. Most need torch, so a scorer is
+imported when it is used."""
+
+Messages = list[dict[str, Any]]
+"""A conversation: `{"role": ..., "content": ...}` each, with the keys of calls and reasoning in `docs/rows.md`."""
+
+
+class Asked(Messages):
+    """A prompt's messages, with what else a chat template is given for them: `tools`, and options by name."""
+
+    def __init__(self, messages: Messages, given: Mapping[str, Any]) -> None:
+        super().__init__(messages)
+        self.given = dict(given)
+
+    @staticmethod
+    def of(prompt: "Text", given: Mapping[str, Any]) -> "Text":
+        """A prompt with what it gives; as it is where that is nothing, or where it is text."""
+        return Asked(prompt, given) if given and not isinstance(prompt, str) else prompt
+
+
 Text = str | Messages
-"""A prompt or a completion, as plain text or as messages."""
+"""A prompt or a completion, as plain text or as messages; a completion is one message of the assistant's or several."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -75,7 +95,8 @@ class Scorer(Protocol):
         """One reward per completion, larger is better, in the scorer's own unit.
 
         Args:
-            prompts: The prompt of each completion; a prompt is repeated for each of its completions.
+            prompts: The prompt of each completion; a prompt is repeated for each of its completions. Messages with
+                tools or with options of a chat template are `Asked`.
             completions: As many as prompts, in any order.
 
         Returns:

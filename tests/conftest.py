@@ -7,6 +7,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
 import logging
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +42,49 @@ def _messages_are_each_tests_own():
     log.propagate = True
 
 
+class Two:
+    """`align ...` in two processes of this machine, through the command that a user would type."""
+
+    def __init__(self, process: subprocess.Popen, log: Path) -> None:
+        self.process, self.log = process, log
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")[-12000:]
+
+    def finish(self) -> None:
+        """Wait for its good end; on a busy machine it may take ten times as long as alone."""
+        assert self.process.wait(timeout=1200) == 0, self.said()
+
+
+@pytest.fixture
+def start_each(tmp_path) -> Iterator[Callable[..., Two]]:
+    """Starts processes of a module by accelerate's configuration file, and environment variables laid over.
+
+    The port that accelerate is told is taken, so torch listens on one of the system's choice: one that is free when a
+    test looks may be another process's some seconds later, when torch is loaded.
+    """
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}  # --cpu itself starts one process only
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tests/training")))  # train_each
+    with socket.create_server(("localhost", 0)) as taken:
+        port = ["--main_process_port", str(taken.getsockname()[1])]
+
+        def start(module: str, *arguments: str, processes: int = 2, config: str = "ddp", **over: str) -> Two:
+            file = config if config.endswith(".yaml") else str(ROOT / f"recipes/accelerate/{config}.yaml")
+            given = ["--config_file", file, "--num_processes", str(processes)]
+            command = [sys.executable, "-m", "accelerate.commands.launch", *given, *port, "-m", module, *arguments]
+            with (tmp_path / "launch.log").open("ab") as log:
+                process = subprocess.Popen(command, stdout=log, stderr=log, env=environment | over, cwd=ROOT)
+                return Two(process, tmp_path / "launch.log")
+
+        yield start
+
+
+@pytest.fixture
+def start_two(start_each) -> Callable[..., Two]:
+    """`align ...` in two processes."""
+    return lambda *arguments: start_each("align.cli", *arguments)
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """Public data sets and models that lie beside a developer's checkout; nothing of them is in the repository."""
@@ -48,10 +95,10 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def save_tokenizer():
-    """Writes a tokenizer of the words w3 ... w39, with <s> and </s> or the special tokens given, into a folder."""
+    """Writes a tokenizer of the words w3 ... w39 into a folder, with <s> and </s> or the special tokens given."""
 
-    def save(folder: Path, **special: str) -> None:
-        vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
+    def save(folder: Path, *, size: int = VOCABULARY, **special: str) -> None:
+        vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, size)}
         words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
         words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         special = special or {"bos_token": "<s>", "eos_token": "</s>"}
@@ -70,7 +117,7 @@ def save_llama(save_tokenizer):
         torch.manual_seed(seed)
         config = LlamaConfig(**sizes | heads | {"initializer_range": 0.3} | settings)
         LlamaForCausalLM(config).save_pretrained(folder)
-        save_tokenizer(folder, **(special or {}))
+        save_tokenizer(folder, size=config.vocab_size, **(special or {}))
         return folder
 
     return save

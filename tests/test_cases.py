@@ -47,8 +47,10 @@ def align(capsys, tmp_path):
     return run
 
 
-def on_rows(rows: Path, *, template: Path = PLAIN) -> list[str]:
-    own = [f"data.sources={rows}", "data.eval_sources=[]", "data.eval_fraction=0", f"policy.chat_template={template}"]
+def on_rows(rows: Path, *, template: Path = PLAIN, turns: bool = False) -> list[str]:
+    """Of a source; with `turns` its texts are turns, as those beside conversations have to be."""
+    source = f"{{path: '{rows}', turns: {str(turns).lower()}}}"
+    own = [f"data.sources={source}", "data.eval_sources=[]", "data.eval_fraction=0", f"policy.chat_template={template}"]
     return [f"policy.model={POLICY}", "sampling.prompts=0", *own]
 
 
@@ -74,7 +76,7 @@ def test_context_beside_question(case, align):
 
 
 def test_system_column_dropped(case):
-    data = prepared(case("system_column_dropped") / "rows.jsonl")
+    data = prepared(case("system_column_dropped") / "rows.jsonl", turns=True)
     for place in range(5):
         assert "Answer in French." in prompt_and_answers(data, place)[0]
 
@@ -91,12 +93,14 @@ def test_kto_without_label(case, align, tmp_path):
     assert [grades for (grades,) in data.train["grades"]] == [0.0, 1.0, 0.0, 1.0, 0.0]
     unlabelled = tmp_path / "rows.jsonl"
     unlabelled.write_text(rows.read_text().replace("kto_tag", "mood").replace("is_desirable", "mood"))
-    code, said = align("train", ROOT / "recipes" / "kto.yaml", *on_rows(unlabelled), f"output={tmp_path / 'run'}")
+    code, said = align(
+        "train", ROOT / "recipes" / "kto.yaml", *on_rows(unlabelled, turns=True), f"output={tmp_path / 'run'}"
+    )
     assert code == 2 and "row 1, field label: missing (columns not read: mood)" in said
 
 
 def prepare_kto(rows: Path):
-    return prepare(load_recipe(ROOT / "recipes" / "kto.yaml", on_rows(rows)))
+    return prepare(load_recipe(ROOT / "recipes" / "kto.yaml", on_rows(rows, turns=True)))
 
 
 def test_folder_of_prefs_splits(case, align):
@@ -134,7 +138,7 @@ def test_r1_reasoning_in_content(case, align, tmp_path):
     template = tmp_path / "cutting.jinja"
     template.write_text(CUTTING)
     code, said = align("inspect", RECIPE, *on_rows(case("r1_reasoning_in_content") / "rows.jsonl", template=template))
-    assert "left text out" in said and "moved" not in said
+    assert code == 2 and "row 1" in said and "drops a part of the content" in said and "policy.chat_template" in said
 
 
 def test_resume_data_changed(case, align, tmp_path):

@@ -96,10 +96,14 @@ def test_a_run_measured_again_on_its_heldout_rows_gives_its_summary(make_recipe,
 def test_inspect_shows_recipe_audit_and_masks_and_trains_nothing(recipe_file, make_recipe, capsys):
     main(["inspect", str(recipe_file), "--rows", "1", "train.lists_per_step=3"])
     out = capsys.readouterr().out
-    assert "lists_per_step: 3" in out
-    assert "training / held-out lists" in out
+    assert "lists_per_step: 3" in out and "tokens_per_batch" not in out and "rollout:" not in out
+    assert out.index("training / held-out lists") < out.index("lists_per_step: 3"), "the audit comes first"
     assert "read but not trained on" in out and "</s>" in out
     assert not Path(make_recipe().output).exists()
+    main(["inspect", str(recipe_file), "--rows", "0", "--recipe"])
+    out = capsys.readouterr().out
+    assert out.count("tokens_per_batch: ") >= 1 and "rollout:" in out
+    assert out.index("training / held-out lists") < out.index("rollout:")
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,8 @@ MISTAKES = (
     ("export folder out", "folder is neither a run directory"),
     ("export run rows.jsonl", "rows.jsonl exists"),
     ("export run /proc/nothing/here", "/proc/nothing"),
-    ("export no-adapter out", "no-adapter has no adapter yet"),
-    ("export bad-adapter out", "adapter_model.safetensors cannot be read"),
+    ("export no-adapter out", "no-adapter/adapter/"),
+    ("export bad-adapter out", "adapter_model.safetensors: damaged"),
     ("export bad-config out", "adapter_config.json: damaged"),
     ("export bad-summary out", "summary.json: damaged"),
     ("export no-recipe out", "recipe.yaml: damaged"),
@@ -142,23 +142,24 @@ def test_an_interrupt_is_one_line(place, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("align.report.write_report", interrupted)
+    monkeypatch.setattr("align.report.write.write_report", interrupted)
     with pytest.raises(SystemExit) as stopped:
         main(["report", str(place / "run")])
-    assert stopped.value.code == 130 and capsys.readouterr().err.splitlines()[-1] == "align: stopped"
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 130 and said.startswith("align: stopped by SIGINT; ")
 
 
 def test_a_full_disk_is_one_line(place, monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("align.report.write_report", full)
+    monkeypatch.setattr("align.report.write.write_report", full)
     with pytest.raises(SystemExit) as stopped:
         main(["report", str(place / "run")])
     assert stopped.value.code == 2 and "no space is left" in capsys.readouterr().err
 
 
 def test_an_error_of_ours_keeps_its_traceback(place, monkeypatch):
-    monkeypatch.setattr("align.report.write_report", lambda *_: json.loads("{"))
+    monkeypatch.setattr("align.report.write.write_report", lambda *_: json.loads("{"))
     with pytest.raises(json.JSONDecodeError):
         main(["report", str(place / "run")])

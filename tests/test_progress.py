@@ -162,8 +162,7 @@ def test_every_stage_of_a_run_announces_itself(make_recipe, capsys, tmp_path, mo
     lines = iter(capsys.readouterr().err.splitlines())
     expected = [
         "reading ",
-        "checking ",
-        "tokenising: ",
+        "counting what is in the rows",
         "loading the model",
         "reference: ",
         "token by token: ",
@@ -234,8 +233,8 @@ def test_commands_announce_what_they_do(make_recipe, rows_file, tmp_path, capsys
     main(["train", str(path)])
     rows, run, reward = str(rows_file), recipe.output, "{name: length, max: 9}"
     table = {
-        ("inspect", str(path)): ("reading ",),
-        ("evaluate", "rows", rows, "--model", run): ("loading the model", "reading ", "evaluating: "),
+        ("inspect", str(path), "data.cache=false"): ("looking at ",),
+        ("evaluate", "rows", rows, "--model", run): ("loading the model", "evaluating: "),
         ("export", run, str(tmp_path / "merged"), "--merge"): ("writing the model",),
         ("score", rows, str(tmp_path / "scored.jsonl"), "--reward", reward, "--no-cache"): (
             "reading ",

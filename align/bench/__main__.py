@@ -11,7 +11,7 @@ import align.bench
 
 def names() -> list[str]:
     """The benchmarks there are: modules of this package."""
-    shared = ("__main__", "measure", "trl_generation")
+    shared = ("__main__", "measure", "trl_generation", "plan_side", "trl_side")
     return [m.name for m in pkgutil.iter_modules(align.bench.__path__) if m.name not in shared]
 
 

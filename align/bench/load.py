@@ -2,8 +2,8 @@
 
 Run it in the project's root. One process and one thread: TOKENIZERS_PARALLELISM is off on both sides. Cold is a fresh
 cache each time (with datasets' caching off), cached is a second run on the same file with caching on. TRL checks no
-row, counts nothing, and opens its cache without reading the file; ours reads, checks and counts each time. Tokens are
-those of the rows that are kept.
+row, counts nothing, and opens its cache without reading the file; ours knows the file by size and times, compares its
+cache's digests, and has the audit from there. Tokens are those of the rows that are kept.
 """
 
 import gzip
@@ -29,7 +29,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
 from align.bench.measure import Task, alternate, machine, peak_bytes
-from align.data import Prepared, Source, prepare_data
+from align.data import Prepared, prepare_data
+from align.data.config import DataSection, SourceSection
 from align.shipped import template_file
 
 ROUNDS = 5
@@ -54,7 +55,12 @@ def run() -> dict[str, Any]:
     lists = _read(LISTS / "train.jsonl.gz") + _read(LISTS / "heldout.jsonl.gz")
     cases: dict[str, tuple[Rows, bool]] = {"story pairs": (story_pairs(lists), True)}
     if CHAT.exists():
-        cases["chat_pairs_demo"] = ([_chat_pair(row) for row in _read(CHAT)], True)
+        chats = _read(CHAT)
+        cases["chat_pairs_demo"] = ([_chat_pair(row) for row in chats], True)
+        cases["their answers of several turns"] = (
+            [_trajectory(row) for row in chats if len(row["messages"]) > 2],
+            True,
+        )
     else:
         print(f"chat_pairs_demo: left out, {CHAT} is not there")
     cases["story lists of 8"] = (lists, False)
@@ -160,7 +166,8 @@ def _tokenizer() -> PreTrainedTokenizerBase:
 
 
 def _ours(file: Path, tokenizer: PreTrainedTokenizerBase) -> Prepared:
-    return prepare_data(sources=[Source(str(file))], eval_fraction=0.0, tokenizer=tokenizer, max_length=MAX_LENGTH)
+    sources = (SourceSection(path=str(file)),)
+    return prepare_data(DataSection(sources=sources, eval_fraction=0.0, max_length=MAX_LENGTH), tokenizer)
 
 
 def _theirs(file: Path, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -207,6 +214,13 @@ def _chat_pair(row: dict[str, Any]) -> dict[str, Any]:
     """As TRL wants it: answers are lists of one message."""
     sides = {side: [row[side]] for side in ("chosen", "rejected")}
     return {"id": row["id"], "prompt": row["messages"], **sides}
+
+
+def _trajectory(row: dict[str, Any]) -> dict[str, Any]:
+    """Likewise from its first question on, so that each answer is several messages."""
+    first = next(k for k, message in enumerate(row["messages"]) if message["role"] == "user") + 1
+    sides = {side: [*row["messages"][first:], row[side]] for side in ("chosen", "rejected")}
+    return {"id": row["id"], "prompt": row["messages"][:first], **sides}
 
 
 def _table(results: dict[str, dict[str, Any]]) -> Table:

@@ -26,6 +26,7 @@ from align.bench.measure import machine
 from align.errors import UserError
 from align.files import write_json
 from align.recipe import parse_recipe
+from align.report.displacement import spearman
 from align.training.train import train
 from rewards import load_scorer
 from rewards.benchmarks import accuracy, length_figures, pair_margins
@@ -134,7 +135,7 @@ def _attributes(task: Task, model: str) -> dict[str, Any]:
         figures[name] = {
             "count": len(known),
             "pearson": _correlation(x, y),
-            "spearman": _correlation(_ranks(x), _ranks(y)),
+            "spearman": spearman(x, y),
             "r2": 1 - float(((x - y) ** 2).sum() / ((y - y.mean()) ** 2).sum()),
         }
     return figures
@@ -247,12 +248,6 @@ def _read(name: str) -> Rows:
 def _write(path: Path, rows: Rows) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Mean ranks, ties shared."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from rich.table import Table
 from align.bench.measure import machine
 from align.bench.trl_generation import TrlFailed, TrlProcess
 from align.evaluate.sampling import row_seed
-from align.model.adapters import Lora
+from align.model.config import PolicySection
 from align.model.policy import Policy, load_policy
 from align.recipe import Recipe, load_recipe
 from align.rollout.agreement import check_agreement
@@ -147,7 +147,8 @@ def syncs(recipe: Recipe, folder: Path, kind: Kind, dtype: str) -> dict[str, Any
     prompts = read_prompts(recipe)
     arguments = replace(_arguments(recipe, prompts), dtype=dtype, lora_rank=16 if kind == "adapter" else 0)
     engine = EngineProcess(arguments, timeout=600, log_file=folder / "engine.log")
-    policy = load_policy(recipe.policy.model, dtype=dtype, adapter=Lora(), keep_reference=False)
+    section = PolicySection.model_validate({"model": recipe.policy.model, "dtype": dtype})
+    policy = load_policy(section, keep_reference=False)
     found = []
     for number in range(1, SYNCS + 1):
         trained = folder / f"{kind}-{dtype}" / str(number)

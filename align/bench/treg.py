@@ -27,7 +27,7 @@ from align.bench.measure import Task, alternate, machine
 from align.data import read_source
 from align.data.steps import micro_batches
 from align.evaluate.lists import evaluate_lists
-from align.evaluate.rows import load_run
+from align.evaluate.rows import load_run, loss_of_run
 from align.losses.metrics import list_metrics
 from align.model.forward import TokenScorer
 from align.model.policy import load_policy
@@ -80,7 +80,7 @@ def overhead() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         shared = [f"reference.cache_dir={folder}", f"data.limit={LISTS}", "sampling.prompts=0"]
         recipe = load_recipe(RECIPE, shared)
-        policy = load_policy(recipe.policy.model, adapter=recipe.policy.adapter)
+        policy = load_policy(recipe.policy)
         prepared = prepare(recipe)
         lists = annotate_lists(recipe, policy, prepared, reference=True, ches=False).train
         steps: dict[str, Task] = {
@@ -95,7 +95,7 @@ def overhead() -> dict[str, Any]:
 
 def _step(recipe: Recipe, lists: Dataset) -> Task:
     """An optimizer step as AlignTrainer takes it."""
-    policy = load_policy(recipe.policy.model, adapter=recipe.policy.adapter)
+    policy = load_policy(recipe.policy)
     scorer, loss = TokenScorer(policy).train(), policy_loss(recipe)
     optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad], lr=1e-5)
     examples = lists.to_list()
@@ -205,7 +205,8 @@ def _displacement(folder: Path, name: str, rows: list[dict[str, Any]], overrides
     options += ["data.limit=null", f"output={folder}/run-{name}", f"reference.cache_dir={folder}/cache"]
     recipe = load_recipe(RECIPE, [*options, *overrides])
     steps = train(recipe).summary["steps"]
-    policy, loss, _ = load_run(Path(recipe.output), None, "cpu")
+    policy, _ = load_run(Path(recipe.output), None, "cpu")
+    loss = loss_of_run(Path(recipe.output))
     prepared = prepare(recipe)
     lists = annotate_lists(recipe, policy, prepared, reference=True, ches=True).train
     changes: dict[int, float] = {}

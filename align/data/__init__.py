@@ -6,9 +6,9 @@ from align.lazy import lazily
 
 if TYPE_CHECKING:
     from align.data.audit import Audit, in_one_line, render
-    from align.data.prepare import Prepared, prepare_data
+    from align.data.prepare import Prepared, Wanted, prepare_data
     from align.data.schema import Row
-    from align.data.sources import Source, read_source, stream_rows
+    from align.data.sources import read_source, stream_rows
     from align.data.texts import prompt_text, read_chat_template
     from align.data.tokenize import encode_prompt
 
@@ -16,7 +16,7 @@ __all__ = [
     "Audit",
     "Prepared",
     "Row",
-    "Source",
+    "Wanted",
     "encode_prompt",
     "in_one_line",
     "prepare_data",
@@ -37,11 +37,11 @@ __getattr__ = lazily(
         ),
         "prepare": (
             "Prepared",
+            "Wanted",
             "prepare_data",
         ),
         "schema": ("Row",),
         "sources": (
-            "Source",
             "read_source",
             "stream_rows",
         ),

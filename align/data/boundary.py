@@ -1,5 +1,7 @@
 """Where a prompt ends, which tokens stand around it, and how a list is made to fit: on token ids alone."""
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,7 +45,13 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokens:
 
 
 def split_tokens(
-    texts: list[list[int]], special: Tokens, *, templated: bool, append_eos: bool | None, continued: bool = True
+    texts: list[list[int]],
+    special: Tokens,
+    *,
+    templated: bool,
+    append_eos: bool | None,
+    continued: bool = True,
+    closed: Sequence[bool] | None = None,
 ) -> dict[str, Any]:
     """A row's prompt and completions, cut where all of its token sequences still agree.
 
@@ -54,6 +62,7 @@ def split_tokens(
         append_eos: whether each completion ends with an end token; None: as the tokenizer ends a text by itself.
         continued: whether every text goes on from the prompt's; else the template writes the prompt's end differently
             beside an answer, and the tokens behind the cut are in no completion.
+        closed: completions that get no end token, whatever they end with.
 
     Returns:
         prompt_ids, completion_ids, and moved_tokens (of the prompt, now in the completions), dropped_tokens (likewise,
@@ -66,9 +75,9 @@ def split_tokens(
     eos_added = 0
     boundary = common_prefix([prompt, *joint])
     completions = []
-    for ids in joint:
+    for ids, is_closed in zip(joint, closed or [False] * len(joint), strict=True):
         completion = ids[boundary:]
-        if append_eos and (not completion or completion[-1] not in ends):
+        if append_eos and not is_closed and (not completion or completion[-1] not in ends):
             completion = [*completion, special.eos]  # type: ignore[list-item]
             eos_added += templated
         ended = completion[-1:] == [special.eos] and special.suffix == (special.eos,)  # by the text itself
@@ -88,7 +97,13 @@ def split_tokens(
 def common_prefix(sequences: list[list[int]]) -> int:
     """How many leading tokens all sequences share."""
     low, high = min(sequences), max(sequences)
-    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    start, end = 0, min(len(low), len(high))
+    if low[:end] == high[:end]:
+        return end
+    while end - start > 1:  # equal before `start`, and not up to `end`
+        middle = (start + end) // 2
+        start, end = (middle, end) if low[start:middle] == high[start:middle] else (start, middle)
+    return start
 
 
 def fit(
@@ -101,6 +116,7 @@ def fit(
     overlong: Overlong,
     special: Tokens,
     token_weights: list[list[float]] | None = None,
+    learn_at: list[list[int]] | None = None,
 ) -> dict[str, Any]:
     """A row within its lengths, and what that cost.
 
@@ -112,11 +128,13 @@ def fit(
         max_prompt_length: tokens of the prompt at most.
         overlong: truncate (the end token goes too), drop_completion or drop_list.
         special: the tokenizer's.
-        token_weights: one number per completion token, where the row has them.
+        token_weights: one number per learnt token, where the row has them.
+        learn_at: of each completion the ascending places of the tokens that are learnt; by default all are. A
+            completion that keeps none of them is dropped, as an empty one is.
 
     Returns:
-        prompt_ids, completion_ids, grades, the places of those kept, token_weights where given, and the counts;
-        `refused` is a reason where nothing is left.
+        prompt_ids, completion_ids, grades, the places of those kept, token_weights and learn_at where given, and the
+        counts; `refused` is a reason where nothing is left.
 
     Source: ours
     """
@@ -133,10 +151,18 @@ def fit(
     elif overlong == "drop_list" and any(len(ids) > room for ids in completions):
         refused = "a completion beyond max_length"
     long = [len(ids) > room for ids in completions]
-    kept = [k for k, ids in enumerate(completions) if ids and not (long[k] and overlong == "drop_completion")]
+    learnt = (
+        [min(len(ids), room) for ids in completions] if learn_at is None else [bisect_left(at, room) for at in learn_at]
+    )
+    kept = [k for k, count in enumerate(learnt) if count > 0 and not (long[k] and overlong == "drop_completion")]
     kept_ids = [] if refused else [completions[k][:room] for k in kept]
-    weights = {} if token_weights is None else {"token_weights": [token_weights[k][:room] for k in kept]}
-    return weights | {
+    by_token = {"token_weights": token_weights, "learn_at": learn_at}
+    cut = {
+        name: [] if refused else [own[k][: learnt[k]] for k in kept]
+        for name, own in by_token.items()
+        if own is not None
+    }
+    return cut | {
         "prompt_ids": prompt,
         "completion_ids": kept_ids,
         "grades": [] if refused else [grades[k] for k in kept],

@@ -19,7 +19,7 @@ def ches_scores(
 
     Args:
         gram: inner products of the completions' mean hidden states S / T.
-        lengths: T.
+        lengths: T, of the tokens that are learnt.
         grades: larger is better; of several best ones the first counts.
 
     Returns:

@@ -1,6 +1,8 @@
 """Which columns a row may bring that no reader uses: nothing that looks like a part of the preference."""
 
+import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,10 +36,10 @@ PROMPT = _part(
     "the prompt",
     "prompt prompts question questions query queries instruction instructions input inputs context contexts ctx "
     "problem problems history histories conversation conversations dialogue dialogues dialog dialogs message messages "
-    "turns passage passages document documents docs background prefix",
+    "turns passage passages document documents docs background prefix contents",
     "put all of the prompt in one column, `prompt`",
 )
-WEIGHT = _part("a weight", "weight weights", "weights of rows are not supported", plain=True)
+WEIGHT = _part("a weight", "weight weights", "give the row's weight in a column `weight`", plain=True)
 LABEL = _part(
     "a label",
     "label labels kto desirable undesirable preference preferences winner winners better safer vote thumbs accepted",
@@ -47,12 +49,33 @@ LABEL = _part(
 COMPLETION = _part(
     "a completion",
     "chosen rejected response responses completion completions output outputs candidate candidates generation "
-    "generations preferred dispreferred reply replies assistant items loser",
+    "generations preferred dispreferred reply replies assistant items loser reject",
     "give `completions` with `grades`, or `chosen` and `rejected`",
 )
+OPTION = _part(
+    "an option of the chat template",
+    "enable effort kwargs",
+    "put a row's own options in `chat_template_kwargs`",
+    plain=True,
+)
+THOUGHTS = _part(
+    "the model's thoughts",
+    "thinking thought thoughts reasoning cot",
+    "put them in the `reasoning_content` of the message that they led to",
+)
+TOOLS_OF_ONE = _part(
+    "tools of one side (both share the prompt that holds them)",
+    "tool tools function functions",
+    "give the tools that all completions have in `tools`",
+)
 PARTS = (
-    _part("tools", "tool tools function functions", "tools are not supported"),
-    _part("images, audio or video", "image images video videos audio audios pixel", "they are not supported"),
+    _part("tools", "tool tools function functions", "give the tools that all completions have in `tools`"),
+    _part(
+        "images, audio or video",
+        "image images video videos audio audios pixel img imgs picture pictures photo photos screenshot screenshots",
+        "they are not supported",
+    ),
+    OPTION,
     _part("the chat template", "template", "set `policy.chat_template`"),
     WEIGHT,
     LABEL,
@@ -63,8 +86,12 @@ PARTS = (
         "put it in `system`, or at the start of the prompt",
     ),
     PROMPT,
+    THOUGHTS,
 )
-OF_COMPLETIONS = (WEIGHT, LABEL, COMPLETION)
+SIDES = _words("chosen rejected preferred dispreferred better worse completion response")
+OF_COMPLETIONS = (WEIGHT, LABEL, COMPLETION, THOUGHTS)
+TRUTHS = {COMPLETION: LABEL, THOUGHTS: OPTION}
+"""What a part's name means where true or false stands there."""
 FACTS_LAST = _words(
     "id ids uid uuid idx index hash length lengths len tokens count model models source sources type types kind lang "
     "language url urls date time timestamp split version dataset name names category categories subset topic task "
@@ -78,6 +105,14 @@ FACTS = _words(
 """A name with such a word is of what others said or know about the row."""
 MARKS = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]|\n\nHuman:|### Instruction")
 """What only a rendered conversation holds."""
+AGAINST = _words("rejected loser worse bad tie tied both neither")
+"""Words of a label that deny the order which the row's completions have; where they come from (`model_a`) does not."""
+WHICH = _words("winner winners better safer preference preferences vote")
+"""A label with such a word names the better one of several."""
+PLAIN = re.compile(r"[\w.-]+")
+"""A column's name that needs no quotes, neither in YAML nor in a shell."""
+LISTED = re.compile(r"\s*[\[{]\s*[^\]}\s]")
+"""What a list or an object begins with that is written as text and holds something."""
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]{2}")
 """Two letters of a script that sets no spaces between words."""
 
@@ -93,7 +128,7 @@ def check_unread(
     """Refuse a row that leaves unread what belongs to a preference by its name or its content.
 
     A column whose texts are all among those that were read is a copy, and may stay unread; so may what is called a
-    label beside completions that have an order of their own, if it is not true or false.
+    label beside completions that have an order of their own, if it is no verdict on them.
 
     Args:
         unread: the columns that no reader has used, by the name that a user knows them by.
@@ -111,7 +146,7 @@ def check_unread(
     if not suspects:
         return
     everything = "\n".join(used)
-    lost = [name for name, part in suspects.items() if _is_lost(part, unread[name], everything, ordered)]
+    lost = [name for name, part in suspects.items() if _is_lost(name, part, unread[name], everything, ordered)]
     if not lost:
         return
     part = suspects[lost[0]]
@@ -121,8 +156,12 @@ def check_unread(
 
 
 def how_to_ignore(*names: str) -> str:
-    """What a user writes to leave columns out, in a recipe and on the command lines that have none."""
-    return f"leave it out with data.ignore=[{','.join(names)}] (without a recipe --ignore {' --ignore '.join(names)})"
+    """What a user types to leave columns out, in a recipe and on the command lines that have none; `items[].system` in
+    the quotes that YAML and a shell want.
+    """
+    listed = ",".join(name if PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in names)
+    ignore = f"data.ignore=[{listed}]" if all(map(PLAIN.fullmatch, names)) else shlex.quote(f"data.ignore=[{listed}]")
+    return f"leave it out with {ignore} (without a recipe --ignore {' --ignore '.join(map(shlex.quote, names))})"
 
 
 def without(columns: Columns, ignored: Iterable[str]) -> Columns:
@@ -130,11 +169,18 @@ def without(columns: Columns, ignored: Iterable[str]) -> Columns:
     kept = dict(columns)
     for name in ignored:
         column, _, key = name.partition("[].")
-        if not key:
-            kept.pop(column, None)
-        elif is_messages(kept.get(column)):
-            kept[column] = [{k: value for k, value in entry.items() if k != key} for entry in kept[column]]
+        if not key or name in kept:  # a mapping leaves columns of such a name
+            kept.pop(name, None)
+        elif column in kept:
+            kept[column] = _without_key(kept[column], key)
     return kept
+
+
+def _without_key(value: object, key: str) -> Any:
+    """An object, or all objects of a list or of a list of lists, but for a key."""
+    if isinstance(value, dict):
+        return {name: own for name, own in value.items() if name != key}
+    return [_without_key(own, key) for own in value] if isinstance(value, list) else value
 
 
 def texts_in(value: object) -> Iterator[str]:
@@ -152,12 +198,12 @@ def texts_in(value: object) -> Iterator[str]:
 def _part_of(name: str, value: object, prompt_is_guessed: bool) -> Part | None:
     """The part of a preference that a column looks like, if any."""
     part = _named(name)
-    if part is COMPLETION and isinstance(value, bool):
-        return LABEL
+    if isinstance(value, bool) and part in TRUTHS:
+        return TRUTHS[part]
     texts = [text for text in texts_in(value) if text.strip()]
     if part is PROMPT and isinstance(value, str) and not _is_sentence(value) and not _is_input(name):
-        return None  # a slug or a key
-    if part is not None and (texts or (part.plain and value is not None and value != [])):
+        return PROMPT if LISTED.match(value) else None  # else a slug or a key
+    if part is not None and (texts or (part.plain and value not in (None, [], {}, ""))):
         return part
     if FACTS & _words_of_name(name).keys():
         return None
@@ -182,6 +228,8 @@ def _named(name: str) -> Part | None:
     if _is_fact(name):
         return None
     words = _words_of_name(name)
+    if TOOLS_OF_ONE.words & words.keys() and SIDES & words.keys():
+        return TOOLS_OF_ONE
     return next((part for part in PARTS if part.words & words.keys()), None)
 
 
@@ -203,10 +251,19 @@ def _is_conversation(value: object) -> bool:
     )
 
 
-def _is_lost(part: Part, value: object, everything: str, ordered: bool) -> bool:
+def _is_lost(name: str, part: Part, value: object, everything: str, ordered: bool) -> bool:
     if part is LABEL:
-        return not ordered or isinstance(value, bool)
+        return not ordered or _is_verdict(name, value)
     return part.plain or not _is_copy(value, everything)
+
+
+def _is_verdict(name: str, value: object) -> bool:
+    """Whether a label may say that another completion is better: by a word, by a number that is false, or by any number
+    where the name asks which one it is. Else a number is where the better one stood in the source, as in LLMBar.
+    """
+    if isinstance(value, int | float):
+        return isinstance(value, bool) or value <= 0 or bool(WHICH & _words_of_name(name).keys())
+    return isinstance(value, str) and value.strip().casefold() in AGAINST
 
 
 def _is_copy(value: object, everything: str) -> bool:

@@ -45,6 +45,7 @@ def contrast_contexts(
     chat_template: str | None,
     special: Tokens,
     options: Mapping[str, Any] | None = None,
+    finished: bool = False,
 ) -> dict[str, list[list[int]]]:
     """The tokens before the completions under either template; the completions' own tokens stay what they are.
 
@@ -61,6 +62,8 @@ def contrast_contexts(
         moved_tokens: last tokens of the prompt that count as the completions' first.
         chat_template: Jinja text that replaces the tokenizer's own.
         options: what the row gives the chat template besides.
+        finished: whether the prompt's last message is over, as the completions begin with another's than the
+            assistant's.
 
     Returns:
         CONTEXTS: one context for all completions, or one for each where the template has a `{response}`.
@@ -74,7 +77,8 @@ def contrast_contexts(
             whole = _tokenised_whole(template, prompt, prompt_ids, moved_tokens, tokenizer, special)
             return whole or _around(template, prompt_ids, answer, tokenizer, special)
         text = template.replace("{response}", str(tokenizer.decode(list(answer), skip_special_tokens=True)).strip())
-        rendered = render_prompt(_in_last_user_message(prompt, text), tokenizer, chat_template, options)  # type: ignore[arg-type]
+        changed = _in_last_user_message(prompt, text)  # type: ignore[arg-type]
+        rendered = render_prompt(changed, tokenizer, chat_template, options, finished=finished)
         ids, _ = started(tokenizer(rendered, add_special_tokens=False)["input_ids"], special, templated=True)
         return ids[: len(ids) - moved_tokens]
 

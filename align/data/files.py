@@ -1,4 +1,4 @@
-"""The objects of one file, whatever wrote it: JSON lines, JSON, Parquet, Arrow."""
+"""The objects of one file, whatever wrote it: JSON lines, JSON, CSV, Parquet, Arrow."""
 
 import gzip
 import json
@@ -13,10 +13,12 @@ from typing import Any, NoReturn
 import pyarrow
 import pyarrow.parquet
 
+from align.data.delimited import DELIMITED, delimited_records
 from align.data.schema import BadRow
+from align.data.strict_json import decoder, what_is_wrong
 from align.errors import UserError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".arrow")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".arrow", *DELIMITED)
 TABLES = (".parquet", ".arrow")
 CONTAINERS = ("data", "rows", "examples", "instances", "records")
 """Keys under which a JSON file may hold all its rows, besides a split's name."""
@@ -46,6 +48,9 @@ def file_records(file: Path, *, split: str | None = None) -> Iterator[Record]:
     if file.name.endswith(TABLES):
         _refuse_split(file, split)
         return _table_records(file)
+    if file.name.endswith(DELIMITED):
+        _refuse_split(file, split)
+        return delimited_records(file)
     return _json_records(file, split)
 
 
@@ -140,10 +145,10 @@ def _whole(file: Path, lines: list[tuple[int, bytes]], split: str | None) -> lis
 def _values(text: str) -> list[Any] | BadRow:
     """All JSON values of a text, one after the other."""
     values: list[Any] = []
-    place, decoder = _next(text, 0), _decoder()
+    place, read = _next(text, 0), decoder()
     try:
         while place < len(text):
-            value, place = decoder.raw_decode(text, place)
+            value, place = read.raw_decode(text, place)
             values.append(_without_nan(value))
             place = _next(text, place)
     except (RecursionError, ValueError) as error:
@@ -200,7 +205,7 @@ def _decoded(file: Path, encoding: str) -> str:
 
 def _parse(line: bytes) -> object:
     try:
-        return _without_nan(_decoder().decode(line.decode("utf-8-sig")))
+        return _without_nan(decoder().decode(line.decode("utf-8-sig")))
     except UnicodeDecodeError as error:
         problem, remedy = f"not UTF-8 (byte {error.start + 1} of the row)", "save the file as UTF-8"
         return BadRow(None, problem, remedy, raw=_as_text(line))
@@ -213,30 +218,7 @@ def _as_text(line: bytes) -> str:
 
 
 def _not_json(error: Exception, raw: str) -> BadRow:
-    """What is wrong; besides the syntax: too deep, or a number of thousands of digits."""
-    problem = f"not valid JSON ({error})"
-    if isinstance(error, json.JSONDecodeError):
-        problem = f"not valid JSON ({error.msg} at character {error.pos + 1})"
-    return BadRow(None, problem, "mend or remove the row", raw=raw)
-
-
-def _decoder() -> json.JSONDecoder:
-    return json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are there once: of two equal ones, the first would be lost in silence."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"`{twice}` is there twice")
-    return found
-
-
-def _constant(name: str) -> float:
-    if name != "NaN":
-        raise ValueError(f"{name} is no number")
-    return float("nan")
+    return BadRow(None, f"not valid JSON ({what_is_wrong(error)})", "mend or remove the row", raw=raw)
 
 
 def _without_nan(value: Any) -> Any:
@@ -250,15 +232,36 @@ def _table_records(file: Path) -> Iterator[Record]:
     number = 0
     try:
         for batch in _batches(file):
-            names = batch.schema.names
-            if len(set(names)) < len(names):
-                twice = next(name for name, count in Counter(names).items() if count > 1)
+            if twice := _twice(batch.schema):
                 raise UserError(f"{file}: the column `{twice}` is there twice; rename or remove one")
+            batch.validate(full=True)  # else a damaged file's offsets lead out of it, and the process ends there
             for raw in batch.to_pylist():
                 number += 1
                 yield str(file), number, raw
-    except (pyarrow.ArrowException, OSError) as error:
+    except (
+        pyarrow.ArrowException,
+        OSError,
+        ValueError,
+        OverflowError,
+        LookupError,
+    ) as error:  # and values beyond Python's
         _refuse_table(file, number, error)
+
+
+def _twice(fields: Iterable[pyarrow.Field], above: str = "") -> str | None:
+    """A column, or a key of the objects in one, that is there twice, of which Python's objects would keep the last."""
+    fields = list(fields)
+    counts = Counter(field.name for field in fields)
+    for field in fields:
+        place = f"{above}{field.name}"
+        if counts[field.name] > 1:
+            return place
+        kind = field.type
+        while pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+            kind = kind.value_type
+        if pyarrow.types.is_struct(kind) and (twice := _twice(kind, f"{place}.")):
+            return twice
+    return None
 
 
 def _batches(file: Path) -> Iterator[pyarrow.RecordBatch]:
@@ -276,4 +279,6 @@ def _batches(file: Path) -> Iterator[pyarrow.RecordBatch]:
 def _refuse_table(file: Path, number: int, error: Exception) -> NoReturn:
     kind = "Parquet" if file.name.endswith(".parquet") else "Arrow"
     problem = f"broken {kind} data after row {number}" if number else f"not a {kind} file, or a broken one"
-    raise UserError(f"{file}: {problem} ({str(error).splitlines()[0]}); fetch the file again") from None
+    raise UserError(
+        f"{file}: {problem} ({next(iter(str(error).splitlines()), type(error).__name__)}); fetch the file again"
+    ) from None

@@ -13,7 +13,12 @@ SIDE_REWARDS = (
     ("chosen_score", "rejected_score"),
     ("chosen_rating", "rejected_rating"),
     ("chosen-rating", "rejected-rating"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
+    ("chosen_reward", "rejected_reward"),
+    ("reward_chosen", "reward_rejected"),
 )
+ITEM_ATTRIBUTES = ("attributes", "scores")
 LABELS = ("label", "kto_tag", "is_desirable", "desirable")
 
 
@@ -26,9 +31,19 @@ def parts_of(
     rewards: object = None,
     rewards_called: str | tuple[str, ...] = "rewards[{}]",
     grades_called: str | tuple[str, ...] = "grades[{}]",
+    prompt_called: str | None = None,
 ) -> Columns:
-    """What a reader gives `make_row`, and how the file calls it; {} stands for the place in the list."""
-    names = {"completions": called, "rewards": rewards_called, "grades": grades_called}
+    """What a reader gives `make_row`, and how the file calls it; {} stands for the place in the list.
+
+    `prompt_called` is for a prompt that does not stand in one of the usual columns.
+    """
+    names: dict[str, str | tuple[str, ...]] = {
+        "completions": called,
+        "rewards": rewards_called,
+        "grades": grades_called,
+    }
+    if prompt_called is not None:
+        names["prompt"] = prompt_called
     return {"prompt": prompt, "completions": completions, "grades": grades, "rewards": rewards, "names": names}
 
 
@@ -46,8 +61,10 @@ def take(columns: Columns, name: str, where: str = "") -> Any:
 
 def prompt_name(columns: Columns) -> str | None:
     """The column of the prompt: `prompt` wherever there is one, else the first that is not empty."""
+    if "prompt" in columns:  # asked several times of every row
+        return "prompt"
     named = [name for name in PROMPTS if name in columns]
-    return next((name for name in named if name == "prompt" or columns[name]), named[0] if named else None)
+    return next((name for name in named if columns[name]), named[0] if named else None)
 
 
 def take_prompt(columns: Columns) -> Any:
@@ -73,7 +90,8 @@ def side_rewards(columns: Columns) -> Columns:
     """What a rater gave either side, beside the order that the sides have."""
     if "rewards" in columns:
         return {"rewards": columns.pop("rewards")}
-    names = next((names for names in SIDE_REWARDS if all(_is_number(columns.get(name)) for name in names)), None)
+    given = (names for names in SIDE_REWARDS if names[0] in columns)
+    names = next((names for names in given if all(_is_number(columns.get(name)) for name in names)), None)
     return {"rewards": [columns.pop(name) for name in names]} if names else {}
 
 

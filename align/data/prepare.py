@@ -1,78 +1,75 @@
-"""All the steps from sources to token ids, with their audit."""
+"""All the steps from sources to token ids, with their audit: in windows of rows, into files that are kept."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from align.data.audit import Audit, SourceAudit, audit_rows, audit_tokens
-from align.data.boundary import Overlong
-from align.data.contrast import Templates
-from align.data.schema import ATTRIBUTES, BadRow, Row, malformed
-from align.data.select import Selection, hold_out, reduce_row, without_prompts_of
-from align.data.sources import Source, read_source
-from align.data.tokenize import COUNTS, tokenize_rows
+from align.data.admit import Owners, Wanted, grade_row, read_sources
+from align.data.audit import Audit, audit_rows, audit_tokens
+from align.data.config import DataSection
+from align.data.findings import kept_findings
+from align.data.kept import kept_folder
+from align.data.linting import check_findings, lint, wanted_checks
+from align.data.preparation_key import preparation_key
+from align.data.roles import added, count_roles
+from align.data.row_numbers import with_row_numbers
+from align.data.row_store import RowStore, RowWriter, StoredRows
+from align.data.schema import Row
+from align.data.select import Selection, hold_out, reduce_row
+from align.data.texts import check_options
+from align.data.tokenize import COUNTS, Reading, tokenize_rows
+from align.data.windows import windows
 from align.errors import UserError
+from align.files import read_json, write_json
 from align.progress import stage
-from rewards.grading import GradeMethod, grades_from_rewards
 
-Owners = dict[str, SourceAudit]
-"""Who counts the rows of a file or hub data set."""
+__all__ = ["Prepared", "Wanted", "grade_row", "prepare_data"]
+
+PARTS = ("train", "heldout")
+USED, AUDIT = "used.npz", "audit.json"
+"""Of a preparation: which rows and lists are used, and what was counted; beside the rows and a table for each part."""
+SHARED = "prompt is among the evaluation rows"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the trainer needs of the data."""
+    """What the trainer needs of the data; lists and rows are on disk, and come into memory when they are asked for."""
 
     train: Dataset
-    """Columns id, prompt_ids, completion_ids, grades, weight, source, row; with `contrast` better_ids and worse_ids."""
+    """Columns id, prompt_ids, completion_ids, grades, weight, source, row; with `contrast` better_ids and worse_ids;
+    where rows have them loss_weight and margin, where only some tokens are learnt learn_at, where messages have
+    weights token_weights."""
     heldout: Dataset
     """Likewise; whole lists, whatever `select` and `list_size` do to the training lists."""
     audit: Audit
-    train_rows: list[Row]
+    train_rows: Sequence[Row]
     """The rows of `train`, in its order; a list's `kept` says which of its row's completions it has."""
-    heldout_rows: list[Row]
+    heldout_rows: Sequence[Row]
     """Likewise of `heldout`."""
 
 
 def prepare_data(
-    *,
-    sources: Sequence[Source],
-    eval_sources: Sequence[Source] = (),
-    eval_fraction: float = 0.1,
-    grades: GradeMethod = "win_probability",
-    select: Selection = "all",
-    list_size: int | None = None,
-    max_length: int = 1024,
-    max_prompt_length: int | None = None,
-    overlong: Overlong = "truncate",
-    append_eos: bool | None = True,
-    limit: int | None = None,
-    ignore: Sequence[str] = (),
-    workers: int = 1,
+    section: DataSection,
     tokenizer: PreTrainedTokenizerBase,
+    *,
     chat_template: str | None = None,
-    min_completions: int = 2,
-    seed: int = 0,
-    contrast: Templates | None = None,
-    token_weights: bool = False,
-    needs_label: bool = False,
+    wanted: Wanted = Wanted(),  # noqa: B008, frozen
 ) -> Prepared:
-    """Read, grade, split, reduce and tokenise; count everything.
+    """Read, grade, split, reduce and tokenise; count everything. What was prepared before of the same is read again.
+
+    Memory: the texts of a window of rows, and of every row about 275 bytes (measured on lists of eight).
 
     Args:
-        sources, ..., workers: as in a recipe's `data` section.
-        select: there, or `best` for the best completion alone.
+        section: a recipe's `data`, all of it but `ches`, which scores of a model are needed for.
         tokenizer: the policy's.
         chat_template: Jinja text that replaces the tokenizer's own; see `read_chat_template`.
-        min_completions: 2 to learn from preferences (lists without an order are then left out), else 1.
-        seed: decides what is held out and which completions a reduced list keeps.
-        contrast: templates of the two contexts for token rewards, where those are wanted.
-        token_weights: whether the rows' own weights of tokens are wanted.
-        needs_label: whether a lone completion without label, grade or reward is refused; else it counts as good.
 
     Returns:
         Both parts as token ids, the audit and the held-out rows; nothing may be held out.
@@ -82,106 +79,104 @@ def prepare_data(
 
     Source: ours
     """
-    audit = Audit()
-    grade = partial(grade_row, grades=grades, min_completions=min_completions, needs_label=needs_label)
-    useless = partial(_nothing_to_learn, ordered=min_completions > 1, imitate=select == "best")
-    read = partial(_read_sources, audit, grade=grade, useless=useless, limit=limit, ignore=ignore)
+    check_options(section.template_options, tokenizer, chat_template)
+    given = (section, tokenizer, chat_template, wanted)
+    folder = kept_folder(lambda: preparation_key(*given), lambda empty: _prepare(empty, *given))
+    prepared = _opened(folder, section, wanted)
+    _check_ignored(prepared.audit, section.ignore)
+    names = wanted_checks(stop_on=section.stop_on, thorough=wanted.every_check)
+    look = partial(lint, prepared.train_rows, prepared.heldout_rows, tokenizer)
+    prepared.audit.lint = kept_findings(folder, names, look)
+    check_findings(prepared.audit.lint, section.stop_on)
+    return prepared
+
+
+def _prepare(
+    folder: Path, section: DataSection, tokenizer: PreTrainedTokenizerBase, chat_template: str | None, wanted: Wanted
+) -> None:
+    """Write a preparation into a folder."""
+    audit, writer = Audit(), RowWriter(folder, seed=wanted.seed)
+    owners = read_sources(audit, "train", section, wanted, writer)
+    count = len(writer)
+    eval_owners = read_sources(audit, "eval", section, wanted, writer)
+    _check_ignored(audit, section.ignore)
+    store = writer.close()
+    if section.eval_sources:
+        parts = _without_shared_prompts(store, count, owners)
+    else:
+        held = hold_out(store.prompts, section.eval_fraction)
+        parts, eval_owners = (np.flatnonzero(~held), np.flatnonzero(held)), owners
     tokenize = partial(
         tokenize_rows,
         tokenizer=tokenizer,
-        chat_template=chat_template,
-        max_length=max_length,
-        max_prompt_length=max_prompt_length,
-        overlong=overlong,
-        append_eos=append_eos,
-        workers=workers,
-        contrast=contrast,
-        token_weights=token_weights,
+        reading=_reading(section, chat_template, wanted),
+        workers=section.workers,
+        token_weights=wanted.token_weights,
     )
-    train_rows, owners = read("train", sources)
-    heldout_rows, eval_owners = read("eval", eval_sources)
-    _check_ignored(audit, ignore)
-    if eval_sources:
-        train_rows = _without_shared_prompts(train_rows, heldout_rows, owners)
-    else:
-        (train_rows, heldout_rows), eval_owners = hold_out(train_rows, eval_fraction, seed), owners
-    train_rows = [reduce_row(row, select=select, list_size=list_size, seed=seed) for row in train_rows]
-    train, train_rows = _usable(train_rows, tokenize(train_rows), owners, 1 if select == "best" else min_completions)
-    heldout, heldout_rows = _usable(heldout_rows, tokenize(heldout_rows), eval_owners, min_completions)
-    audit_rows(audit, [*train_rows, *heldout_rows])
-    return _finish(audit, train, heldout, train_rows, heldout_rows)
+    rows = _rows_of(store, parts, section, wanted)
+    least = (1 if wanted.imitate else wanted.min_completions, wanted.min_completions)
+    lists, used = [], []
+    for part, own, who, fewest in zip(PARTS, rows, (owners, eval_owners), least, strict=True):
+        tokens = tokenize(own, file=_table(folder, part))
+        kept = _usable(own, tokens, who, fewest)
+        lists.append(tokens.select(kept))
+        used.append(own.chosen(kept))
+    with stage("counting what is in the rows"):
+        audit_rows(audit, chain(*used))
+    lists = [with_row_numbers(own, margins=wanted.margins) for own in lists]
+    for own_lists, own in zip(lists, used, strict=True):
+        counts = count_roles(own_lists, own, learn=None if wanted.as_scored else section.learn)
+        audit.tokens_by_role = added(audit.tokens_by_role, counts)
+    _finish(audit, *lists)
+    _write(folder, audit, lists, parts, used)
 
 
-def grade_row(row: Row, *, grades: GradeMethod, min_completions: int, needs_label: bool = False) -> Row:
-    """The row with grades: its own, or those of its rewards; a lone completion without either gets 1.
-
-    Raises:
-        BadRow: fewer completions than training needs, several and nothing that orders them, or one where it
-            `needs_label` with none, or with a reward that its grade would not depend on.
-    """
-    if len(row.completions) < min_completions:
-        problem = f"{len(row.completions)} completion, and learning from preferences needs {min_completions} or more"
-        remedy = "give more, or train with `objective: {name: kto}` or `task: sft`"
-        raise BadRow("completions", problem, remedy)
-    if row.grades is not None:
-        return row
-    if row.rewards is not None:
-        if needs_label and len(row.completions) == 1 and grades != "raw":
-            problem = f"missing, and the reward of a lone completion says nothing under `data.grades: {grades}`"
-            remedy = "give `label`, true or false, or `data.grades: raw` where the rewards are above 1/2 for good ones"
-            raise BadRow("label", problem, remedy)
-        return replace(row, grades=tuple(grades_from_rewards(row.rewards, grades)))
-    if needs_label and len(row.completions) == 1:
-        found = f" (columns not read: {', '.join(row.unread)})" if row.unread else ""
-        raise BadRow("label", f"missing{found}", "give `label`: true for a good completion, false for a bad one")
-    if len(row.completions) == 1 or (min_completions == 1 and ATTRIBUTES in row.meta):
-        return replace(row, grades=(1.0,) * len(row.completions))
-    raise BadRow("grades", "missing", "give `grades`, `rewards`, `scores` or `ranks`, one per completion")
+def _rows_of(
+    store: RowStore, parts: Sequence[np.ndarray], section: DataSection, wanted: Wanted
+) -> tuple[StoredRows, StoredRows]:
+    """Training rows, which may lose completions, and held-out rows, which do not."""
+    select: Selection = "best" if wanted.imitate else section.select
+    reduces = select != "all" or section.list_size is not None
+    reduce = partial(reduce_row, select=select, list_size=section.list_size, seed=wanted.seed) if reduces else None
+    return StoredRows(store, parts[0], reduce), StoredRows(store, parts[1])
 
 
-def _read_sources(
-    audit: Audit,
-    part: str,
-    sources: Sequence[Source],
-    *,
-    grade: Callable[[Row], Row],
-    useless: Callable[[Row], str],
-    limit: int | None,
-    ignore: Sequence[str],
-) -> tuple[list[Row], Owners]:
-    rows: list[Row] = []
-    owners: Owners = {}
-    for source in sources:
-        with stage(f"reading {source.path}"):
-            got = read_source(source.path, split=source.split, revision=source.revision, limit=limit, ignore=ignore)
-        tally = SourceAudit(
-            source.path,
-            source.split,
-            part,
-            source.weight,
-            got.read,
-            0,
-            got.refused,
-            columns_not_read=dict(Counter(name for row in got.rows for name in row.unread)),
-            columns_ignored=got.ignored,
-        )
-        audit.sources.append(tally)
-        bad: list[str] = []
-        for row in got.rows:
-            owners.setdefault(row.source, tally)
-            try:
-                graded = grade(row)
-            except BadRow as error:
-                bad.append(error.message(row.source, row.number))
-                continue
-            reason = useless(graded)
-            if reason:
-                _refuse(tally, reason)
-            else:
-                rows.append(replace(graded, weight=source.weight))
-        if bad:
-            raise malformed(bad)
-    return rows, owners
+def _table(folder: Path, part: str) -> Path:
+    return folder / f"{part}.arrow"
+
+
+def _write(
+    folder: Path, audit: Audit, lists: Sequence[Dataset], parts: Sequence[np.ndarray], used: Sequence[StoredRows]
+) -> None:
+    arrays: dict[str, Any] = {}
+    columns = {}
+    for part, own, every, rows in zip(PARTS, lists, parts, used, strict=True):
+        arrays |= {f"{part}_rows": rows.places, f"{part}_lists": np.searchsorted(every, rows.places)}
+        columns[part] = [name for name in own.column_names if name not in COUNTS]
+    np.savez(folder / USED, **arrays)
+    write_json(folder / AUDIT, {"audit": asdict(audit), "columns": columns}, indent=None)
+
+
+def _opened(folder: Path, section: DataSection, wanted: Wanted) -> Prepared:
+    """What stands in a preparation's folder."""
+    about = read_json(folder / AUDIT)
+    with np.load(folder / USED) as used:
+        tables = {part: Dataset.from_file(str(_table(folder, part))).select(used[f"{part}_lists"]) for part in PARTS}
+        rows = _rows_of(RowStore(folder), [used[f"{part}_rows"] for part in PARTS], section, wanted)
+    train, heldout = (table.select_columns(about["columns"][part]) for part, table in tables.items())
+    return Prepared(train, heldout, Audit.of(about["audit"]), *rows)
+
+
+def _reading(section: DataSection, chat_template: str | None, wanted: Wanted) -> Reading:
+    return Reading(
+        chat_template=chat_template,
+        max_length=section.max_length,
+        max_prompt_length=section.max_prompt_length,
+        overlong=section.overlong,
+        append_eos=None if wanted.as_scored else section.append_eos is not False,
+        contrast=wanted.contrast,
+        learn=section.learn,
+    )
 
 
 def _check_ignored(audit: Audit, ignore: Sequence[str]) -> None:
@@ -191,32 +186,20 @@ def _check_ignored(audit: Audit, ignore: Sequence[str]) -> None:
             raise UserError(f"data.ignore: no row has a column `{name}`; name one that the rows have")
 
 
-def _nothing_to_learn(row: Row, *, ordered: bool, imitate: bool) -> str:
-    """Why nothing can be learnt from a row, by its order or by imitating its best completion; empty where it can."""
-    if imitate and row.grades == (0.0,):
-        return "its only completion is graded 0, as a label that is false"
-    if not ordered:
-        return ""
-    if all(completion == row.completions[0] for completion in row.completions):
-        return "all completions identical"
-    return "all grades tied" if len(set(row.grades or ())) == 1 else ""
+def _without_shared_prompts(store: RowStore, count: int, owners: Owners) -> tuple[np.ndarray, np.ndarray]:
+    """The places of the training rows whose prompt no evaluation row has, and of the evaluation rows."""
+    train, heldout = np.arange(count), np.arange(count, len(store))
+    shared = np.isin(store.prompts[train], store.prompts[heldout])
+    for source in store.sources[train[shared]].tolist():
+        _refuse(owners, store.names[source], SHARED)
+    return train[~shared], heldout
 
 
-def _without_shared_prompts(rows: list[Row], heldout: list[Row], owners: Owners) -> list[Row]:
-    kept = without_prompts_of(rows, heldout)
-    left = {id(row) for row in kept}
-    for row in rows:
-        if id(row) not in left:
-            _refuse(owners[row.source], "prompt is among the evaluation rows")
-    return kept
-
-
-def _usable(rows: list[Row], tokens: Dataset, owners: Owners, min_completions: int) -> tuple[Dataset, list[Row]]:
-    """Tokens and rows without those of which too little is left; every row is counted with its source."""
-    kept = []
-    names = ("refused", "identical", "grades", "completion_left_out", "identical_uncut")
-    left = zip(*(tokens[name][:] for name in names), strict=True)
-    for position, (reason, identical, grades, left_out, uncut) in enumerate(left):
+def _usable(rows: StoredRows, tokens: Dataset, owners: Owners, min_completions: int) -> np.ndarray:
+    """The places of the lists of which not too little is left; every row is counted with its source."""
+    kept, names = [], ("refused", "identical", "grades", "completion_left_out", "identical_uncut")
+    columns = (zip(*(own.to_pylist() for own in window.columns), strict=True) for window in windows(tokens, *names))
+    for position, (reason, identical, grades, left_out, uncut) in enumerate(chain.from_iterable(columns)):
         if not reason and len(grades) < min_completions:
             reason = f"fewer than {min_completions} completions within max_length"
         if not reason and min_completions > 1 and identical:
@@ -224,11 +207,11 @@ def _usable(rows: list[Row], tokens: Dataset, owners: Owners, min_completions: i
         if not reason and min_completions > 1 and len(set(grades)) == 1:
             reason = "all grades tied among the completions within max_length"
         if reason:
-            _refuse(owners[rows[position].source], reason)
+            _refuse(owners, rows.source(position), reason)
         else:
-            owners[rows[position].source].used += 1
+            owners[rows.source(position)].used += 1
             kept.append(position)
-    return tokens.select(kept), [rows[position] for position in kept]
+    return np.array(kept, dtype=np.int64)
 
 
 def _why_identical(left_out: list[str]) -> str:
@@ -242,7 +225,7 @@ def _why_identical(left_out: list[str]) -> str:
     )
 
 
-def _finish(audit: Audit, train: Dataset, heldout: Dataset, train_rows: list[Row], heldout_rows: list[Row]) -> Prepared:
+def _finish(audit: Audit, train: Dataset, heldout: Dataset) -> None:
     audit.train_lists, audit.heldout_lists = len(train), len(heldout)
     audit_tokens(audit, [train, heldout])
     if not len(train):
@@ -250,9 +233,8 @@ def _finish(audit: Audit, train: Dataset, heldout: Dataset, train_rows: list[Row
         refused = [f"{count} {reason}" for source in sources for reason, count in source.refused.items()]
         reasons, read = ", ".join(refused) or "all rows are held out", sum(source.read for source in sources)
         raise UserError(f"data.sources: no training row is left of {read} ({reasons}); mend them or add others")
-    counts = list(COUNTS)
-    return Prepared(train.remove_columns(counts), heldout.remove_columns(counts), audit, train_rows, heldout_rows)
 
 
-def _refuse(tally: SourceAudit, reason: str) -> None:
+def _refuse(owners: Owners, source: str, reason: str) -> None:
+    tally = owners[source]
     tally.refused[reason] = tally.refused.get(reason, 0) + 1

@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from align.data.delimited import typed_cell
 from align.data.schema import ATTRIBUTES, Row
 from align.errors import UserError
 
@@ -93,6 +94,8 @@ def _of_completion(row: Row, name: str, value: Any, k: int) -> Any:
 def _number(row: Row, name: str, value: Any) -> float:
     if value is None:
         return math.nan
+    if isinstance(value, str):  # a cell of a table of text
+        value = typed_cell(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{row.place}, field {name}: {value!r} is no number; give one, or null where there is none")
     return float(value)

@@ -4,18 +4,21 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, Literal
 
+from align.data.bad_row import BadRow, kind
+from align.data.messages import Message, conversation
 from align.errors import UserError
+from align.progress import counted
 
-Message = dict[str, Any]
 Text = str | list[Message] | list[int]
 Repeated = Literal["cut", "kept"]
 
 ATTRIBUTES = "attributes"
 """Column of a row's ratings under several names: an object per completion."""
-ROLES = ("system", "developer", "user", "assistant")
-TOOL_KEYS = ("tool_calls", "tool_call_id", "function_call")
+LEFT_OUT = "left_out"
+"""What a row's `meta` calls the number of answers to its prompt that it does not have."""
 TEMPLATE_OPTIONS = "chat_template_kwargs"
 """Column of what a row gives the chat template, as TRL names it."""
 OWN_ARGUMENTS = frozenset(
@@ -32,17 +35,6 @@ OWN_ARGUMENTS = frozenset(
     + ("tokenizer_kwargs",)
 )
 """What such a column cannot set: arguments of `apply_chat_template` that say how a row is read at all."""
-WEIGHT_KEYS = (
-    "weight",
-    "loss",
-    "loss_scale",
-    "loss_weight",
-    "loss_mask",
-    "train",
-    "training",
-    "trainable",
-    "training_detail",
-)
 JSON_MESSAGES = re.compile(
     r"""\s*\[\s*\{\s*(['"])(role|content|from|value)\1\s*:"""
     r"""|\s*\{\s*(['"])(role|from)\3\s*:\s*(['"])(system|user|human|assistant|gpt)\5"""
@@ -57,7 +49,7 @@ class Row:
     id: str
     prompt: Text
     completions: tuple[Text, ...]
-    """In a conversation each is a list of one assistant message."""
+    """In a conversation each is a list of messages, one of them at least the assistant's."""
     grades: tuple[float, ...] | None
     """Larger is better."""
     rewards: tuple[float, ...] | None
@@ -70,6 +62,10 @@ class Row:
     """Its place in the source, from 1; the line number in a JSONL file."""
     weight: float = 1.0
     """Relative share of its source in the mixture."""
+    loss_weight: float = 1.0
+    """How often the row itself counts in a step; 0 is its absence."""
+    margin: float | None = None
+    """How far apart its pairs should score; None where it does not say."""
     token_weights: tuple[tuple[float, ...], ...] | None = None
     """How much every completion token counts; in rows of token ids only."""
     prompt_ids: list[int] | None = None
@@ -78,39 +74,51 @@ class Row:
     """The token ids that it wrote, end token included; there where `prompt_ids` are."""
     template_options: dict[str, Any] = field(default_factory=dict)
     """What the row gives the chat template besides its messages, such as `enable_thinking`."""
+    tools: list[dict[str, Any]] | None = None
+    """OpenAI's function schemas that the chat template is given."""
     unread: tuple[str, ...] = ()
     """The columns that no reader uses, and `items[].model` for a key of a list's objects."""
     repeated: Repeated | None = None
     """Whether all completions began with the prompt, and whether they lost it."""
+    gathered: bool = False
+    """Whether it was made of neighbouring rows or of one that held several lists, so that any number of completions is
+    right."""
 
     @property
     def place(self) -> str:
         """Where it was read, for messages."""
         return f"{self.source}, row {self.number}"
 
-
-class BadRow(ValueError):
-    """A malformed row: what is wrong with which field, and the remedy."""
-
-    def __init__(self, field: str | None, problem: str, remedy: str, *, raw: str | None = None) -> None:
-        super().__init__(field, problem, remedy)
-        self.field, self.problem, self.remedy = field, problem, remedy
-        self.raw = raw
-        """The row as the file holds it, where it is no JSON."""
-
-    def message(self, source: str, number: int) -> str:
-        """The refusal as a user reads it."""
-        field = f", field {self.field}" if self.field else ""
-        return f"{source}, row {number}{field}: {self.problem}; {self.remedy}"
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """All that the chat template is given besides the messages: the options, and the tools where there are any."""
+        return {**self.template_options, "tools": self.tools} if self.tools else self.template_options
 
 
 class UnusableRow(ValueError):
     """A well-formed row that nothing can be learnt from; its argument is the reason that is counted."""
 
 
+class Malformed:
+    """The malformed rows of a source: what the first one's message is, and how many there are."""
+
+    def __init__(self) -> None:
+        self.first, self.count = "", 0
+
+    def add(self, message: str) -> None:
+        """One more."""
+        self.first = self.first or message
+        self.count += 1
+
+    def check(self) -> None:
+        """Raise the one error for all of them, if there is any."""
+        if self.count:
+            raise malformed([self.first] * self.count)
+
+
 def malformed(messages: Sequence[str]) -> UserError:
     """One error for all malformed rows of a source: the first one's message, and how many more there are."""
-    more = f" (and {len(messages) - 1} more malformed rows)" if len(messages) > 1 else ""
+    more = f" (and {counted(len(messages) - 1, 'more malformed row')})" if len(messages) > 1 else ""
     return UserError(messages[0] + more)
 
 
@@ -125,10 +133,10 @@ def check_characters(value: object, field: str | None = None) -> None:
         BadRow: a text, or an object's key, has a lone surrogate; the message names the field and never shows it.
     """
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise BadRow(field, "holds half a character (a lone surrogate)", "mend the text") from None
+        if not _is_unicode(value):
+            raise BadRow(field, "holds half a character (a lone surrogate)", "mend the text")
+    elif _holds_unicode(value):  # without the names of fields, which take most of the time
+        return
     elif isinstance(value, dict):
         for name, own in value.items():
             check_characters(name, f"{field or 'a column'}'s name")
@@ -136,6 +144,25 @@ def check_characters(value: object, field: str | None = None) -> None:
     elif isinstance(value, list | tuple) and not is_token_ids(value):
         for k, own in enumerate(value):
             check_characters(own, f"{field}[{k}]")
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _holds_unicode(value: object) -> bool:
+    """Whether all texts and all keys are valid, however deep."""
+    if isinstance(value, str):
+        return _is_unicode(value)
+    if isinstance(value, dict):
+        return all(map(_holds_unicode, value)) and all(map(_holds_unicode, value.values()))
+    return not isinstance(value, list | tuple) or is_token_ids(value) or all(map(_holds_unicode, value))
 
 
 def make_row(
@@ -173,7 +200,7 @@ def make_row(
     """
     checked_prompt = _prompt(prompt)
     if not isinstance(completions, list | tuple):
-        raise BadRow("completions", f"{_kind(completions)}, not a list", "give a list with one entry per completion")
+        raise BadRow("completions", f"{kind(completions)}, not a list", "give a list with one entry per completion")
     if not completions:
         raise BadRow("completions", "an empty list", "give at least one completion, or remove the row")
     checked = [_completion(entry, f"completions[{k}]") for k, entry in enumerate(completions)]
@@ -198,7 +225,7 @@ def numbers(values: object, field: str, count: int) -> tuple[float, ...]:
         BadRow: not a list, of another length, or an entry that is no finite number.
     """
     if not isinstance(values, list | tuple):
-        raise BadRow(field, f"{_kind(values)}, not a list of numbers", "give one number per completion")
+        raise BadRow(field, f"{kind(values)}, not a list of numbers", "give one number per completion")
     if len(values) != count:
         raise BadRow(field, f"{len(values)} entries for {count} completions", "give one number per completion")
     return tuple(number(value, f"{field}[{k}]") for k, value in enumerate(values))
@@ -220,7 +247,7 @@ def weights_of_tokens(values: object, completions: Sequence[Text]) -> tuple[tupl
 
 def _per_token(values: object, field: str, count: int) -> tuple[float, ...]:
     if not isinstance(values, list | tuple) or len(values) != count:
-        got = len(values) if isinstance(values, list | tuple) else _kind(values)
+        got = len(values) if isinstance(values, list | tuple) else kind(values)
         raise BadRow(field, f"{got} entries for {count} tokens", "give one number per token")
     return tuple(number(value, f"{field}[{t}]") for t, value in enumerate(values))
 
@@ -232,7 +259,7 @@ def template_options(value: object) -> dict[str, Any]:
         BadRow: no object, or an entry that only a recipe may set.
     """
     if not isinstance(value, dict):
-        raise BadRow(TEMPLATE_OPTIONS, f"{_kind(value)}, not an object", "give an object of the template's own options")
+        raise BadRow(TEMPLATE_OPTIONS, f"{kind(value)}, not an object", "give an object of the template's own options")
     options = {name: own for name, own in value.items() if own is not None}
     for name in options.keys() & OWN_ARGUMENTS:
         remedy = "set `policy.chat_template` in the recipe" if name == "chat_template" else "remove it from the rows"
@@ -247,7 +274,7 @@ def number(value: object, field: str) -> float:
         BadRow: anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRow(field, f"{_kind(value)}, not a number", "give a number, larger for a better completion")
+        raise BadRow(field, f"{kind(value)}, not a number", "give a number, larger for a better completion")
     if not is_finite(value):
         problem = f"the value is {value}" if isinstance(value, float) else "a number beyond float64"
         raise BadRow(field, problem, "give a finite number, or remove the completion")
@@ -264,7 +291,7 @@ def is_finite(value: int | float) -> bool:
 
 def is_messages(value: object) -> bool:
     """Whether it is a non-empty list of objects, as a conversation is."""
-    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
+    return isinstance(value, list) and bool(value) and all(map(isinstance, value, repeat(dict)))
 
 
 def is_token_ids(value: object) -> bool:
@@ -280,7 +307,7 @@ def _sampled_ids(prompt_ids: object, completion_ids: object, count: int) -> dict
     if prompt_ids is None and completion_ids is None:
         return {}
     if not is_token_ids(prompt_ids):
-        raise BadRow("prompt_ids", f"{_kind(prompt_ids)}, not token ids", "give them beside completion_ids")
+        raise BadRow("prompt_ids", f"{kind(prompt_ids)}, not token ids", "give them beside completion_ids")
     if not isinstance(completion_ids, list) or not all(is_token_ids(ids) for ids in completion_ids):
         raise BadRow("completion_ids", "not a list of lists of token ids", "give one or more ids for each completion")
     if len(completion_ids) != count:
@@ -294,20 +321,34 @@ def _prompt(value: object) -> Text:
         raise BadRow("prompt", "missing", "give a `prompt` (text or messages)")
     if value in ("", []) or (isinstance(value, str) and not value.strip()):
         raise BadRow("prompt", "empty", "give at least the tokenizer's start token as text, or remove the row")
-    return _text(value, "prompt")
+    text = _text(value, "prompt")
+    if not is_messages(text):
+        return text
+    messages: list[Message] = text  # type: ignore[assignment]
+    weights = {k: message["weight"] for k, message in enumerate(messages) if "weight" in message}
+    if not weights:
+        return text
+    for k, weight in weights.items():
+        if weight:
+            raise BadRow(f"prompt[{k}].weight", "a weight in a prompt, which is not learnt", "remove it")
+    return [{key: own for key, own in message.items() if key != "weight"} for message in messages]
 
 
 def _completion(value: object, field: str) -> Text:
     if isinstance(value, dict):
         value = [value]
     if value == []:
-        raise BadRow(field, "an empty list", "give text, or one assistant message")
+        raise BadRow(field, "an empty list", "give text, or an assistant's message")
     text = _text(value, field)
     if not is_messages(text):
         return text
-    if len(text) != 1 or text[0]["role"] != "assistant":  # type: ignore[index, call-overload]
-        roles = ", ".join(message["role"] for message in text)  # type: ignore[index]
+    messages: list[Message] = text  # type: ignore[assignment]
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not answers:
+        roles = ", ".join(message["role"] for message in messages)
         raise BadRow(field, f"messages of {roles}", "give one assistant message, and earlier turns in the prompt")
+    if not any(message.get("weight", 1) for message in answers):
+        raise BadRow(field, "every message of the assistant's has the weight 0", "nothing is learnt; remove the row")
     return text
 
 
@@ -319,8 +360,8 @@ def _text(value: object, field: str) -> Text:
     if is_token_ids(value):
         return _token_ids(value, field)  # type: ignore[arg-type]
     if is_messages(value):
-        return [_message(entry, f"{field}[{k}]") for k, entry in enumerate(value)]  # type: ignore[arg-type, var-annotated]
-    raise BadRow(field, f"{_kind(value)}, not text, messages or token ids", "give text or a list of messages")
+        return conversation(value, field)  # type: ignore[arg-type]
+    raise BadRow(field, f"{kind(value)}, not text, messages or token ids", "give text or a list of messages")
 
 
 def _token_ids(ids: Sequence[int], field: str) -> list[int]:
@@ -328,28 +369,6 @@ def _token_ids(ids: Sequence[int], field: str) -> list[int]:
         wrong = min(ids) if min(ids) < 0 else max(ids)
         raise BadRow(field, f"{wrong} is no token id", "give ids of the model's own tokenizer")
     return list(ids)
-
-
-def _message(entry: dict[str, Any], field: str) -> Message:
-    message = {key: value for key, value in entry.items() if value is not None}
-    tools = [key for key in TOOL_KEYS if message.get(key)]
-    if tools or message.get("role") in ("tool", "function"):
-        raise BadRow(field, "a tool call or its result", "tools are not supported; remove the row")
-    weights = [key for key in WEIGHT_KEYS if message.get(key, 1) != 1]
-    if weights:
-        remedy = "the whole completion is learnt, and nothing else; remove it"
-        raise BadRow(f"{field}.{weights[0]}", "a weight of one message", remedy)
-    if "role" not in message or "content" not in message:
-        keys = ", ".join(message) or "none"
-        raise BadRow(field, f"a message with the keys {keys}", "name them `role` and `content`")
-    if message["role"] not in ROLES:
-        raise BadRow(f"{field}.role", f"unknown role {message['role']!r}", f"use one of {', '.join(ROLES)}")
-    if not isinstance(message["content"], str):
-        kind = _kind(message["content"])
-        raise BadRow(
-            f"{field}.content", f"{kind}, not text", "content parts (images, audio) are not supported; give text"
-        )
-    return message
 
 
 def _same_kind(prompt: Text, completions: list[Text]) -> tuple[Text, list[Text]]:
@@ -366,11 +385,3 @@ def _form(text: Text) -> str:
     if isinstance(text, str):
         return "text"
     return "messages" if is_messages(text) else "token ids"
-
-
-def _kind(value: object) -> str:
-    """A value's JSON type, in words."""
-    if value is None:
-        return "null"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)

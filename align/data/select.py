@@ -3,10 +3,11 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 from datasets import Dataset
 
 from align.data.schema import Row, Text
@@ -14,35 +15,24 @@ from align.data.schema import Row, Text
 Selection = Literal["all", "best_worst", "best"]
 
 
-def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Training rows and held-out rows; all rows of a prompt land on the same side.
+def hold_out(prompts: Any, fraction: float) -> Any:
+    """Which rows are held out; all rows of a prompt land on the same side.
 
-    The prompts with the smallest hash of (seed, prompt) are held out, so the choice does not depend on the rows' order.
+    The prompts with the smallest digests are held out, so the choice does not depend on the rows' order.
 
     Args:
-        rows: any.
+        prompts: [N] of numpy's type S16, every row's `prompt_digest`; another seed there holds out other prompts.
         fraction: share of the distinct prompts to hold out, in [0, 1); a positive one holds out at least one prompt
             and leaves at least one where there are two or more.
-        seed: a different seed holds out other prompts.
 
     Returns:
-        (training rows, held-out rows), each in the given order; nothing is held out of a single prompt.
+        [N] booleans, true for held-out rows; nothing is held out of a single prompt.
 
     Source: ours
     """
-    prompts = {prompt_key(row.prompt) for row in rows}
-    count = min(max(round(fraction * len(prompts)), 1), len(prompts) - 1) if fraction > 0 and prompts else 0
-    held = set(sorted(prompts, key=lambda prompt: _digest(f"{seed} {prompt}"))[:count])
-    sides: tuple[list[Row], list[Row]] = ([], [])
-    for row in rows:
-        sides[prompt_key(row.prompt) in held].append(row)
-    return sides
-
-
-def without_prompts_of(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
-    """The rows whose prompt none of the others has."""
-    prompts = {prompt_key(row.prompt) for row in others}
-    return [row for row in rows if prompt_key(row.prompt) not in prompts]
+    distinct = np.unique(prompts)
+    count = min(max(round(fraction * len(distinct)), 1), len(distinct) - 1) if fraction > 0 and len(distinct) else 0
+    return np.isin(prompts, distinct[:count])
 
 
 def reduce_row(row: Row, *, select: Selection, list_size: int | None, seed: int) -> Row:
@@ -109,10 +99,11 @@ def _reduced(meta: dict[str, Any], kept: Sequence[int], size: int) -> dict[str, 
     return {name: [value[k] for k in kept] if rates(value) else value for name, value in meta.items()}
 
 
+def prompt_digest(prompt: Text, seed: int) -> bytes:
+    """16 bytes that stand for a prompt under a seed."""
+    return hashlib.sha256(f"{seed} {prompt_key(prompt)}".encode()).digest()[:16]
+
+
 def prompt_key(prompt: Text) -> str:
     """A prompt as text that two rows share exactly where their prompts are the same."""
     return json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()

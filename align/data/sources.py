@@ -3,34 +3,31 @@
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
+from align.data.dataset_info import INFO, described_records, descriptions, in_its_words, records_of_file
+from align.data.delimited import DELIMITED
 from align.data.files import SUFFIXES, Record, choose_split, file_records, is_split
 from align.data.formats import read_row
-from align.data.schema import BadRow, Row, UnusableRow, malformed
+from align.data.gather import Found, gather
+from align.data.schema import BadRow, Malformed, Row, UnusableRow
+from align.data.source_view import SourceView, typed
+from align.data.strict_json import DEEPEST, is_deep
 from align.errors import UserError
+from align.files import is_there, with_home
 
 STATE, DICTIONARY = "state.json", "dataset_dict.json"
 """Files by which `save_to_disk` marks a data set, and one of several splits."""
-BOOKKEEPING = (STATE, DICTIONARY, "dataset_info.json", "dataset_infos.json")
+BOOKKEEPING = (STATE, DICTIONARY, INFO, "dataset_infos.json")
 SHARD = re.compile(r"[-_.](?:(?:part|shard|chunk)[-_.]?)?\d+(?:[-_.]of[-_.]\d+)?(?:[-_.][0-9a-f]{16,})?$", re.I)
 """What a shard's name ends with: `-00000-of-00001-3d4cd8309148a71f`, `_part_3`, `.0`."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where rows come from, and their share of the mixture."""
-
-    path: str
-    split: str | None = None
-    weight: float = 1.0
-    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,8 @@ class StreamedRow:
     """The object as the file holds it; the line's text where it is no JSON."""
     row: Row | BadRow | UnusableRow
     """The checked row, or why there is none."""
+    joined: int = 0
+    """How many rows of the file were joined with its first."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ class SourceRows:
     """How many rows nothing can be learnt from, by reason."""
     ignored: dict[str, int]
     """How many rows had a column that is ignored by request, by its name."""
+    joined: int = 0
+    """How many rows of the file were joined with the ones before them into lists."""
 
 
 def read_source(
@@ -64,6 +65,10 @@ def read_source(
     *,
     split: str | None = None,
     revision: str | None = None,
+    config: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    where: str | None = None,
+    turns: bool = False,
     limit: int | None = None,
     ignore: Sequence[str] = (),
     read_one: Callable[..., Row] = read_row,
@@ -71,9 +76,13 @@ def read_source(
     """All rows of a file, a folder of files, or a hub data set.
 
     Args:
-        path: a .jsonl, .jsonl.gz, .json, .parquet or .arrow file, a folder of them, or a hub name.
+        path: a .jsonl, .json, .csv or .tsv (each also .gz), .parquet or .arrow file, a folder of them, or a hub name.
         split: split of a hub data set (by default train), or of a folder or JSON file that holds several.
         revision: of a hub data set.
+        config: its configuration.
+        columns: our name of a column -> its place in the file, such as `answers.good`.
+        where: a condition on the file's own columns; other rows are refused for the reason `where`.
+        turns: whether plain texts are turns of a conversation.
         limit: at most this many rows are read.
         ignore: columns that count as absent; `items[].model` names a key of a list's objects.
         read_one: `read_row`, or `read_prompt` where the prompts alone count.
@@ -85,26 +94,55 @@ def read_source(
         UserError: nothing to read at that path, or a malformed row: its place, what is wrong, the remedy, and how
             many more there are.
     """
-    rows: list[Row] = []
-    refused: Counter[str] = Counter()
-    ignored: Counter[str] = Counter()
-    bad: list[str] = []
-    read = 0
-    for record in islice(stream_rows(path, split=split, revision=revision, ignore=ignore, read_one=read_one), limit):
-        read += 1
-        ignored.update(name for name in ignore if isinstance(record.raw, dict) and name.split("[].")[0] in record.raw)
-        match record.row:
-            case BadRow() as error:
-                bad.append(error.message(record.source, record.number))
-            case UnusableRow() as reason:
-                refused[str(reason)] += 1
-            case row:
-                rows.append(row)
-    if bad:
-        raise malformed(bad)
-    if not read:
-        raise UserError(f"{path}: no rows; give a source that holds some")
-    return SourceRows(rows=rows, read=read, refused=dict(refused), ignored=dict(ignored))
+    options: dict[str, Any] = {"split": split, "revision": revision, "config": config, "columns": columns}
+    source = Source(path, **options, where=where, turns=turns, limit=limit, ignore=ignore, read_one=read_one)
+    rows = list(source)
+    return SourceRows(rows, source.read, dict(source.refused), dict(source.ignored), source.joined)
+
+
+class Source:
+    """What `read_source` reads, one row at a time; its counts are whole when the rows are at their end."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        columns: Mapping[str, str] | None = None,
+        where: str | None = None,
+        turns: bool = False,
+        limit: int | None = None,
+        ignore: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        """Args: as `read_source` has them."""
+        self.path, self.ignore = path, ignore
+        view = SourceView(columns or {}, where, turns)
+        self._records = islice(stream_rows(path, view=view, ignore=ignore, **options), limit)
+        self.read = self.joined = 0
+        self.refused: Counter[str] = Counter()
+        self.ignored: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Row]:
+        """Raises:
+        UserError: as `read_source` does, behind the last row.
+        """
+        bad = Malformed()
+        for record in self._records:
+            self.read += 1
+            self.joined += record.joined
+            if isinstance(record.raw, dict):
+                names = record.raw.keys()
+                self.ignored.update(name for name in self.ignore if {name, name.split("[].")[0]} & names)
+            match record.row:
+                case BadRow() as error:
+                    bad.add(error.message(record.source, record.number))
+                case UnusableRow() as reason:
+                    self.refused[str(reason)] += 1
+                case row:
+                    yield row
+        bad.check()
+        if not self.read:
+            raise UserError(f"{self.path}: no rows; give a source that holds some")
 
 
 def stream_rows(
@@ -112,6 +150,8 @@ def stream_rows(
     *,
     split: str | None = None,
     revision: str | None = None,
+    config: str | None = None,
+    view: SourceView | None = None,
     ignore: Sequence[str] = (),
     read_one: Callable[..., Row] = read_row,
 ) -> Iterator[StreamedRow]:
@@ -120,36 +160,83 @@ def stream_rows(
     Raises:
         UserError: nothing can be read at that path, or from some place on.
     """
-    for file, number, raw in records(path, split=split, revision=revision):
+    view = view or SourceView()
+    found = records(path, split=split, revision=revision, config=config)
+    for one in gather(_seen(record, view) for record in found):
         row: Row | BadRow | UnusableRow
+        number = one.number
+        if one.refused is not None:
+            raw = one.refused.raw if one.raw is one.refused else one.raw  # type: ignore[union-attr]
+            refused = one.refused
+            if isinstance(refused, BadRow):
+                refused, number = _in_its_row(refused, one)
+            yield StreamedRow(one.source, number, raw, refused, len(one.others))
+            continue
         try:
-            row = raw if isinstance(raw, BadRow) else read_one(raw, file, number, ignore=ignore)
-        except (BadRow, UnusableRow) as error:
+            row = read_one(one.raw, one.source, one.number, ignore=ignore)
+            row = replace(row, gathered=True) if one.gathered else row
+        except BadRow as error:
+            row, number = _in_its_row(error, one)
+            row = in_its_words(row, one.raw)
+            row = view.own_error(row, one.raw) if isinstance(one.raw, dict) else row
+        except UnusableRow as error:
             row = error
-        yield StreamedRow(file, number, row.raw if row is raw and isinstance(row, BadRow) else raw, row)
+        yield StreamedRow(one.source, number, one.raw, row, len(one.others))
+    view.check(path)
 
 
-def records(path: str, *, split: str | None = None, revision: str | None = None) -> Iterator[Record]:
+def _seen(record: Record, view: SourceView) -> Found:
+    """A record of the file as the readers see it."""
+    source, number, raw = record
+    if not isinstance(raw, dict):
+        return Found(source, number, raw, raw if isinstance(raw, BadRow) else None)
+    if is_deep(raw):
+        return Found(source, number, raw, BadRow(None, f"nested deeper than {DEEPEST}", "mend or remove the row"))
+    try:
+        columns = view.of(raw)
+    except (BadRow, UnusableRow) as error:
+        return Found(source, number, raw, error)
+    return Found(source, number, typed(columns) if source.endswith(DELIMITED) else columns)
+
+
+def _in_its_row(error: BadRow, one: Found) -> tuple[BadRow, int]:
+    """A refusal of a row that is made of several, with the number of the one at fault."""
+    numbers = (one.number, *one.others)
+    place = re.fullmatch(r"([^.\[]+)\[(\d+)\](.*)", error.field or "")
+    if not one.others or place is None or int(place[2]) >= len(numbers):
+        return error, one.number
+    return BadRow(place[1] + place[3], error.problem, error.remedy, raw=error.raw), numbers[int(place[2])]
+
+
+def records(
+    path: str, *, split: str | None = None, revision: str | None = None, config: str | None = None
+) -> Iterator[Record]:
     """The objects of a file, a folder or a hub data set as they stand there, unchecked.
 
     Raises:
         UserError: nothing can be read at that path, or from some place on.
     """
-    place = Path(path).expanduser()
-    if revision is not None and place.exists():
-        raise UserError(f"{path}: is on this machine, and `revision` is of a hub data set; leave it out")
-    if place.is_dir():
+    place = with_home(path)
+    for name, value in (("revision", revision), ("config", config)):
+        if value is not None and is_there(place):
+            raise UserError(f"{path}: is on this machine, and `{name}` is of a hub data set; leave it out")
+    if is_there(place, Path.is_dir):
         yield from _folder_records(place, split)
-    elif place.exists():
+    elif is_there(place):
         if not path.endswith(SUFFIXES):
             raise UserError(f"{path}: not a file that holds rows; known endings are {', '.join(SUFFIXES)}")
-        yield from file_records(place, split=split)
+        yield from records_of_file(place, split)
     else:
-        yield from _hub_records(path, split, revision)
+        yield from _hub_records(path, split, revision, config)
 
 
 def _folder_records(folder: Path, split: str | None) -> Iterator[Record]:
-    """Rows of all files of a folder, or of one split of it; what `save_to_disk` writes is such a folder."""
+    """Rows of all files of a folder, or of one split of it; what `save_to_disk` writes is such a folder, and what
+    LLaMA-Factory describes.
+    """
+    if found := descriptions(folder):
+        yield from described_records(folder, found, split)
+        return
     files = sorted(file for file in folder.rglob("*") if _holds_rows(file, folder))
     if not files:
         raise UserError(
@@ -183,11 +270,17 @@ def _split_name(file: Path, folder: Path) -> str:
     return next((name for name in reversed(folders) if is_split(name)), stem)
 
 
-def _hub_records(path: str, split: str | None, revision: str | None) -> Iterator[Record]:
+def hub_table(path: str, split: str | None, revision: str | None, config: str | None) -> Dataset:
+    """A data set of the hub, memory-mapped.
+
+    Raises:
+        UserError: there is none of that name, or it cannot be loaded.
+    """
     if path.endswith(SUFFIXES) or path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
         raise UserError(f"{path}: no such file{_nearest(Path(path))}")
     try:
-        rows = load_dataset(path, split=split or "train", revision=revision)
+        named = {} if config is None else {"name": config}
+        return load_dataset(path, split=split or "train", revision=revision, **named)
     except DatasetNotFoundError as error:
         raise UserError(
             f"{path}: neither a local file{_nearest(Path(path))} nor a data set on the hub ({error})"
@@ -196,14 +289,18 @@ def _hub_records(path: str, split: str | None, revision: str | None) -> Iterator
         raise UserError(
             f"{path}: no such local file{_nearest(Path(path))}, and the hub data set cannot be loaded ({error})"
         ) from None
-    for number, raw in enumerate(rows, start=1):
-        yield path if split is None else f"{path} [{split}]", number, raw
+
+
+def _hub_records(path: str, split: str | None, revision: str | None, config: str | None) -> Iterator[Record]:
+    name = path if config is None else f"{path} ({config})"
+    for number, raw in enumerate(hub_table(path, split, revision, config), start=1):
+        yield name if split is None else f"{name} [{split}]", number, raw
 
 
 def _nearest(path: Path) -> str:
     """A hint at the existing file with the most similar name, or nothing."""
-    folder = path.expanduser().parent
-    if not folder.is_dir():
+    folder = with_home(str(path)).parent
+    if not is_there(folder, Path.is_dir):
         return f" (no folder {folder} either)"
     close = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
     return f" (did you mean {folder / close[0]}?)" if close else ""

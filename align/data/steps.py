@@ -1,7 +1,10 @@
 """Which lists each optimizer step trains on, and how a step is cut into micro-batches."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from operator import itemgetter
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +13,7 @@ from torch.utils.data import Dataset
 from align.errors import UserError
 from align.packing.batch import TOKEN_COLUMNS, draw_key
 
-PER_COMPLETION = ("completion_ids", "grades", "attributes", "deviations", *TOKEN_COLUMNS)
+PER_COMPLETION = ("completion_ids", "learn_at", "grades", "attributes", "deviations", *TOKEN_COLUMNS)
 """Columns of a tokenised list with an entry for each completion."""
 
 
@@ -50,14 +53,46 @@ def _one_epoch(weights: torch.Tensor, generator: torch.Generator) -> list[int]:
     return rows[torch.randperm(len(rows), generator=generator)].tolist()
 
 
-class StepLists(Dataset[list[dict]]):
-    """Item s is one process's share of step s's lists: about as many tokens as every other's."""
+@dataclass(frozen=True)
+class Cost:
+    """What a list costs a process, in tokens: each that goes through the layers is 1, attention and the head are extra.
 
-    def __init__(self, lists: Sequence[dict], plan: Sequence[Sequence[int]], *, rank: int, world_size: int) -> None:
+    A layer of width h multiplies a token by about 12 h^2 weights, and each pair of a token and one before it by 2 h in
+    the attention, so that a pair is h / 6 h^2 = 1 / 6h of a token. The head is V h weights beside the layers' 12 h^2 L.
+    """
+
+    pair: float = 0.0
+    """Of a token that sees another."""
+    head: float = 0.0
+    """Of a completion's token beyond other tokens."""
+    packed: bool = True
+    """Whether a list's prompt is read once, and not once for each completion."""
+
+    def of(self, example: dict) -> float:
+        """A list's cost."""
+        prompt, sizes = len(example["prompt_ids"]), [len(ids) for ids in example["completion_ids"]]
+        times = 1 if self.packed else len(sizes)
+        pairs = times * prompt**2 / 2 + sum(size * (prompt + size / 2) for size in sizes)
+        return times * prompt + (1 + self.head) * sum(sizes) + self.pair * pairs
+
+
+class StepLists(Dataset[list[dict]]):
+    """Item s is one process's share of step s's lists: about as costly as every other's."""
+
+    def __init__(
+        self,
+        lists: Sequence[dict],
+        plan: Sequence[Sequence[int]],
+        *,
+        rank: int,
+        world_size: int,
+        cost: Cost = Cost(),  # noqa: B008, frozen
+    ) -> None:
         self.lists = lists
         self.plan = plan
         self.rank = rank
         self.world_size = world_size
+        self.cost = cost
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -69,17 +104,44 @@ class StepLists(Dataset[list[dict]]):
             identity = str(example.get("id"))
             lists[place] = example | {"key": draw_key(step + 1, identity, before[identity])}
             before[identity] += 1
-        return lists if self.world_size == 1 else balanced_shares(lists, self.world_size)[self.rank]
+        return lists if self.world_size == 1 else balanced_shares(lists, self.world_size, self.cost.of)[self.rank]
 
 
-def balanced_shares(lists: Sequence[dict], count: int) -> list[list[dict]]:
-    """Lists dealt out by size, the largest first, each to the share that has the fewest tokens so far."""
-    shares: list[list[dict]] = [[] for _ in range(count)]
-    loads = [0] * count
-    for example in sorted(lists, key=packed_size, reverse=True):
+def balanced_shares(lists: Sequence[dict], count: int, cost: Callable[[dict], float]) -> list[list[dict]]:
+    """Lists dealt out so that the costliest share is as cheap as two ways of dealing make it.
+
+    The largest differencing method: every list begins as a deal of its own, and the two most uneven deals become one,
+    the costly shares of one beside the cheap shares of the other. Where lists are few, the costliest first, each to
+    the share that has least so far, may be better.
+
+    Source: Karmarkar and Karp 1982; for more than two shares as in Korf 2009, "Multi-way number partitioning".
+    """
+    costs = [cost(example) for example in lists]
+    deals = (_by_differences(costs, count), _costliest_first(costs, count))
+    best = min(deals, key=lambda deal: max(sum(costs[i] for i in share) for share in deal))
+    return [[lists[i] for i in share] for share in best]
+
+
+def _by_differences(costs: Sequence[float], count: int) -> list[list[int]]:
+    empty: list[tuple[float, list[int]]] = [(0.0, []) for _ in range(count - 1)]
+    deals = [(-cost, place, [(cost, [place]), *empty]) for place, cost in enumerate(costs)]
+    deals = deals or [(0.0, 0, [(0.0, []), *empty])]
+    heapify(deals)
+    while len(deals) > 1:
+        (_, place, one), (_, _, other) = heappop(deals), heappop(deals)
+        pairs = zip(one, reversed(other), strict=True)
+        shares = sorted(((a + b, [*x, *y]) for (a, x), (b, y) in pairs), key=itemgetter(0), reverse=True)
+        heappush(deals, (shares[-1][0] - shares[0][0], place, shares))
+    return [members for _, members in deals[0][2]]
+
+
+def _costliest_first(costs: Sequence[float], count: int) -> list[list[int]]:
+    shares: list[list[int]] = [[] for _ in range(count)]
+    loads = [0.0] * count
+    for place in sorted(range(len(costs)), key=lambda i: -costs[i]):
         least = loads.index(min(loads))
-        shares[least].append(example)
-        loads[least] += packed_size(example)
+        shares[least].append(place)
+        loads[least] += costs[place]
     return shares
 
 
@@ -159,10 +221,40 @@ def agreed_micro_batches(
     batches = micro_batches(examples, tokens_per_batch=tokens_per_batch, packed=packed)
     if accelerator.num_processes == 1:
         return batches
-    count = torch.tensor([len(batches)], device=accelerator.device)
-    wanted = int(accelerator.gather(count).max())
+    wanted = max(_on_every_process(accelerator, [len(batches)]))[0]
     batches = cut_further(batches, wanted)
     return batches + [[] for _ in range(wanted - len(batches))]
+
+
+def agreed_parts(
+    batches: Sequence[list[dict]], *, tokens_per_batch: int, accelerator: Accelerator
+) -> list[tuple[list[dict], list[list[int]], int]]:
+    """Micro-batches of `agreed_micro_batches`, each with how it is cut into passes, and how many are made of it.
+
+    One that is a single list too large for a pass is cut by completions. Where there are several processes, those of
+    most parts come first, and all make as many passes of every batch as the process that needs most.
+
+    Returns:
+        A batch, the places of its completions in each part, and the passes, at least as many as parts.
+    """
+    cut = [(batch, _parts_of(batch, tokens_per_batch)) for batch in batches]
+    if accelerator.num_processes == 1:
+        return [(batch, parts, len(parts)) for batch, parts in cut]
+    cut.sort(key=lambda pair: -len(pair[1]))
+    counts = map(max, zip(*_on_every_process(accelerator, [len(parts) for _, parts in cut]), strict=True))
+    return [(batch, parts, count) for (batch, parts), count in zip(cut, counts, strict=True)]
+
+
+def _parts_of(batch: Sequence[dict], tokens_per_batch: int) -> list[list[int]]:
+    if len(batch) == 1:
+        return list_parts(batch[0], tokens_per_batch)
+    return [list(range(sum(len(example["completion_ids"]) for example in batch)))]
+
+
+def _on_every_process(accelerator: Accelerator, counts: Sequence[int]) -> list[list[int]]:
+    """The same number of counts of every process."""
+    own = torch.tensor([counts], device=accelerator.device)
+    return accelerator.gather(own).tolist()
 
 
 def cut_further(batches: list[list[dict]], count: int) -> list[list[dict]]:

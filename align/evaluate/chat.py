@@ -17,7 +17,8 @@ from rich.text import Text
 from align.data.schema import Row
 from align.data.tokenize import encode_prompt
 from align.errors import UserError
-from align.evaluate.rows import load_measured
+from align.evaluate.in_options import in_options
+from align.evaluate.rows import load_any
 from align.evaluate.sampling import sample_completions
 from align.model.policy import Policy
 from align.progress import stage
@@ -52,6 +53,8 @@ class Chat:
     system: str | None
     sampling: dict[str, Any]
     """Options of `sample_completions`."""
+    template_options: dict[str, Any] = field(default_factory=dict)
+    """What the run's rows gave the chat template."""
 
     def reset(self) -> None:
         """Forget what was said."""
@@ -74,7 +77,7 @@ class Chat:
         return answer
 
     def _encode(self, prompt: Any) -> list[int]:
-        row = Row("chat", prompt, (), None, None, {}, "chat", 1)
+        row = Row("chat", prompt, (), None, None, {}, "chat", 1, template_options=self.template_options)
         try:
             ids = encode_prompt(row, self.policy.tokenizer)
         except ValueError as error:
@@ -97,6 +100,7 @@ def chat(
     chat_template: str | None = None,
     seed: int | None = None,
     as_json: bool = False,
+    trust_remote_code: bool = False,
     console: Console | None = None,
     **sampling: Any,
 ) -> list[dict[str, str]]:
@@ -112,6 +116,7 @@ def chat(
         chat_template: a Jinja file in place of the run's.
         seed: of the sampling; by default the run's.
         as_json: a JSON object per prompt, with `prompt` and an answer under each side's name.
+        trust_remote_code: run the code that the model comes with.
         sampling: `max_tokens`, `temperature`, `top_k`, `top_p`; what is None is as in the run's `sampling`.
 
     Returns:
@@ -121,7 +126,8 @@ def chat(
         UserError: the model cannot be loaded, or a prompt does not fit it.
     """
     console = console or Console()
-    opened = open_chat(model, system=system, plain=plain, chat_template=chat_template, seed=seed, sampling=sampling)
+    options: dict[str, Any] = {"chat_template": chat_template, "seed": seed, "sampling": sampling}
+    opened = open_chat(model, system=system, plain=plain, trust_remote_code=trust_remote_code, **options)
     if not prompts and sys.stdin.isatty():
         return list(_typed(opened, model, console))
     given = prompts or (line.strip() for line in sys.stdin)
@@ -144,16 +150,20 @@ def open_chat(
     chat_template: str | None,
     seed: int | None,
     sampling: dict[str, Any],
+    trust_remote_code: bool = False,
 ) -> Chat:
     """Load what answers; arguments as for `chat`."""
-    policy, _, _ = load_measured(model, chat_template)
+    with in_options():
+        policy, _ = load_any(model, chat_template, trust_remote_code=trust_remote_code)
     own, own_seed = _sampling_of(Path(model))
     options = own | {name: value for name, value in sampling.items() if value is not None}
     templated = not plain and bool(policy.tokenizer.chat_template)
     if system and not templated:
         raise UserError("--system: without a chat template a prompt is a text that is continued; leave it out")
     options |= {"seed": own_seed if seed is None else seed}
-    opened = Chat(policy, _sides(policy, is_run=(Path(model) / "recipe.yaml").exists()), templated, system, options)
+    is_run = (Path(model) / "recipe.yaml").exists()
+    given = RunDirectory(Path(model)).read_recipe().data.template_options if is_run else {}
+    opened = Chat(policy, _sides(policy, is_run=is_run), templated, system, options, given)
     opened.reset()
     return opened
 

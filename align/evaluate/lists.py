@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
@@ -10,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from align.data.steps import agreed_micro_batches
+from align.data.windows import lengths, windows
 from align.losses.list_loss import ListLoss
 from align.losses.metrics import Sums
 from align.model.forward import TokenScorer, evaluating
@@ -52,13 +55,13 @@ def evaluate_lists(
     """
     sums = Sums()
     places = range(accelerator.process_index, len(lists), accelerator.num_processes)
-    own = [lists[i] | {"place": i, "key": draw_key(0, str(lists[i]["id"]), i)} for i in places]
     batches = agreed_micro_batches(
-        own, tokens_per_batch=tokens_per_batch, accelerator=accelerator, packed=policy.packing
+        _outlines(lists, places), tokens_per_batch=tokens_per_batch, accelerator=accelerator, packed=policy.packing
     )
-    shown = progress(label, len(own), unit="lists", show=accelerator.is_main_process)
+    shown = progress(label, len(places), unit="lists", show=accelerator.is_main_process)
     with evaluating(scorer), shown as advance:
-        for examples in batches:
+        for outlines in batches:
+            examples = [_example(lists, own["place"]) for own in outlines]
             batch = policy.collate(examples or [lists[0] | {"key": 0}])
             with accelerator.autocast():
                 stats = scorer(batch, tuple(dict.fromkeys([*OUTPUTS, *loss.outputs])))
@@ -66,12 +69,33 @@ def evaluate_lists(
             scores = loss.scores(stats, reference, batch)
             losses = loss(*_as_trained(stats, reference, batch, examples or [lists[0]]))
             values = {"loss": losses, **loss.metrics(batch, stats, reference, scores)}
-            sums.add(values, counts=bool(examples))
+            sums.add(values, batch, counts=bool(examples))
             advance(len(examples))
             for name, found in (by_list or {}).items():
                 if name in values:
                     found.update(zip([e["place"] for e in examples], values[name].tolist(), strict=False))
     return sums.means(accelerator)
+
+
+def _example(lists: Dataset, place: int) -> Example:
+    example = lists[place]
+    return example | {"place": place, "key": draw_key(0, str(example["id"]), place)}
+
+
+def _outlines(lists: Dataset, places: Sequence[int]) -> list[Example]:
+    """Lists as far as batches are cut by them: ranges as long as their prompt and completions; no token is read."""
+    found: list[Example] = []
+    wanted, start = set(places), 0
+    for window in windows(lists, "prompt_ids", "completion_ids"):
+        prompts, sizes = lengths(window["prompt_ids"]).tolist(), lengths(window["completion_ids"])
+        every = np.split(lengths(pc.list_flatten(window["completion_ids"])), np.cumsum(sizes)[:-1])
+        for place, (prompt, own) in enumerate(zip(prompts, every, strict=True), start=start):
+            if place in wanted:
+                found.append(
+                    {"place": place, "prompt_ids": range(prompt), "completion_ids": [*map(range, own.tolist())]}
+                )
+        start += len(prompts)
+    return found
 
 
 def _as_trained(

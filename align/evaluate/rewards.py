@@ -10,14 +10,18 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from align.data.columns import how_to_ignore
+from align.data.row_numbers import WEIGHT
 from align.data.schema import Row, Text
+from align.data.source_view import mapping_of
 from align.data.sources import read_source
 from align.errors import UserError
 from align.evaluate.reward_tables import ALL, sentences, tables
 from align.files import write_json
 from align.progress import stage
 from align.runs.memory import scoring_in_words
-from rewards import Reward, load_scorer, read_reward
+from align.runs.scorers import load_scorer
+from rewards import Reward, read_reward
 from rewards.benchmarks import (
     STYLES,
     TiesPrompt,
@@ -35,6 +39,7 @@ from rewards.benchmarks import (
 )
 from rewards.digest import reads_text_without_template
 from rewards.transforms import dataset_statistics, transform
+from rewards.types import Asked
 
 Benchmark = Literal["rewardbench", "rewardbench2", "rm-bench"]
 TIES = "ties"
@@ -74,7 +79,8 @@ class RewardScorer:
         answers = [[_answer(row, column) for row in rows]] if column else []
         setting = "`tokens_per_batch: {}` among the keys of --reward"
         with scoring_in_words(self.reward.scorer, setting, goes_on="it does not change the figures"):
-            rewards: list[float] = self.scorer.score([row.prompt for row in rows], completions, *answers)
+            prompts = [Asked.of(row.prompt, row.template_arguments) for row in rows]  # type: ignore[arg-type]
+            rewards: list[float] = self.scorer.score(prompts, completions, *answers)
         return rewards
 
     def of_lists(self, rows: Sequence[Row]) -> list[list[float]]:
@@ -101,7 +107,10 @@ def evaluate_rewards(
     bins: int = 10,
     limit: int | None = None,
     ignore: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    where: str | None = None,
     json_path: str | None = None,
+    allow_code: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Accuracy by group, best of n, calibration and what is owed to length, printed and returned.
@@ -115,19 +124,24 @@ def evaluate_rewards(
         bins: of the reliability table.
         limit: read only this many rows.
         ignore: columns that count as absent.
+        columns: `name=place` for each column that the rows have elsewhere.
+        where: a condition on the rows' own columns; others are left out.
         json_path: where every figure is written as well.
+        allow_code: consent to functions that a file of `reward` names although it may be a stranger's.
 
     Raises:
         UserError: a row cannot be judged, or does not fit the benchmark.
     """
     console = console or Console()
     with stage(f"reading {path}"):
-        source = read_source(path, split=split, limit=limit, ignore=ignore)
+        mapping = mapping_of(columns)
+        source = read_source(path, split=split, limit=limit, ignore=ignore, columns=mapping, where=where)
+    _refuse_weights(source.rows)
     rows = [row for row in map(_by_given_grades, source.rows) if _orders(row, scored=reward is not None)]
     if not rows:
         raise UserError(f"{path}: no row grades two completions differently, so there is nothing to judge rewards by")
     _check_groups(path, rows, by, benchmark)
-    scorer = RewardScorer(read_reward(reward)) if reward is not None else None
+    scorer = RewardScorer(read_reward(reward, allow_code=allow_code)) if reward is not None else None
     texts = [row for row in rows if isinstance(row.prompt, str)] if scorer and scorer.of_chats else []
     if benchmark is not None and texts:
         rows = [_as_conversation(row) for row in rows]
@@ -162,6 +176,16 @@ def _as_conversation(row: Row) -> Row:
         return row
     answers = tuple([{"role": "assistant", "content": text}] for text in row.completions)
     return replace(row, prompt=[{"role": "user", "content": row.prompt}], completions=answers)
+
+
+def _refuse_weights(rows: Sequence[Row]) -> None:
+    """Benchmarks count every row once."""
+    weighted = next((row for row in rows if row.loss_weight != 1), None)
+    if weighted is not None:
+        raise UserError(
+            f"{weighted.place}, field {WEIGHT}: {weighted.loss_weight:g}, and here every row counts once; "
+            f"{how_to_ignore(WEIGHT)}"
+        )
 
 
 def _check_groups(path: str, rows: Sequence[Row], by: str, benchmark: Benchmark | None) -> None:

@@ -35,10 +35,16 @@ class Measured:
         return self.metrics | ({"sample_reward": fmean(self.rewards)} if self.rewards else {})
 
 
-def paired_changes(before: Measured, after: Measured) -> dict[str, dict[str, float]]:
+def paired_changes(
+    before: Measured, after: Measured, weights: Sequence[float] | None = None
+) -> dict[str, dict[str, float]]:
     """By figure: its mean change over the lists (or samples) that define it both times, and how sure that is.
 
     d_i = after_i - before_i;  mean(d),  standard error std(d, ddof 1) / sqrt(n)
+    with weights: m = sum w_i d_i / sum w_i,  sqrt(n / (n - 1) sum w_i^2 (d_i - m)^2) / sum w_i
+
+    Args:
+        weights: how often each held-out list counts.
 
     Returns:
         `difference`, `standard_error` and `lists` (n) of the figures with two lists at least.
@@ -49,11 +55,22 @@ def paired_changes(before: Measured, after: Measured) -> dict[str, dict[str, flo
     rewards = {"sample_reward": (before.rewards, after.rewards)}
     both = {name: (before.by_list.get(name, []), own) for name, own in after.by_list.items()} | rewards
     for name, (earlier, later) in both.items():
-        gaps = [b - a for a, b in zip(earlier, later, strict=False) if not (math.isnan(a) or math.isnan(b))]
+        places = [i for i, pair in enumerate(zip(earlier, later, strict=False)) if not any(map(math.isnan, pair))]
+        gaps = [later[i] - earlier[i] for i in places]
         if len(gaps) > 1:
-            error = stdev(gaps) / math.sqrt(len(gaps))
-            found[name] = {"difference": fmean(gaps), "standard_error": error, "lists": len(gaps)}
+            own = None if weights is None or name == "sample_reward" else [weights[i] for i in places]
+            difference, error = _mean_and_error(gaps, own)
+            found[name] = {"difference": difference, "standard_error": error, "lists": len(gaps)}
     return found
+
+
+def _mean_and_error(gaps: list[float], weights: list[float] | None) -> tuple[float, float]:
+    n = len(gaps)
+    if weights is None:
+        return fmean(gaps), stdev(gaps) / math.sqrt(n)
+    mean = fmean(gaps, weights)
+    spread = math.fsum((w * (gap - mean)) ** 2 for w, gap in zip(weights, gaps, strict=True))
+    return mean, math.sqrt(n / (n - 1) * spread) / math.fsum(weights)
 
 
 def side_by_side(prompts: Sequence[str], before: Measured, after: Measured) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
@@ -15,10 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from align.bounds import check_folder
 from align.errors import UserError
 from align.export.exported import describe
 from align.export.model_card import model_card
-from align.files import read_json, write_json
+from align.export.options import check_places
+from align.files import read_json, replaced_folder, write_json
+from align.locks import alone_on
 from align.model.attach import TRAINED, adapter_tensors, check_loaded
 from align.model.checkpoint import export_tokenizer
 from align.model.classifier import is_classifier, load_classifier, output_names
@@ -27,11 +29,14 @@ from align.model.load import (
     first_line,
     load_model,
     load_tokenizer,
+    loading,
     model_folder,
     model_name,
     read_tokenizer,
 )
 from align.progress import stage
+from align.runs.digests import check_of_run
+from align.runs.run_directory import RunDirectory
 from rewards.files import base_of, is_of_other_weights
 from rewards.loading import without_bars
 
@@ -69,6 +74,7 @@ def export(
     merge: bool = False,
     dtype: str | None = None,
     push: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Write what was trained as a folder that transformers, PEFT and vLLM load, with a model card.
 
@@ -82,6 +88,7 @@ def export(
         dtype: "float32", "bfloat16" or "float16"; by default that of the run's policy, else the base's own, for models,
             and unchanged for adapters.
         push: Hub name to upload the folder to, too.
+        trust_remote_code: Run the code that the model comes with; what the run's recipe says of it is no consent.
 
     Returns:
         The output folder.
@@ -91,25 +98,20 @@ def export(
 
     Source: ours
     """
-    trained, output = find_trained(Path(run_or_adapter)), Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists and is not empty; give another output folder or remove it")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    differences = write_files(trained, partial, merge=merge, dtype=dtype)
-    card = model_card(
-        name=output.name,
-        base=trained.base,
-        merged=trained.base is not None and merge,
-        differences=differences,
-        outputs=trained.outputs,
-        **trained.run,
-    )
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    if output.exists():
-        output.rmdir()
-    partial.rename(output)
+    check_places({"run_or_adapter": run_or_adapter, "output": output})
+    trained = find_trained(Path(run_or_adapter), trust_remote_code=trust_remote_code)
+    output = Path(output)
+    with alone_on(output, instead="give another output folder"), replaced_folder(output) as partial:
+        differences = write_files(trained, partial, merge=merge, dtype=dtype)
+        card = model_card(
+            name=output.name,
+            base=trained.base,
+            merged=trained.base is not None and merge,
+            differences=differences,
+            outputs=trained.outputs,
+            **trained.run,
+        )
+        (partial / "README.md").write_text(card, encoding="utf-8")
     print(describe(output, base=None if merge else trained.base, outputs=trained.outputs, differences=differences))
     if push:
         _push(output, push)
@@ -135,8 +137,11 @@ def write_files(trained: Trained, output: Path, *, merge: bool, dtype: str | Non
     return differences
 
 
-def find_trained(path: Path) -> Trained:
+def find_trained(path: Path, *, trust_remote_code: bool = False) -> Trained:
     """What there is to export in a run directory, or in a folder with an adapter or a whole model.
+
+    Args:
+        trust_remote_code: whether this call consents to the code that a model comes with.
 
     Raises:
         UserError: The path does not exist, or nothing trained is in it yet.
@@ -148,22 +153,36 @@ def find_trained(path: Path) -> Trained:
         raise UserError(f"{path} {what}; give a run directory or an adapter's folder")
     is_run = (path / "recipe.yaml").is_file()
     folder = path / "adapter" if is_run else path
-    recipe = yaml.safe_load((path / "recipe.yaml").read_text()) if is_run else {}
-    if not isinstance(recipe, dict):
-        raise UserError(f"{path / 'recipe.yaml'}: damaged, no recipe; restore the file")
-    policy = recipe.get("policy", {})
+    recipe = RunDirectory(path).recipe_tree() if is_run else {}
+    if is_run:
+        RunDirectory(path).check("adapter", "summary.json", "environment.json")
+    check_of_run(path)
+    policy = recipe.get("policy") or {}
+    if not isinstance(policy, dict):
+        raise UserError(f"{path / 'recipe.yaml'}: damaged, `policy` is no section; restore the file")
+    check_folder(folder)
     run = {
         "recipe": recipe,
         "summary": _read_json(path / "summary.json"),
         "environment": _read_json(path / "environment.json"),
     }
-    remote = policy.get("trust_remote_code", False)
+    if policy.get("trust_remote_code") and not trust_remote_code:
+        raise UserError(
+            f"{path / 'recipe.yaml'}: the run ran the code that {policy.get('model')} comes with, and a file is no "
+            "consent; read that code, then give --trust-remote-code"
+        )
+    remote = trust_remote_code
     outputs = _reward_outputs(folder, remote)
     if (folder / "adapter_config.json").is_file():
         read_json(folder / "adapter_config.json")  # PEFT would not say which file is damaged
-        config = PeftConfig.from_pretrained(str(folder))
         weights = folder / ADAPTER_FILE
-        commit = base_of(weights).get("commit") if weights.is_file() else None
+        if not weights.is_file():
+            raise UserError(
+                f"{folder} holds no {ADAPTER_FILE}; an adapter in a pickle (adapter_model.bin) is not read, since "
+                "reading it can run code: convert it once, where you trust it, with PEFT's save_pretrained"
+            )
+        config = PeftConfig.from_pretrained(str(folder))
+        commit = base_of(weights).get("commit")
         revision = commit or policy.get("revision", config.revision)
         base = config.base_model_name_or_path
         if base and Path(base).expanduser().is_dir():
@@ -179,7 +198,8 @@ def find_trained(path: Path) -> Trained:
 def _reward_outputs(folder: Path, trust_remote_code: bool) -> list[str]:
     if not (folder / "config.json").is_file():
         return []
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with loading(folder, "has a config that cannot be read"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     return output_names(config) if is_classifier(config) else []
 
 
@@ -235,15 +255,16 @@ def _write_model(
                 "export the adapter without --merge"
             )
     exact = before if trained.base is not None else _read(model, probe, trained)
-    own = str(AutoConfig.from_pretrained(source).dtype or torch.float32).removeprefix("torch.")
+    code = {"trust_remote_code": trained.trust_remote_code}
+    own = str(AutoConfig.from_pretrained(source, **code).dtype or torch.float32).removeprefix("torch.")
     if trained.base is not None:
         own = trained.run["recipe"].get("policy", {}).get("dtype") or own
     model = model.to(getattr(torch, dtype or own))
     if trained.outputs:
-        read_with = AutoConfig.from_pretrained(trained.folder, trust_remote_code=trained.trust_remote_code)
+        read_with = AutoConfig.from_pretrained(trained.folder, **code)
         model.config.get_text_config().pad_token_id = read_with.get_text_config().pad_token_id
     else:
-        _tie_if_equal(model, AutoConfig.from_pretrained(source, trust_remote_code=trained.trust_remote_code))
+        _tie_if_equal(model, AutoConfig.from_pretrained(source, **code))
     if model.can_generate() and model.generation_config.eos_token_id is None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         log.info("the base names no token that ends a text; the export names its tokenizer's, %s", tokenizer.eos_token)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.filesize import decimal
 from safetensors import safe_open
 
 from align.export.model_card import fidelity
@@ -24,7 +25,8 @@ def describe(folder: Path, *, base: str | None, outputs: Sequence[str], differen
     weights = sorted(folder.glob("*.safetensors"))
     others = sorted(file for file in folder.iterdir() if file not in weights)
     lines = [f"{folder}: {form} in {' and '.join(_dtypes(weights))}"]
-    lines.append("  " + ", ".join(f"{file.name} {_size(file)}" for file in [*weights, *others]))
+    sizes = (f"{file.name} {decimal(file.stat().st_size, precision=2)}" for file in [*weights, *others])
+    lines.append("  " + ", ".join(sizes))
     if differences:
         lines.append(f"  {fidelity(differences, is_reward=bool(outputs))}")
     return "\n".join([*lines, *(f"  load: {line}" for line in _loading(folder, base, outputs))])
@@ -45,8 +47,3 @@ def _dtypes(files: Sequence[Path]) -> list[str]:
         with safe_open(file, "pt") as tensors:
             found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
     return sorted(DTYPES.get(name, name) for name in found)
-
-
-def _size(file: Path) -> str:
-    size = file.stat().st_size
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB" if size >= 1e4 else f"{size} bytes"

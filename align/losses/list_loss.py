@@ -24,7 +24,7 @@ from align.objectives.noise import resolution, sum_noise
 from align.objectives.pointwise import Sft
 from align.objectives.policy_gradient import completion_keys
 from align.objectives.scores import LikelihoodMean
-from align.objectives.token_reg import Tgdpo, TokenReg, TokenWeights, list_places, tgdpo_weights, token_reg
+from align.objectives.token_reg import Column, Tgdpo, TokenReg, TokenWeights, list_places, tgdpo_weights, token_reg
 from align.types import ListBatch, TokenStats
 
 
@@ -65,7 +65,9 @@ class ListLoss:
         wpo: "clamped" or "unclamped" weights of whole lists.
         dpop: lambda of the penalty on a best completion that falls.
         regularizer: goes with the first term.
-        token_weights: how much each token counts in the scores that the objectives get.
+        token_weights: how much each token counts in the scores that the objectives get. Where it is not Column, the
+            lists' `token_weights` are what their messages weigh: these count in every score, and in the number of
+            tokens that a mean divides by.
         relative: how far a token's log-probability may be off by rounding, from `resolution`; by default float32's.
         """
         self.terms = terms
@@ -74,13 +76,18 @@ class ListLoss:
         self.regularizer = regularizer
         self.token_weights = token_weights
         self.relative = resolution(torch.float32) if relative is None else relative
+        self.takes_margins = any("margins" in term.takes for term in terms)
         self.needs_baseline = any("baseline" in term.takes for term in terms)
         self.needs_reference = dpop is not None or any(term.needs_reference for term in terms)
         self.outputs: tuple[str, ...] = ("logprob", "log_sum_sq_probs") if wpo else ("logprob",)
 
     def scores(self, stats: TokenStats, reference: Tensor | None, batch: ListBatch) -> Float[Tensor, "B K"]:
-        """The policy's implicit rewards: the first term's scores, every token counting alike."""
-        return self._scores(self.terms[0], stats.logprobs, reference, batch)
+        """The policy's implicit rewards: the first term's scores, every token counting as much as its message."""
+        return self._scores(self.terms[0], stats.logprobs, reference, batch, self.message_weights(batch))
+
+    def message_weights(self, batch: ListBatch) -> Float[Tensor, "N C"] | None:
+        """How much the message of every token counts; None where no message says so."""
+        return None if isinstance(self.token_weights, Column) else batch.token_weights
 
     def __call__(
         self, stats: TokenStats, reference: Tensor | None, batch: ListBatch, baseline: Tensor | None = None
@@ -93,17 +100,19 @@ class ListLoss:
             baseline: KTO's divergence estimate in nats, where `needs_baseline`.
         """
         losses: Any = 0.0
-        logprobs, weighted_reference = self._weighted(stats.logprobs, reference, batch)
+        weights = self._weights(batch)
         for term in self.terms:
-            scores = self._scores(term, logprobs, weighted_reference, batch)
-            noise = self._noise(term, stats.logprobs, reference, batch)
+            tokens = (stats.logprobs, reference, batch, weights)
+            scores, noise = self._scores(term, *tokens), self._noise(term, *tokens)
             if self.regularizer and term is self.terms[0]:
+                logprobs = stats.logprobs if weights is None else stats.logprobs * weights
                 losses = losses + term.weight * self._token_reg(self.regularizer, scores, noise, logprobs, batch)
             if self.dpop is not None and term.needs_reference:
                 lists = (scores, batch.grades, batch.list_mask)
                 penalty = dpop_penalty(*lists, strength=self.dpop, noise=noise)
                 scores, noise = scores - penalty, noise.where(penalty == 0, (1 + self.dpop) * noise)
             given: dict[str, Any] = {"baseline": 0.0 if baseline is None else baseline * term.beta, "noise": noise}
+            given["margins"] = batch.margins
             given["keys"] = None if batch.keys is None else completion_keys(batch.keys, scores.shape[1])
             extra = {name: given[name] for name in term.takes}
             losses = losses + term.weight * term.objective(scores, batch.grades, batch.list_mask, **extra)
@@ -113,51 +122,72 @@ class ListLoss:
         self, batch: ListBatch, stats: TokenStats, reference: Tensor | None, scores: Float[Tensor, "B K"]
     ) -> dict[str, Float[Tensor, " _"]]:
         """What is measured of a batch; see `list_metrics`."""
-        noise = self._noise(self.terms[0], stats.logprobs, reference, batch, weighted=False)
+        noise = self._noise(self.terms[0], stats.logprobs, reference, batch, self.message_weights(batch))
         return list_metrics(batch, stats, reference, scores, noise=noise, relative=self.relative)
 
     def begin_step(self, *_: Any) -> None:
         """Nothing depends on a whole step but KTO's baseline, which the trainer computes."""
 
-    def _scores(self, term: Term, logprobs: Tensor, reference: Tensor | None, batch: ListBatch) -> Tensor:
-        return batch.to_lists(term.score(logprobs, reference, batch.completion_mask, batch.list_index))
+    def _scores(
+        self, term: Term, logprobs: Tensor, reference: Tensor | None, batch: ListBatch, weights: Tensor | None
+    ) -> Float[Tensor, "B K"]:
+        return batch.to_lists(self._score(term, logprobs, reference, batch, weights))
 
     def _noise(
-        self, term: Term, logprobs: Tensor, reference: Tensor | None, batch: ListBatch, *, weighted: bool = True
+        self, term: Term, logprobs: Tensor, reference: Tensor | None, batch: ListBatch, weights: Tensor | None
     ) -> Float[Tensor, "B K"]:
         """How far each of a term's scores may be off by rounding."""
 
         def score(own: Tensor) -> Tensor:
-            pair = self._weighted(own, reference, batch) if weighted else (own, reference)
-            return term.score(*pair, batch.completion_mask, batch.list_index)
+            return self._score(term, own, reference, batch, weights)
 
         return batch.to_lists(sum_noise(score, logprobs, batch.completion_mask, self.relative))
 
-    def _weighted(self, logprobs: Tensor, reference: Tensor | None, batch: ListBatch) -> tuple[Tensor, Tensor | None]:
-        """Both log-probabilities times the token's weight: every score is linear in their difference."""
-        if self.token_weights is None:
-            return logprobs, reference
-        weights = batch.token_weights
-        if isinstance(self.token_weights, Tgdpo):
-            places = list_places(batch.grades, batch.list_mask)[batch.list_index, batch.slot]
-            places = places.to(logprobs.dtype)
-            weights = tgdpo_weights(_given(batch.token_rewards), places, alpha=self.token_weights.alpha)
-        return logprobs * _given(weights), None if reference is None else reference * _given(weights)
+    def _score(
+        self, term: Term, logprobs: Tensor, reference: Tensor | None, batch: ListBatch, weights: Tensor | None
+    ) -> Float[Tensor, " N"]:
+        """A term's scores of both log-probabilities times the token's weight: each is linear in their difference."""
+        if weights is not None:
+            logprobs, reference = logprobs * weights, None if reference is None else reference * weights
+        scores = term.score(logprobs, reference, batch.completion_mask, batch.list_index)
+        counted = self._counted(batch)
+        return scores if counted is None else scores * counted**-term.length_power
+
+    def _counted(self, batch: ListBatch) -> Float[Tensor, " N"] | None:
+        """What messages weigh a token of each completion on average; None where they do not."""
+        weights = self.message_weights(batch)
+        return None if weights is None else weights.sum(dim=1) / batch.completion_mask.sum(dim=1)
+
+    def _weights(self, batch: ListBatch) -> Float[Tensor, "N C"] | None:
+        """How much every token counts in the scores; None where all count alike."""
+        if not isinstance(self.token_weights, Tgdpo):
+            return batch.token_weights if self.token_weights is None else _given(batch.token_weights)
+        rewards = _given(batch.token_rewards)
+        places = list_places(batch.grades, batch.list_mask)[batch.list_index, batch.slot].to(rewards.dtype)
+        weights = tgdpo_weights(rewards, places, alpha=self.token_weights.alpha)
+        return weights if batch.token_weights is None else weights * batch.token_weights
 
     def _token_reg(
         self, regularizer: TokenReg, scores: Tensor, noise: Tensor, logprobs: Tensor, batch: ListBatch
     ) -> Float[Tensor, " B"]:
         term, mask = self.terms[0], batch.completion_mask
         values = token_regularizer(logprobs, _given(batch.token_rewards), mask, term.beta)
-        values = values / mask.sum(dim=1).clamp(min=1) ** term.length_power
+        counted = self._counted(batch)
+        lengths = mask.sum(dim=1).clamp(min=1) if counted is None else mask.sum(dim=1) * counted
+        values = values / lengths**term.length_power
         lists = (scores, batch.grades, batch.list_mask)
         options = regularizer.model_dump(exclude={"name"})
         pairs = term.pair_weights(*lists, noise=noise)
-        return token_reg(batch.to_lists(values), *lists, pairs, margin=term.margin, **options)
+        margins = batch.margins if "margins" in term.takes else None
+        return token_reg(batch.to_lists(values), *lists, pairs, margin=term.margin, margins=margins, **options)
 
     def _wpo_weights(self, stats: TokenStats, batch: ListBatch) -> Float[Tensor, " B"]:
         assert stats.log_sum_sq_probs is not None, "`outputs` asks for it"
-        weights = wpo_weights(stats.logprobs, stats.log_sum_sq_probs, batch.completion_mask)
+        logprobs, squares, counted = stats.logprobs, stats.log_sum_sq_probs, self._counted(batch)
+        if counted is not None:
+            share = _given(self.message_weights(batch)) / counted[:, None]
+            logprobs, squares = logprobs * share, squares * share
+        weights = wpo_weights(logprobs, squares, batch.completion_mask)
         return wpo_list_weights(batch.to_lists(weights), batch.list_mask, clamp=self.wpo == "clamped")
 
 

@@ -32,18 +32,23 @@ class Sums:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
 
-    def add(self, values: Mapping[str, Tensor], *, counts: bool = True) -> None:
-        """Add one value per list (or token); NaN marks a list that does not define the metric.
+    def add(self, values: Mapping[str, Tensor], batch: ListBatch | None = None, *, counts: bool = True) -> None:
+        """Add one value per list, completion or token of a batch; NaN marks a list that does not define the metric.
 
-        Every list defines the loss: a NaN there is a fault, kept as infinity so that the mean shows it. With `counts`
-        False nothing is added but the names, so that all processes know the same.
+        A value counts as often as its list does in the batch, or once. Every list defines the loss: a NaN there is a
+        fault, kept as infinity so that the mean shows it. With `counts` False nothing is added but the names, so that
+        all processes know the same.
         """
         for name, value in values.items():
             if name == "loss":
                 value = value.nan_to_num(nan=torch.inf, posinf=torch.inf)
             known = ~value.isnan() & counts
             value = value.masked_fill(~known, 0.0)
-            pair = torch.stack([value.sum().double(), known.sum().double()])
+            if batch is None or batch.weights is None:
+                pair = torch.stack([value.sum().double(), known.sum().double()])
+            else:
+                weights = _weights_of(value, batch, batch.weights)
+                pair = torch.stack([(weights * value).sum(), (weights * known).sum()])
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
@@ -64,7 +69,9 @@ def list_metrics(
     noise: Float[Tensor, "B K"] | None = None,
     relative: float | None = None,
 ) -> dict[str, Float[Tensor, " _"]]:
-    """Ranking, likelihood and displacement of every list, and the token statistics.
+    """Ranking, likelihood and displacement of every list, and the token statistics; of learnt tokens alone.
+
+    Scores count a token by what its message weighs; log-probabilities are of all learnt tokens alike.
 
     `margin`, `pair_accuracy`, `ndcg`, `kendall_tau`, `top1_agreement` rank by the implicit reward,
     `likelihood_*` by mean token log-probability. `best_logprob_change` is the best completion's log-probability less
@@ -106,6 +113,16 @@ def list_metrics(
             "kl": (ratio.exp() - 1 - ratio)[mask],
         }
     return values
+
+
+def _weights_of(values: Tensor, batch: ListBatch, weights: Float[Tensor, " B"]) -> Tensor:
+    """How often each value counts, be there one per list, per completion or per token: as often as its list."""
+    if len(values) == len(weights):
+        return weights
+    of_completions = weights[batch.list_index]
+    if len(values) == len(of_completions):
+        return of_completions
+    return of_completions.repeat_interleave(batch.completion_mask.sum(dim=1))
 
 
 def _extremes(batch: ListBatch) -> tuple[Tensor, Tensor]:

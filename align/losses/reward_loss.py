@@ -118,7 +118,7 @@ class RewardLoss:
             batch = model.collate(examples)
             assert batch.sets is not None, "the data has them"
             gradients += self._set_gradients(model, batch, head)
-            counts += torch.bincount(batch.sets, minlength=self.sets)
+            counts += torch.bincount(batch.sets, weights=batch.weights, minlength=self.sets)
         gradients, counts = accelerator.reduce((gradients, counts), reduction="sum")
         before = torch.zeros_like(gradients) if model.set_gradients is None else model.set_gradients
         seen = gradients.abs().sum(1, keepdim=True) > 0
@@ -133,6 +133,7 @@ class RewardLoss:
         """The gradient of each set's summed loss on the head's weights."""
         assert batch.sets is not None, "the data has them"
         losses = self.unweighted(model.scorer()(batch), batch)
+        losses = losses if batch.weights is None else losses * batch.weights.to(losses.dtype)
         rows = []
         for number in range(self.sets):
             total = losses[batch.sets == number].sum()
@@ -229,7 +230,7 @@ def _listwise(function: Callable[..., Tensor], relative: float) -> Callable[...,
 
     def loss(rewards: Tensor, ratings: Tensor, batch: RewardBatch) -> Tensor:
         first = rewards[:, :, 0]
-        given: dict[str, Any] = {"noise": _noise(first, relative)}
+        given: dict[str, Any] = {"noise": _noise(first, relative), "margins": batch.margins}
         given["keys"] = None if batch.keys is None else completion_keys(batch.keys, first.shape[1])
         extra = {name: value for name, value in given.items() if name in takes}
         return function(first, batch.grades, batch.list_mask, **extra)

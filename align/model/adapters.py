@@ -1,15 +1,21 @@
-"""How a policy is trained: adapters by name; `peft_configs` says what PEFT makes of them."""
+"""How a policy is trained: each adapter is one class, which says what PEFT makes of it and what it goes with."""
 
-from typing import Annotated, Literal
+import math
+from itertools import count
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from align.section import Fraction, Strict, named
+from align.errors import UserError
+from align.model.adapter import ADAPTER, Adapter, Targets
+from align.section import Fraction, Named
 
-Targets = Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)]
+if TYPE_CHECKING:
+    import peft
 
 
-class LowRank(Strict):
+class LowRank(Adapter):
+    averages: ClassVar = True
     rank: PositiveInt = 16
     """Width of the two factors of a layer's update."""
     alpha: PositiveInt = 32
@@ -19,7 +25,38 @@ class LowRank(Strict):
     targets: Targets = "all-linear"
     """Names of the layers it acts on, `lm_head` among them if you like; `all-linear`: every linear layer but that."""
 
+    def variant(self) -> dict[str, Any]:
+        """What PEFT's LoraConfig is told besides the keys that all of them have."""
+        return {}
 
+    def peft(self, *, total_steps: int | None) -> "peft.PeftConfig":
+        import peft
+
+        return peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=_names(self.targets),
+            **self.variant(),
+        )
+
+    def served_rank(self) -> int | None:
+        return self.rank
+
+
+class Decomposed(LowRank):
+    """A LoRA whose start is taken out of the weights."""
+
+    mutates_base: ClassVar = True
+    moved_start: ClassVar = True
+    references: ClassVar = ("initial",)
+
+    def served_rank(self) -> int | None:
+        return 2 * self.rank  # the difference to its start
+
+
+@ADAPTER.add
 class Lora(LowRank):
     """W + (alpha / rank) B A with B = 0 at first.
 
@@ -29,6 +66,7 @@ class Lora(LowRank):
     name: Literal["lora"] = "lora"
 
 
+@ADAPTER.add
 class RsLora(LowRank):
     """LoRA scaled by alpha / sqrt(rank), so that the update's size does not shrink with the rank.
 
@@ -37,17 +75,29 @@ class RsLora(LowRank):
 
     name: Literal["rslora"] = "rslora"
 
+    def variant(self) -> dict[str, Any]:
+        return {"use_rslora": True}
 
+
+@ADAPTER.add
 class Dora(LowRank):
     """LoRA on the direction of every weight row, with a length of its own.
 
     Source: arXiv:2402.09353.
     """
 
+    averages: ClassVar = False
     name: Literal["dora"] = "dora"
 
+    def variant(self) -> dict[str, Any]:
+        return {"use_dora": True}
 
-class Pissa(LowRank):
+    def served_rank(self) -> int | None:
+        return None
+
+
+@ADAPTER.add
+class Pissa(Decomposed):
     """LoRA that starts from the weight's leading singular vectors and leaves the rest of it frozen.
 
     Source: arXiv:2404.02948.
@@ -57,8 +107,12 @@ class Pissa(LowRank):
     iterations: PositiveInt | None = None
     """Subspace iterations of a fast approximate SVD (16 is usual for large models); by default the exact one."""
 
+    def variant(self) -> dict[str, Any]:
+        return {"init_lora_weights": "pissa" if self.iterations is None else f"pissa_niter_{self.iterations}"}
 
-class Olora(LowRank):
+
+@ADAPTER.add
+class Olora(Decomposed):
     """LoRA that starts from the weight's QR decomposition and leaves the rest of it frozen.
 
     Source: arXiv:2406.01775.
@@ -66,33 +120,55 @@ class Olora(LowRank):
 
     name: Literal["olora"] = "olora"
 
+    def variant(self) -> dict[str, Any]:
+        return {"init_lora_weights": "olora"}
 
+
+@ADAPTER.add
 class Eva(LowRank):
     """LoRA whose A holds the leading directions of a layer's inputs on training rows; ranks follow their variance.
 
     Source: arXiv:2410.07170.
     """
 
+    from_rows: ClassVar = True
+    start: ClassVar = "starts:eva"
     name: Literal["eva"] = "eva"
     rho: Annotated[float, Field(ge=1)] = 2.0
     """A layer gets at most rho * rank."""
 
+    def variant(self) -> dict[str, Any]:
+        import peft
 
+        return {"init_lora_weights": "eva", "eva_config": peft.EvaConfig(rho=self.rho)}
+
+    def served_rank(self) -> int | None:
+        return math.ceil(self.rho * self.rank)
+
+
+@ADAPTER.add
 class Loftq(LowRank):
     """LoRA that starts from what 4-bit quantisation lost; needs `policy.quantization: 4bit`.
 
     Source: arXiv:2310.08659.
     """
 
+    moved_start: ClassVar = True
+    needs_quantization: ClassVar = True
+    references: ClassVar = ("initial",)
+    start: ClassVar = "starts:loftq"
     name: Literal["loftq"] = "loftq"
 
 
-class AdaLora(Strict):
+@ADAPTER.add
+class AdaLora(Adapter):
     """An SVD-like update whose rank is moved, while training, to the layers that need it.
 
     Source: arXiv:2303.10512.
     """
 
+    needs_steps: ClassVar = True
+    references: ClassVar = ("initial",)
     name: Literal["adalora"] = "adalora"
     rank: PositiveInt = 8
     """Mean rank of a layer at the end."""
@@ -121,8 +197,37 @@ class AdaLora(Strict):
             raise ValueError("warmup + settle must leave steps in which ranks fall")
         return self
 
+    def peft(self, *, total_steps: int | None) -> "peft.PeftConfig":
+        import peft
 
-class Miss(Strict):
+        if total_steps is None:
+            raise ValueError("adalora needs the number of steps of the run")
+        return peft.AdaLoraConfig(
+            task_type="CAUSAL_LM",
+            target_r=self.rank,
+            init_r=self.initial_rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=_names(self.targets),
+            tinit=int(self.warmup * total_steps),
+            tfinal=int(self.settle * total_steps),
+            deltaT=self.interval,
+            orth_reg_weight=self.orthogonality,
+            total_step=total_steps,
+        )
+
+    def check_steps(self, steps: int) -> None:
+        if steps - int(self.settle * steps) > 1:
+            return
+        needed = next(n for n in count(2) if n - int(self.settle * n) > 1)
+        raise UserError(
+            f"policy.adapter: adalora settles on its ranks by the gradients of earlier steps, and a run of {steps} has "
+            f"none; train {needed} steps or more, lower `settle`, or take lora"
+        )
+
+
+@ADAPTER.add
+class Miss(Adapter):
     """MiSS (Bone): one block, shared between the shards of a weight, is added to it.
 
     Source: arXiv:2409.15371.
@@ -140,8 +245,21 @@ class Miss(Strict):
     mini_rank: NonNegativeInt = 1
     """Width of the block along the outputs, for `mini`; divides a layer's outputs."""
 
+    def peft(self, *, total_steps: int | None) -> "peft.PeftConfig":
+        import peft
 
-class Ia3(Strict):
+        return peft.MissConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            miss_dropout=self.dropout,
+            target_modules=_names(self.targets),
+            init_weights=True if self.variant == "balance" else self.variant,
+            mini_r=self.mini_rank,
+        )
+
+
+@ADAPTER.add
+class Ia3(Adapter):
     """IA3: a learnt factor for each key, value and feed-forward channel.
 
     Source: arXiv:2205.05638.
@@ -153,21 +271,80 @@ class Ia3(Strict):
     feedforward: tuple[str, ...] = ()
     """Which of `targets` have their inputs scaled, not their outputs."""
 
+    def peft(self, *, total_steps: int | None) -> "peft.PeftConfig":
+        import peft
 
-class Full(Strict):
+        if self.targets is None:
+            return peft.IA3Config(task_type="CAUSAL_LM")
+        return peft.IA3Config(
+            task_type="CAUSAL_LM",
+            target_modules=list(self.targets),
+            feedforward_modules=list(self.feedforward),
+        )
+
+
+@ADAPTER.add
+class Peft(Adapter):
+    """Any other adapter of PEFT's, by the keys of its own configuration."""
+
+    references: ClassVar = ("initial",)
+    name: Literal["peft"] = "peft"
+    config: dict[str, Any]
+    """`peft_type`, such as LOHA, VERA or OFT, and that type's keys as PEFT names them."""
+
+    @field_validator("config")
+    @classmethod
+    def _has_a_type(cls, value: dict[str, Any]) -> dict[str, Any]:
+        kind = value.get("peft_type")
+        if not isinstance(kind, str):
+            raise ValueError("`peft_type` is missing; for example {peft_type: LOHA, r: 8}")
+        if kind.upper() in OF_THEIR_OWN:
+            raise ValueError(f"{kind} plans its ranks; take {{name: {OF_THEIR_OWN[kind.upper()]}}}")
+        return value
+
+    def peft(self, *, total_steps: int | None) -> "peft.PeftConfig":
+        import peft
+
+        kind, keys = self.config["peft_type"].upper(), {k: v for k, v in self.config.items() if k != "peft_type"}
+        if kind not in peft.PEFT_TYPE_TO_CONFIG_MAPPING:
+            known = ", ".join(sorted(str(own.value) for own in peft.PEFT_TYPE_TO_CONFIG_MAPPING))
+            raise ValueError(f"PEFT knows no type {kind}; it has {known}")
+        given: dict[str, Any] = {"task_type": "CAUSAL_LM", "inference_mode": False} | keys
+        made: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**given)
+        if made.is_prompt_learning:
+            raise ValueError(f"{kind} puts tokens before the prompt, for which a packed row has no place; take another")
+        if getattr(made, "init_lora_weights", True) not in (True, "gaussian"):
+            raise ValueError(f"init_lora_weights {made.init_lora_weights!r}: take pissa, olora, eva or loftq by name")
+        for key in ("bias", "lora_bias"):
+            if getattr(made, key, False) not in (False, None, "none"):
+                raise ValueError(f"`{key}` trains the base's own biases, which the reference needs as they were")
+        return made
+
+
+OF_THEIR_OWN = {"ADALORA": "adalora"}
+"""PEFT's types that need more than a configuration."""
+
+
+@ADAPTER.add
+class Full(Adapter):
     """No adapter: every weight trains, and the reference is a copy of the model or cached."""
 
+    averages: ClassVar = True
+    references: ClassVar = ("initial", "previous")
     name: Literal["full"] = "full"
 
+    def check_quantization(self, quantization: str | None) -> None:
+        if quantization is not None:
+            raise UserError("policy: quantised weights cannot train; set an adapter or remove `quantization`")
 
-AdapterConfig = Annotated[
-    Lora | RsLora | Dora | Pissa | Olora | Eva | Loftq | AdaLora | Miss | Ia3 | Full,
-    Field(discriminator="name"),
-    named("lora"),
-]
-PeftAdapter = Lora | RsLora | Dora | Pissa | Olora | Eva | Loftq | AdaLora | Miss | Ia3
 
-MUTATES_BASE = ("pissa", "olora")
-"""Adapters that take their start out of the base weights; saved as the difference to that start."""
-MOVED_START = (*MUTATES_BASE, "loftq")
-"""Adapters that do not start as the identity, so that the reference is a frozen copy of their start."""
+if TYPE_CHECKING:
+    AdapterConfig = Adapter
+else:
+    AdapterConfig = Annotated[ADAPTER.union(), Named("lora")]
+
+MUTATES_BASE = tuple(name for name, own in ADAPTER.classes.items() if own.mutates_base)
+
+
+def _names(targets: Targets) -> str | list[str]:
+    return targets if isinstance(targets, str) else list(targets)

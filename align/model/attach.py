@@ -1,8 +1,10 @@
 """Adapters onto models, new or old; with a frozen copy of the start where the reference needs one."""
 
+import importlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,6 @@ import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.loftq_utils import replace_lora_weights_loftq
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -20,11 +21,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from align.errors import UserError
-from align.model.adapters import MOVED_START, MUTATES_BASE, AdapterConfig, Eva, Lora, Olora, PeftAdapter, Pissa
+from align.model.adapters import Adapter, Decomposed, Lora, Peft
+from align.model.config import PolicySection
 from align.model.forward import is_multimodal, language_part
-from align.model.load import first_line, model_name
-from align.model.peft_configs import peft_config
-from align.types import ListBatch
+from align.model.load import LoadOptions, first_line, model_name
 
 STATE_FILE = "policy.safetensors"
 """What a checkpoint holds of the policy."""
@@ -43,51 +43,50 @@ log = logging.getLogger(__name__)
 
 def attach_adapter(
     base: PreTrainedModel,
-    adapter: PeftAdapter,
+    adapter: Adapter,
+    section: PolicySection,
+    options: LoadOptions,
     *,
-    model: str,
-    revision: str | None,
     folder: Path,
-    total_steps: int | None,
-    init_batches: Iterable[ListBatch] | None,
     head: Sequence[str] | None = None,
-    like: Path | None = None,
 ) -> PeftModel:
     """A new adapter on a base model; where its start is not the identity, with a frozen copy of it.
 
     Args:
-        model: the base's name, as the user gave it; with `revision`, written into the adapter's config.
+        section: names the base as the user does, which is written into the adapter's config.
+        options: of it, `total_steps` for AdaLoRA's schedule; `init_batches`, for EVA to look at the layers' inputs, or
+            `like`, whose ranks EVA then takes instead.
         folder: the base's files; LoftQ compares with the weights in them.
-        total_steps: of the run; AdaLoRA's schedule needs them.
-        init_batches: some training rows; EVA looks at the layers' inputs on them.
         head: modules of a reward model that train whole beside the adapter.
-        like: a state that is loaded into it afterwards, whose ranks EVA then takes instead of the rows'.
 
     Raises:
         UserError: the adapter does not suit the model, or lacks what it needs.
     """
-    if isinstance(adapter, Eva) and init_batches is None and like is None:
-        raise UserError("policy.adapter: eva starts from training rows, and none were given")
+    if adapter.from_rows and options.init_batches is None and options.like is None:
+        raise UserError(f"policy.adapter: {adapter.name} starts from training rows, and none were given")
     try:
-        config: Any = peft_config(adapter, total_steps=total_steps, head=head)
+        config: Any = adapter.peft(total_steps=options.total_steps)
+        if head is not None:
+            config.task_type, config.modules_to_save = "SEQ_CLS", list(head)
         config.target_modules = language_targets(base, config.target_modules)
-        if isinstance(adapter, Eva) and like is not None:
-            _set_ranks(config, like)
+        if adapter.from_rows and options.like is not None:
+            _set_ranks(config, options.like)
         # PEFT writes the model's own name, which is the folder of a download for a hub model.
-        base.name_or_path = model_name(model)
-        config.revision = revision
+        base.name_or_path = model_name(section.model)
+        config.revision = section.revision
         wrapped = get_peft_model(base, config, adapter_name=TRAINED)
     except (ValueError, RuntimeError, TypeError) as error:
-        raise UserError(f"policy.adapter: {adapter.name} does not fit {model}: {first_line(error)}") from error
-    _check_head(wrapped, mutates=adapter.name in MUTATES_BASE)
-    if isinstance(adapter, Eva) and like is None:
-        _start_eva(wrapped, list(init_batches or ()))
-    if adapter.name == "loftq":
-        replace_lora_weights_loftq(wrapped, str(folder))
-        log.info("loftq moves the policy off its 4-bit base at once; the reference is the policy after that move")
-    if isinstance(adapter, Pissa | Olora):
+        raise UserError(f"policy.adapter: {adapter.name} does not fit {section.model}: {first_line(error)}") from error
+    _check_head(wrapped, mutates=adapter.mutates_base)
+    if adapter.start and not (adapter.from_rows and options.like is not None):
+        module, function = adapter.start.split(":")
+        start = getattr(importlib.import_module(f"align.model.{module}"), function)
+        start(wrapped, folder=folder, batches=list(options.init_batches or ()))
+    if isinstance(adapter, Decomposed):
         _check_rank(wrapped, adapter.rank)
-    if adapter.name in MOVED_START:
+    if isinstance(adapter, Peft):
+        _check_saved(wrapped)
+    if adapter.moved_start:
         freeze_copy(wrapped)
     return wrapped
 
@@ -135,6 +134,16 @@ def _takes_adapter(base: PreTrainedModel, name: str, layer: Any) -> bool:
     return isinstance(found, Tensor) and found.shape == (1, layer.out_features)
 
 
+def _check_saved(wrapped: PeftModel) -> None:
+    """Refuse an adapter whose tensors are views of each other, which safetensors cannot hold."""
+    places = [tensor.untyped_storage().data_ptr() for tensor in adapter_tensors(wrapped, TRAINED).values()]
+    if len(set(places)) < len(places):
+        raise UserError(
+            f"policy.adapter: {adapter_config(wrapped).peft_type.value} keeps tensors that share memory, which "
+            "safetensors cannot hold; set `save_projection: false`, or take another type"
+        )
+
+
 def _check_rank(wrapped: PeftModel, rank: int) -> None:
     """A decomposition has no more directions than its weight; PEFT silently takes those that there are."""
     found = {name: tensor.shape[0] for name, tensor in adapter_tensors(wrapped, TRAINED).items() if "lora_A" in name}
@@ -144,7 +153,7 @@ def _check_rank(wrapped: PeftModel, rank: int) -> None:
         raise UserError(f"policy.adapter.rank: {rank} is more than {layer} has directions; give at most {least}")
 
 
-def continue_adapter(base: PreTrainedModel, start_adapter: str, *, instead_of: AdapterConfig) -> PeftModel:
+def continue_adapter(base: PreTrainedModel, start_adapter: str, *, instead_of: Adapter) -> PeftModel:
     """An existing adapter, trainable, with a frozen copy of itself.
 
     Args:
@@ -248,6 +257,19 @@ def adapter_layers(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
 
 
+@contextmanager
+def adapter_state(layers: list[nn.Module], **state: Any) -> Iterator[None]:
+    """Set adapter layers' state and put it back. PEFT's own setters change requires_grad too, which training reads."""
+    before = [{key: getattr(layer, key) for key in state} for layer in layers]
+    try:
+        for layer in layers:
+            vars(layer).update(state)
+        yield
+    finally:
+        for layer, old in zip(layers, before, strict=True):
+            vars(layer).update(old)
+
+
 def _set_ranks(config: Any, state: Path) -> None:
     """Make an EVA's config that of a plain LoRA with the layers and ranks that a state has, and EVA's scaling."""
     ending = f".lora_A.{TRAINED}.weight"
@@ -259,23 +281,6 @@ def _set_ranks(config: Any, state: Path) -> None:
     config.init_lora_weights, config.eva_config = True, None
     config.target_modules, config.rank_pattern = list(ranks), ranks
     config.alpha_pattern = {name: config.lora_alpha * rank / config.r for name, rank in ranks.items()}
-
-
-def _start_eva(wrapped: PeftModel, batches: list[ListBatch]) -> None:
-    device = next(wrapped.parameters()).device
-    inputs = [{"input_ids": b.input_ids.to(device), "attention_mask": _is_read(b).to(device)} for b in batches]
-    try:
-        peft.initialize_lora_eva_weights(wrapped, inputs, show_progress_bar=False)
-    except ValueError as error:
-        raise UserError(f"policy.adapter: eva cannot start on these rows: {first_line(error)}") from error
-
-
-def _is_read(batch: ListBatch) -> Tensor:
-    """1 on the positions up to the last that predicts a target, per row."""
-    rows, width = batch.input_ids.shape
-    used = batch.predict_at[batch.completion_mask]
-    last = used.new_zeros(rows).scatter_reduce(0, used // width, used % width, "amax")
-    return (torch.arange(width, device=last.device) <= last[:, None]).long()
 
 
 def _check_head(wrapped: PeftModel, *, mutates: bool) -> None:

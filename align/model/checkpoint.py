@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import AdaLoraConfig, LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import UserError
 from align.model.adapters import MUTATES_BASE
 from align.model.attach import REFERENCE, STATE_FILE, TRAINED, adapter_config, adapter_tensors, plain_config, tuner
 from align.model.identity import Identity
+from align.model.sharding import own_part, own_places, whole
+from align.model.streamed import write_tensors
 from rewards.files import BASE_KEY
 from rewards.loading import without_bars
 
@@ -33,8 +36,7 @@ def save_state(model: PreTrainedModel | PeftModel, folder: Path, *, base: Identi
     metadata = {"base": json.dumps(base)}
     if isinstance(model, PeftModel) and isinstance(adapter_config(model), AdaLoraConfig):
         metadata["rank_pattern"] = json.dumps(adapter_config(model).rank_pattern)
-    tensors = {name: value.detach().contiguous() for name, value in (_parameters(model) | _allocator(model)).items()}
-    save_file(tensors, folder / STATE_FILE, metadata=metadata)
+    write_tensors(_parameters(model) | _allocator(model), folder / STATE_FILE, metadata)
 
 
 @contextmanager
@@ -63,13 +65,14 @@ def load_state(
         metadata = stored.metadata()
         if json.loads(metadata["base"]) != base:
             raise UserError(f"{folder} was trained from another base model than `policy.model` gives; start a new run")
-        values = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118
+        present = _parameters(model)
+        values = {name: _read(stored, name, present.get(name)) for name in shapes}
     rank_pattern = json.loads(metadata.get("rank_pattern", "null"))
     allocator = {name: values.pop(name) for name in list(values) if name.startswith(ALLOCATOR)}
-    present = _parameters(model)
     if keep_reference:
         present, values = _without_reference(present), _without_reference(values)
-    if {n: p.shape for n, p in present.items()} != {n: v.shape for n, v in values.items()}:
+    if {n: list(p.shape) for n, p in present.items()} != {n: shapes[n] for n in values}:
         raise UserError(f"{folder} was trained with another adapter than `policy.adapter` describes; start a new run")
     _set_parameters(model, present, values)
     if allocator or rank_pattern:
@@ -87,13 +90,17 @@ def export_adapter(model: PeftModel, folder: Path, *, base: Identity) -> None:
     tensors = adapter_tensors(model, TRAINED)
     if start_was_subtracted(model):
         start = adapter_tensors(model, REFERENCE)
-        tensors = {name: _beside(name, value, start[name]) for name, value in tensors.items()}
+        tensors = {name: _beside(name, whole(value), whole(start[name])) for name, value in tensors.items()}
         config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
     config.inference_mode = True
     # One key alone: safetensors writes several in any order, and the same adapter would be other bytes.
     metadata = {BASE_KEY: json.dumps({name: base[name] for name in ("base", "commit")})}
-    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, folder / ADAPTER_FILE, metadata)
-    config.save_pretrained(str(folder))
+    write_tensors(tensors, folder / ADAPTER_FILE, metadata)
+    if PartialState().is_main_process:
+        for name, value in vars(config).items():
+            if isinstance(value, set):  # whose order is another in every process
+                setattr(config, name, sorted(value))
+        config.save_pretrained(str(folder))
 
 
 def export_model(model: PreTrainedModel, folder: Path, *, dropout: dict[str, float]) -> None:
@@ -103,9 +110,25 @@ def export_model(model: PreTrainedModel, folder: Path, *, dropout: dict[str, flo
     try:
         config.update(dropout)
         with without_bars():
-            model.save_pretrained(folder)
+            if any(isinstance(p, DTensor) for p in model.parameters()):
+                _export_gathered(model, folder)
+            else:
+                model.save_pretrained(folder)
     finally:
         config.update(present)
+
+
+def _export_gathered(model: PreTrainedModel, folder: Path) -> None:
+    """A whole model out of its parts, of which one tensor at a time is whole, in one file; every process calls this."""
+    tensors: dict[str, Tensor] = dict(model.named_parameters())  # a shared one once
+    tensors |= {name: value for name, value in model.state_dict().items() if name in dict(model.named_buffers())}
+    if getattr(model, "_weight_conversions", None):  # files name and cut these weights otherwise than the model does
+        tensors = {name: whole(value.detach()).cpu() for name, value in tensors.items()}
+    converted = {name: value for name, value in tensors.items() if not isinstance(value, DTensor)}
+    if PartialState().is_main_process:
+        model.save_pretrained(folder, state_dict=converted)
+    if len(converted) < len(tensors):
+        write_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def export_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, *, source: Path | None = None) -> None:
@@ -152,7 +175,7 @@ def _set_parameters(model: PreTrainedModel | PeftModel, present: dict[str, Tenso
         differing = [layer for name, layer in layers if _start_differs(name, present, values)]
         moved = [(layer, layer.get_delta_weight(REFERENCE)) for layer in differing]
     for name, parameter in present.items():
-        parameter.copy_(values[name])
+        own_part(parameter).copy_(values[name])
     for layer, before in moved:
         weight = layer.get_base_layer().weight
         weight.copy_(weight.float() + before - layer.get_delta_weight(REFERENCE))
@@ -160,7 +183,14 @@ def _set_parameters(model: PreTrainedModel | PeftModel, present: dict[str, Tenso
 
 def _start_differs(layer: str, present: dict[str, Tensor], values: dict[str, Tensor]) -> bool:
     names = [f"{layer}.{factor}.{REFERENCE}.weight" for factor in ("lora_A", "lora_B")]
-    return any(not torch.equal(present[name].cpu(), values[name]) for name in names)
+    return any(not torch.equal(own_part(present[name]).cpu(), values[name]) for name in names)
+
+
+def _read(stored: Any, name: str, parameter: Tensor | None) -> Tensor:
+    """What this process holds of a stored tensor; all of it where there is no parameter of its name and shape."""
+    if parameter is None or list(parameter.shape) != stored.get_slice(name).get_shape() or not parameter.dim():
+        return stored.get_tensor(name)
+    return stored.get_slice(name)[own_places(parameter)]
 
 
 def _allocator(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:

@@ -1,19 +1,25 @@
 """Which layers compute their activations again in the backward pass instead of keeping them."""
 
 import logging
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.model.forward import TokenScorer, base_model
+from align.model.sharding import own_part
 from align.types import ListBatch
 
 log = logging.getLogger(__name__)
 
 FREE_SHARE = 0.8
 """Of the memory that is free, what activations may take: the head, the optimizer and the allocator need some too."""
+
+SMALL = 2**16
+"""Bytes of a tensor below which moving it costs more than it saves."""
 
 
 def checkpoint_layers(model: nn.Module, count: int | None = None) -> None:
@@ -26,6 +32,31 @@ def checkpoint_layers(model: nn.Module, count: int | None = None) -> None:
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for place, layer in enumerate(layers):
         layer.gradient_checkpointing = place < min(len(layers) - 1, len(layers) if count is None else count)
+
+
+class OnHost(saved_tensors_hooks):
+    """Inside, what a forward pass keeps for its backward pass waits in the host's memory, pinned where there is a GPU.
+
+    Of layers that compute again that is their inputs; weights and what is small stay where they are. The numbers are
+    the same bit for bit.
+
+    Source: torch.autograd.graph.save_on_cpu, which moves weights too.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        pinned = torch.cuda.is_available()
+
+        def pack(x: Tensor) -> Any:
+            if x.nbytes < SMALL or x.untyped_storage().data_ptr() in own:
+                return x
+            host = torch.empty(x.shape, dtype=x.dtype, pin_memory=pinned)
+            return x.device, host.copy_(x)
+
+        def unpack(kept: Any) -> Tensor:
+            return kept if isinstance(kept, Tensor) else kept[1].to(kept[0], non_blocking=pinned)
+
+        super().__init__(pack, unpack)
 
 
 def layers_to_checkpoint(scorer: TokenScorer, batch: ListBatch, *, tokens: int, budget: float | None = None) -> int:
@@ -61,12 +92,15 @@ def _layers(base: nn.Module) -> list[GradientCheckpointingLayer]:
 
 def _kept_bytes(scorer: TokenScorer, batch: ListBatch) -> int:
     """Bytes of all storages that a forward pass keeps for its backward pass, without the parameters'."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in scorer.parameters()}
+    own = {own_part(parameter).untyped_storage().data_ptr() for parameter in scorer.parameters()}
     kept: dict[int, int] = {}
 
     def keep(x: Tensor) -> Tensor:
+        if x.layout != torch.strided:  # a sparse one has several, and an adapter's is small
+            return x
         storage = x.untyped_storage()
-        if storage.data_ptr() not in own:
+        # Sharded, a parameter is another one inside the pass, whole; its layer drops it when it has run.
+        if storage.data_ptr() not in own and not isinstance(x if x._base is None else x._base, nn.Parameter):
             kept[storage.data_ptr()] = storage.nbytes()
         return x
 

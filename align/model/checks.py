@@ -19,6 +19,7 @@ from align.model.probe import probe_lists, tolerance
 from align.packing.batch import collate
 from align.packing.rope import sequence_length
 from align.types import ListBatch
+from rewards.broken import why_not_finite
 from rewards.logits import decoder_of
 from rewards.positions import table_size
 
@@ -96,6 +97,8 @@ def check_forward(base: PreTrainedModel, *, name: str) -> None:
             f"{name} ({base.config.model_type}) is not built as a decoder with a linear LM head on it, so it cannot be "
             f"trained here ({type(error).__name__}: {first_line(error)}); another architecture is needed"
         ) from error
+    if broken := why_not_finite(base, head + body):
+        raise UserError(f"{name}: {broken}")
     if not head <= PROMISE * max(1.0, own.abs().max().item() / 10):
         raise UserError(
             f"{name} ({base.config.model_type}) computes logits in a way that is not supported: its own "
@@ -165,6 +168,7 @@ def _padded(ids: Tensor, *, first: int) -> ListBatch:
         input_ids=rows,
         targets=ids[None, first:],
         predict_at=torch.arange(first - 1, size - 1, device=ids.device)[None],
+        ends_at=zero + size - 1,
         list_index=zero,
         slot=zero,
         grades=mask.float(),

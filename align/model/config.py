@@ -1,8 +1,8 @@
 """The recipe's `policy`, `reference` and `token_rewards` sections: the models, and what the frozen ones say."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from align.model.adapters import AdapterConfig, Lora
 from align.section import Free, Strict
@@ -32,14 +32,17 @@ class PolicySection(Strict):
     trust_remote_code: bool = False
     """Run model code from the hub. Off unless you ask."""
 
-    def keywords(self) -> dict[str, Any]:
-        """What models are loaded with: every key but `start_run`, whose weights are put in afterwards."""
-        return {name: value for name, value in self if name != "start_run"}
-
 
 class ReferenceSection(Strict):
-    """Where the reference's log-probabilities come from."""
+    """What the policy is held against, and where its log-probabilities come from."""
 
+    name: Literal["initial", "moving"] = "initial"
+    """`initial`: the policy's start. `moving`: it follows the policy (TR-DPO), so that training computes it in every
+    step; what is held out is measured against the start."""
+    every: PositiveInt = 512
+    """Optimizer steps between two moves."""
+    mixture: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Share of the policy's weights in the moved reference, the rest are its own; 1 is a hard update."""
     cache: bool = True
     """Compute them once and keep them on disk; off: a second forward pass in every step."""
     cache_dir: Annotated[str | None, Free()] = None

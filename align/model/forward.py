@@ -43,7 +43,7 @@ class TokenScorer(nn.Module):
         self._policy = policy
 
     def forward(self, batch: ListBatch, outputs: tuple[str, ...] = ("logprob",)) -> TokenStats:
-        """Statistics of every completion token given what is before it.
+        """Statistics of every learnt completion token given what is before it.
 
         Rows are right-padded and attention is causal, so padding needs no mask: nothing that counts can see it. A
         packed row needs a model that `enable_packing` has taken.
@@ -86,6 +86,8 @@ def score_tokens(
         entropy=_scatter(stats.entropy, mask) if stats.entropy is not None else None,
         log_sum_sq_probs=_scatter(stats.log_sum_sq_probs, mask) if stats.log_sum_sq_probs is not None else None,
         hidden_sum=_sums(rows, mask) if "hidden_sum" in outputs else None,
+        mean_logit=_scatter(stats.mean_logit, mask) if stats.mean_logit is not None else None,
+        is_top=_scatter(stats.is_top, mask) if stats.is_top is not None else None,
     )
 
 
@@ -120,11 +122,10 @@ def last_hidden(
 
 def sequence_lengths(batch: ListBatch) -> Int[Tensor, " N"]:
     """Tokens of every completion with its prompt."""
-    mask = batch.completion_mask
-    last = batch.predict_at.where(mask, -1).amax(dim=1)  # where the last token is predicted, one before its own place
+    assert batch.ends_at is not None, "the collators give it"
     if batch.position_ids is None:
-        return last % batch.input_ids.shape[1] + 2
-    return batch.position_ids.flatten()[last] + 2
+        return batch.ends_at % batch.input_ids.shape[1] + 1
+    return batch.position_ids.flatten()[batch.ends_at] + 1
 
 
 def _decoded(base: PreTrainedModel, batch: ListBatch, tree: Tree | None, places: Tensor) -> Float[Tensor, "M H"]:

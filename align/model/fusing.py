@@ -14,6 +14,7 @@ from align.fused import ACTIVATIONS, Activation, Projection, gated_mlp, lora_lin
 from align.model.forward import base_model, evaluating, logprobs
 from align.model.load import first_line
 from align.model.probe import probe_lists, tolerance
+from align.model.sharding import whole
 from align.packing.batch import collate
 from rewards.logits import decoder_of
 
@@ -34,7 +35,7 @@ def enable_fusing(model: nn.Module, *, name: str, read: Callable[..., Tensor] = 
     Returns:
         Whether it is; if not, the model is left as it was, and one line says why.
     """
-    methods = _methods(model)
+    methods = fused_methods(model)
     base = base_model(model)
     batch = collate(probe_lists(base), pad_id=0).to(base.device)
     with evaluating(model), torch.no_grad():
@@ -60,8 +61,8 @@ def enable_fusing(model: nn.Module, *, name: str, read: Callable[..., Tensor] = 
     return same
 
 
-def _methods(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
-    """Every module that is to run otherwise, and how."""
+def fused_methods(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
+    """Every module that is to run otherwise, and how; not those that another program gave a forward of their own."""
     methods: dict[nn.Module, Callable[..., Tensor]] = {}
     for module in model.modules():
         if _is_lora(module):
@@ -74,7 +75,14 @@ def _methods(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
     for path in ROWWISE if layers else ():
         if (rowwise := _submodule(layers[-1], path)) is not None:
             methods[rowwise] = on_asked_rows(methods.get(rowwise, type(rowwise).forward))
-    return methods
+    return {module: method for module, method in methods.items() if not has_foreign_forward(module)}
+
+
+def has_foreign_forward(module: nn.Module) -> bool:
+    """Whether someone else gave a module, not its class, a forward: Unsloth, a hook of accelerate, a user."""
+    own = vars(module).get("forward")
+    ours = isinstance(own, MethodType) and (own.__module__ or "").startswith("align.")
+    return own is not None and not ours
 
 
 def _submodule(layer: nn.Module, path: str) -> nn.Module | None:
@@ -105,7 +113,8 @@ def _norm(module: Any) -> Callable[..., Tensor] | None:
     if eps is None or weight is None or weight.requires_grad:
         return None
     x = torch.linspace(-2, 3, 2 * len(weight), device=weight.device).view(2, -1).square()
-    expected = module(x)
+    weight = whole(weight)  # which is little
+    expected = torch.func.functional_call(module, {"weight": weight}, x)
     for offset in (0.0, 1.0):
         if torch.allclose(rms_norm(x, offset + weight, eps), expected, rtol=1e-5, atol=1e-6):
             return _norm_forward(offset, eps)

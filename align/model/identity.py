@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from align.model.attach import adapter_tensors
 from align.model.forward import base_model
+from align.model.sharding import whole
 from rewards.files import weights_digest
 
 Identity = dict[str, str | None]
@@ -33,7 +34,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """sha256 over names, dtypes, shapes and bytes, in the order of names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        value = tensors[name].detach().contiguous().cpu()
+        value = whole(tensors[name].detach()).contiguous().cpu()
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

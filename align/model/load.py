@@ -2,14 +2,21 @@
 
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -24,17 +31,42 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
+from align.bounds import check_folder
+from align.consent import REMOTE
 from align.errors import UserError
+from align.model.given import object_of, without_dropout
 from align.progress import stage
 from align.shipped import template_file
+from align.types import ListBatch
 from rewards.loading import without_bars
 from rewards.positions import table_size
 
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError)
+OF_CODE = (LookupError, TypeError, AttributeError, ArithmeticError, StrictDataclassError)
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, *OF_CODE)
+"""Whatever a config of wrong kinds and sizes makes of transformers' own code, too."""
 
 log = logging.getLogger("align")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What a run tells its model besides the recipe's `policy` section."""
+
+    dropout: bool = False
+    """Keep the model's own dropout in training mode."""
+    seed: int = 0
+    """Of the random start of an adapter and of a new head."""
+    device: torch.device | str = "cpu"
+    total_steps: int | None = None
+    """Optimizer steps of the run, for AdaLoRA."""
+    init_batches: Iterable[ListBatch] | None = None
+    """A few batches of training rows, for EVA."""
+    packing: bool = True
+    """Run every list as one row, its prompt once, where the model allows."""
+    like: Path | None = None
+    """The state of a run that is loaded into it afterwards, instead of `init_batches`."""
 
 
 def model_folder(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
@@ -59,8 +91,13 @@ def model_folder(model: str, revision: str | None = None, *, trust_remote_code: 
             "`policy.start_adapter`"
         )
     if not (folder / "config.json").is_file():
-        hint = "; of a run directory, name what `align export` makes" if (folder / "recipe.yaml").is_file() else ""
+        hint = ""
+        if (folder / "recipe.yaml").is_file():
+            hint = "; of a run directory, name what `align export` makes"
+        elif (folder / "adapter").is_dir():
+            hint = "; as a run directory it lacks recipe.yaml, so restore that file"
         raise UserError(f"{model} is no model folder: it has no config.json{hint}")
+    check_folder(folder)
     return folder
 
 
@@ -93,11 +130,13 @@ def load_model(
     Raises:
         UserError: files are missing, damaged, incomplete or of another kind.
     """
+    if (own := object_of(folder)) is not None:
+        return _taken(own, folder, dropout=dropout, device=device)
     with loading(folder, "cannot be loaded as a language model"):
         config = read_config(folder, trust_remote_code=trust_remote_code)
         turned_off = {} if dropout else turn_dropout_off(config)
         model, missing = read_weights(
-            _auto_class(config),
+            auto_class(config),
             folder,
             config=config,
             dtype=dtype,
@@ -110,6 +149,32 @@ def load_model(
     return model, turned_off
 
 
+def empty_model(
+    folder: Path, *, dtype: str, attention: str | None, trust_remote_code: bool, dropout: bool
+) -> tuple[PreTrainedModel, dict[str, float]]:
+    """As `load_model`, without reading a weight: for a context in which weights take no memory."""
+    config = read_config(folder, trust_remote_code=trust_remote_code)
+    turned_off = {} if dropout else turn_dropout_off(config)
+    config.name_or_path = str(folder)
+    attention = choose_attention(folder, config, attention)
+    own = {"attn_implementation": attention} if attention else {}
+    held = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
+    return auto_class(config).from_config(config, **held, **own).eval(), turned_off
+
+
+def _taken(
+    model: PreTrainedModel, folder: Path, *, dropout: bool, device: torch.device
+) -> tuple[PreTrainedModel, dict[str, float]]:
+    """An object in place of the folder's model, as this would be loaded."""
+    turned_off = {} if dropout else turn_dropout_off(model.config)
+    if not dropout:
+        without_dropout(model)
+    if (attention := choose_attention(folder, model.config, None)) is not None:
+        model.set_attn_implementation(attention)
+    moved: Any = model
+    return moved.to(device).eval(), turned_off
+
+
 @contextmanager
 def loading(folder: Path, problem: str) -> Iterator[None]:
     """Whatever transformers makes of a folder's files becomes one sentence: `problem`, and its own first line."""
@@ -118,7 +183,10 @@ def loading(folder: Path, problem: str) -> Iterator[None]:
     except UserError:
         raise
     except LOAD_ERRORS as error:
-        raise UserError(f"{folder} {problem}: {first_line(error)}") from error
+        why = f"it {REMOTE}" if "trust_remote_code" in str(error) else first_line(error)
+        if isinstance(error, SafetensorError):
+            why = f"a file of its weights is damaged ({why}); fetch the model again"
+        raise UserError(f"{folder} {problem}: {why}") from error
 
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> PretrainedConfig:
@@ -131,7 +199,7 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PretrainedConfig:
     return config
 
 
-def _auto_class(config: PretrainedConfig) -> Any:
+def auto_class(config: PretrainedConfig) -> Any:
     """What reads all of a checkpoint: of one that sees or hears too, its whole class and not the language part."""
     mapped = MODEL_FOR_MULTIMODAL_LM_MAPPING.get(type(config), None)
     names = [kind.__name__ for kind in (mapped if isinstance(mapped, tuple) else (mapped,)) if kind is not None]
@@ -147,7 +215,7 @@ def read_weights(
         model, info = auto_class.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
-            attn_implementation=_attention(folder, options["config"], attention),
+            attn_implementation=choose_attention(folder, options["config"], attention),
             device_map={"": device},
             use_safetensors=True,
             output_loading_info=True,
@@ -156,7 +224,7 @@ def read_weights(
     return model, sorted(info["missing_keys"])
 
 
-def _attention(folder: Path, config: PretrainedConfig, asked: str | None) -> str | None:
+def choose_attention(folder: Path, config: PretrainedConfig, asked: str | None) -> str | None:
     """Eager, unless another is asked for, where logits of the attention have a soft-cap, which sdpa leaves out."""
     cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     if cap is None or asked not in (None, "sdpa"):
@@ -184,10 +252,12 @@ def positions(
     Known from its config; no weight is read.
     """
     folder = model_folder(model, revision, trust_remote_code=trust_remote_code)
+    if (own := object_of(folder)) is not None:
+        return table_size(own), getattr(own.config.get_text_config(decoder=True), "max_position_embeddings", None)
     with loading(folder, "has a config that cannot be read"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     text = config.get_text_config(decoder=True)
-    auto = AutoModelForSequenceClassification if classifier else _auto_class(config)
+    auto = AutoModelForSequenceClassification if classifier else auto_class(config)
     try:
         with torch.device("meta"):
             empty = auto.from_config(config, trust_remote_code=trust_remote_code)

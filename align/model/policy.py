@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -14,32 +14,35 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from align.bounds import check_folder
 from align.errors import UserError
-from align.model.adapters import MUTATES_BASE, AdapterConfig, Full, Loftq, Lora
+from align.model.adapters import AdapterConfig, Full
 from align.model.attach import (
     REFERENCE,
     TRAINED,
     adapter_config,
     adapter_layers,
+    adapter_state,
     attach_adapter,
     continue_adapter,
     tuner,
 )
 from align.model.checkpoint import ADAPTER_FILE, export_adapter, export_model, load_state, save_state
 from align.model.checks import check_forward, check_training_mode
+from align.model.config import PolicySection
 from align.model.forward import TokenScorer, evaluating, language_part
 from align.model.fusing import enable_fusing
 from align.model.identity import Identity, base_identity, reference_identity
-from align.model.load import load_model, load_tokenizer, model_folder, model_name
+from align.model.load import LoadOptions, load_model, load_tokenizer, model_folder, model_name
+from align.model.moving import MOVING, MovingReference
 from align.model.packing import enable_packing
+from align.model.sharding import at_rest
 from align.packing import packed_collate
 from align.packing.batch import Example, collate
 from align.packing.rope import fix_frequencies
 from align.progress import stage
 from align.types import ListBatch
 from rewards.files import is_of_other_weights
-
-LORA = Lora()
 
 log = logging.getLogger("align")
 
@@ -81,6 +84,9 @@ class Policy:
         """What a TokenScorer runs in place of `model` while the reference is asked for and is a model of its own."""
         self.trained = False
         """Whether a step was taken, so that the weights are no longer the initial ones."""
+        self._scorer: nn.Module | None = None
+        self.moving: MovingReference | None = None
+        """What moves the reference, where it follows the policy."""
         self._layers = adapter_layers(model)
         self._has_copy = isinstance(model, PeftModel) and REFERENCE in model.peft_config
 
@@ -95,7 +101,12 @@ class Policy:
         return batch.to(self.model.device)
 
     def scorer(self) -> nn.Module:
-        """The model as one module from lists to what the loss is computed from."""
+        """The model as one module from lists to what the loss is computed from; always the same one."""
+        if self._scorer is None:
+            self._scorer = self._new_scorer()
+        return self._scorer
+
+    def _new_scorer(self) -> nn.Module:
         return TokenScorer(self)
 
     @contextmanager
@@ -108,11 +119,17 @@ class Policy:
         with evaluating(self.model), torch.no_grad(), self._reference_weights():
             yield
 
+    def follow(self, *, every: int, mixture: float) -> None:
+        """Let the reference follow the policy from now on; see MovingReference."""
+        self.moving = MovingReference(self.model, self.frozen, every=every, mixture=mixture)
+
     def _reference_weights(self) -> Any:
+        if self.moving and self.moving.moved and self._layers:
+            return adapter_state(self._layers, _active_adapter=[MOVING])
         if self._has_copy:
-            return _adapters(self._layers, _active_adapter=[REFERENCE])
+            return adapter_state(self._layers, _active_adapter=[REFERENCE])
         if self._layers:
-            return _adapters(self._layers, _disable_adapters=True)
+            return adapter_state(self._layers, _disable_adapters=True)
         if self.frozen is not None:
             return self._standing_in(self.frozen)
         if self.trained:
@@ -128,7 +145,8 @@ class Policy:
             self.stand_in = None
 
     def after_step(self, step: int) -> None:
-        """To be called between the optimizer's step and zero_grad: AdaLoRA moves its ranks by the gradients.
+        """To be called between the optimizer's step and zero_grad: AdaLoRA moves its ranks by the gradients, and a
+        reference that follows the policy is moved.
 
         Args:
             step: optimizer steps taken, this one included.
@@ -136,6 +154,8 @@ class Policy:
         self.trained = True
         if self.adapter == "adalora":
             tuner(self.model).update_and_allocate(step)
+        if self.moving:
+            self.moving.after_step(step)
 
     def penalty(self) -> Tensor | float:
         """What an adapter adds to the loss: AdaLoRA's mean ||P P' - I||_F over its factors; 0.0 for any other."""
@@ -147,10 +167,15 @@ class Policy:
 
     def reference_identity(self) -> Identity:
         """All that the reference's log-probabilities depend on besides token ids and precision."""
+        at_rest(self._scorer)
         return reference_identity(self.model, self.base, REFERENCE if self._has_copy else None)
 
     def save_adapter(self, folder: Path) -> None:
-        """Write what was trained for use elsewhere: a PEFT adapter for the original base, or a whole model."""
+        """Write what was trained for use elsewhere: a PEFT adapter for the original base, or a whole model.
+
+        Where weights are sharded every process calls this, as it does `save_state`.
+        """
+        at_rest(self._scorer)
         if isinstance(self.model, PeftModel):
             export_adapter(self.model, folder, base=self.base)
         else:
@@ -158,7 +183,10 @@ class Policy:
 
     def save_state(self, folder: Path) -> None:
         """Write all that training has changed, bit for bit, and the start it is measured from."""
+        at_rest(self._scorer)
         save_state(self.model, folder, base=self.base)
+        if self.moving:
+            self.moving.save(folder)
 
     def load_state(self, folder: Path, *, keep_reference: bool = False) -> None:
         """Go on from `save_state`.
@@ -169,94 +197,86 @@ class Policy:
         Raises:
             UserError: the state is missing or belongs to another base or adapter.
         """
+        at_rest(self._scorer)
         load_state(self.model, folder, base=self.base, keep_reference=keep_reference)
         self.trained = True
+
+    def load_moved(self, folder: Path) -> None:
+        """Go on from `save_state` with the reference too, where it follows the policy."""
+        if self.moving:
+            self.moving.load(folder)
 
 
 @stage("loading the model")
 def load_policy(
-    model: str,
+    section: PolicySection,
+    options: LoadOptions = LoadOptions(),  # noqa: B008, frozen
     *,
-    revision: str | None = None,
-    dtype: str = "float32",
-    adapter: AdapterConfig = LORA,
-    start_adapter: str | None = None,
-    quantization: str | None = None,
-    attention: str | None = None,
-    chat_template: str | None = None,
-    trust_remote_code: bool = False,
-    dropout: bool = False,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    total_steps: int | None = None,
-    init_batches: Iterable[ListBatch] | None = None,
     keep_reference: bool = True,
-    packing: bool = True,
-    like: Path | None = None,
 ) -> Policy:
     """The policy of a recipe's `policy` section, at its start.
 
     Args:
-        model: a local folder, or a hub name; the other keys of the section follow under their names.
-        dropout: keep the model's own dropout in training mode.
-        seed: of the adapter's random initialisation.
-        total_steps: optimizer steps of the run, for AdaLoRA.
-        init_batches: a few batches of training rows, for EVA.
+        section: all of it but `start_run`, whose weights are put in afterwards.
         keep_reference: full training keeps a copy of the initial weights; False where the reference is cached before
             the first step.
-        packing: run every list as one row, its prompt once, where the model allows.
-        like: the state of a run that is loaded into it afterwards, instead of `init_batches`.
 
     Raises:
         UserError: something named does not exist, does not fit, or nothing would train.
     """
-    device = torch.device(device)
-    _check_quantization(adapter, quantization, device)
-    code = {"trust_remote_code": trust_remote_code}
-    folder = model_folder(model, revision, **code)
-    tokenizer = load_tokenizer(model, revision=revision, chat_template=chat_template, **code)
+    model, device = section.model, torch.device(options.device)
+    _check_quantization(section.adapter, section.quantization, device)
+    code = {"trust_remote_code": section.trust_remote_code}
+    folder = model_folder(model, section.revision, **code)
+    tokenizer = load_tokenizer(model, revision=section.revision, chat_template=section.chat_template, **code)
     base, own_dropout = load_model(
         folder,
-        dtype=dtype,
-        attention=attention,
-        quantization=quantization,
-        dropout=dropout,
+        dtype=section.dtype,
+        attention=section.attention,
+        quantization=section.quantization,
+        dropout=options.dropout,
         device=device,
         **code,
     )
-    fix_frequencies(base, name=model)
-    check_forward(base, name=model)
-    if not dropout:
-        check_training_mode(base, name=model)
-    packing = packing and enable_packing(base, name=model)
-    _freeze_other_parts(base, name=model)
+    packing = make_ready(base, options, name=model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        needs = {"total_steps": total_steps, "init_batches": init_batches, "like": like}
-        origin = {"model": model, "revision": revision, "folder": folder}
-        trained = _with_adapter(base, adapter, start_adapter, **origin, **needs)
-    what = "start_adapter" if start_adapter is not None else adapter.name
+        torch.manual_seed(options.seed)
+        trained = with_adapter(base, section, options, folder)
+    what = "start_adapter" if section.start_adapter is not None else section.adapter.name
     if not any(p.requires_grad for p in trained.parameters()):
         raise UserError(f"policy.adapter: nothing of {model} would train with {what}; check its targets")
     enable_fusing(trained, name=model)
     frozen = deepcopy(base).requires_grad_(False).eval() if what == "full" and keep_reference else None
-    identity = {**base_identity(model, folder), "quantization": quantization}
-    options: dict[str, Any] = {"frozen": frozen, "dropout": own_dropout, "packing": packing, "folder": folder}
-    return Policy(trained, tokenizer, adapter=what, base=identity, **options)
+    identity = {**base_identity(model, folder), "quantization": section.quantization}
+    known: dict[str, Any] = {"frozen": frozen, "dropout": own_dropout, "packing": packing, "folder": folder}
+    return Policy(trained, tokenizer, adapter=what, base=identity, **known)
 
 
-def _with_adapter(
-    base: PreTrainedModel, adapter: AdapterConfig, start_adapter: str | None, **context: Any
+def make_ready(base: PreTrainedModel, options: LoadOptions, *, name: str) -> bool:
+    """Mend and check what every forward pass relies on; whether rows will be packed."""
+    fix_frequencies(base, name=name)
+    check_forward(base, name=name)
+    if not options.dropout:
+        check_training_mode(base, name=name)
+    packing = options.packing and enable_packing(base, name=name)
+    freeze_other_parts(base, name=name)
+    return packing
+
+
+def with_adapter(
+    base: PreTrainedModel, section: PolicySection, options: LoadOptions, folder: Path
 ) -> PreTrainedModel | PeftModel:
-    if start_adapter is not None:
-        _check_weights_of(Path(start_adapter).expanduser(), context["model"], context["folder"])
-        wrapped = continue_adapter(base, start_adapter, instead_of=adapter)
+    adapter = section.adapter
+    if section.start_adapter is not None:
+        check_folder(Path(section.start_adapter).expanduser())
+        _check_weights_of(Path(section.start_adapter).expanduser(), section.model, folder)
+        wrapped = continue_adapter(base, section.start_adapter, instead_of=adapter)
         own = adapter_config(wrapped)  # whose base may be another copy, or a path from where it was made
-        own.base_model_name_or_path, own.revision = model_name(context["model"]), context["revision"]
+        own.base_model_name_or_path, own.revision = model_name(section.model), section.revision
         return wrapped
     if isinstance(adapter, Full):
         return base
-    return attach_adapter(base, adapter, **context)
+    return attach_adapter(base, adapter, section, options, folder=folder)
 
 
 def _check_weights_of(start_adapter: Path, model: str, folder: Path) -> None:
@@ -272,7 +292,7 @@ def _check_weights_of(start_adapter: Path, model: str, folder: Path) -> None:
     log.warning("%s was trained on %s, whose weights are not those of %s", start_adapter, named, model)
 
 
-def _freeze_other_parts(base: PreTrainedModel, *, name: str) -> None:
+def freeze_other_parts(base: PreTrainedModel, *, name: str) -> None:
     """Of a model that sees or hears too, the language part alone trains; the rest is kept as it is."""
     is_language = language_part(base)
     others = [(n, p) for n, p in base.named_parameters() if not is_language(n)]
@@ -290,32 +310,11 @@ def _freeze_other_parts(base: PreTrainedModel, *, name: str) -> None:
 
 
 def _check_quantization(adapter: AdapterConfig, quantization: str | None, device: torch.device) -> None:
-    if quantization is None:
-        if isinstance(adapter, Loftq):
-            raise UserError(
-                "policy.adapter: loftq mends a quantised base; set `policy.quantization: 4bit` or use pissa"
-            )
-    elif isinstance(adapter, Full):
-        raise UserError("policy: quantised weights cannot train; set an adapter or remove `quantization`")
-    elif adapter.name in MUTATES_BASE:
-        raise UserError(f"policy: {adapter.name} changes the base weights, which quantised ones cannot take; use loftq")
-    elif device.type == "cpu":
+    adapter.check_quantization(quantization)
+    if quantization is not None and device.type == "cpu":
         raise UserError(
             "policy.quantization: 4bit needs a GPU: on a CPU bitsandbytes gives wrong gradients after scoring"
         )
-
-
-@contextmanager
-def _adapters(layers: list[nn.Module], **state: Any) -> Iterator[None]:
-    """Set adapter layers' state and put it back. PEFT's own setters change requires_grad too, which training reads."""
-    before = [{key: getattr(layer, key) for key in state} for layer in layers]
-    try:
-        for layer in layers:
-            vars(layer).update(state)
-        yield
-    finally:
-        for layer, old in zip(layers, before, strict=True):
-            vars(layer).update(old)
 
 
 def _is_factor(name: str) -> bool:

@@ -2,8 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +13,16 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from align.data.steps import micro_batches
-from align.model.forward import TokenScorer, evaluating
+from align.errors import UserError
+from align.model.forward import evaluating
 from align.model.policy import Policy
 from align.model.probe import tolerance
+from align.model.sharding import agreed
 from align.model.value_cache import Found, Kind, ValueCache, Values, list_key
 from align.progress import progress
 from align.types import ListBatch, TokenStats
 
+KEYED = ("prompt_ids", "completion_ids", "learn_at")
 BLOCK = 512
 """Lists read into memory at a time."""
 SHARD_VALUES = 2**21
@@ -25,6 +30,11 @@ SHARD_SECONDS = 30.0
 """A part is written after so many values or seconds, whichever comes first: no more than that is lost to a kill."""
 CHECKED = 3
 """Lists computed again when cached values are used."""
+
+Block = tuple[list[dict[str, Any]], Sequence[Kind]]
+"""Lists of one block, and what is asked of them."""
+Spread = Callable[[Iterator[Block]], Iterator[tuple[Block, list[Found]]]]
+"""Blocks -> each with its batches' values, as they are finished, in any order."""
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +48,7 @@ def read_lists(
     cache_dir: Path | str | None = None,
     precision: str = "float32",
     label: str = "reference",
+    spread: Spread | None = None,
 ) -> dict[Kind, Values]:
     """What the policy's reference says about lists, by a list's key; one forward pass of a list gives every kind.
 
@@ -47,27 +58,36 @@ def read_lists(
     found there are computed again; if they differ, all are.
 
     Args:
-        lists: with columns prompt_ids, completion_ids, grades; the same on every process, which computes its share.
+        lists: with columns prompt_ids, completion_ids, grades and perhaps learn_at; the same on every process, which
+            computes its share.
         policy: at its start; under full training without a copy of its initial weights, before the first step.
-        kinds: "logprobs": of the completions' tokens, in nats, float32, one completion after the other; "gram": inner
-            products of the completions' mean hidden states (CHES is made of them), float64, row by row.
+        kinds: "logprobs": of the completions' learnt tokens, in nats, float32, one completion after the other; "gram":
+            inner products of the completions' mean hidden states (CHES is made of them), float64, row by row.
         tokens_per_batch: tokens of a forward pass at most, as the model reads them.
         cache_dir: by default below the user's cache folder.
         precision: autocast of the forward pass: float32, bfloat16 or float16.
         label: beside the progress bar.
+        spread: what computes blocks elsewhere, each whole, with `ListReader`; by default they are computed here.
 
     Source: ours
     """
     cache = ValueCache(cache_dir, kinds, policy.reference_identity() | {"precision": precision})
-    work = _Lists(lists, policy, tokens_per_batch, precision)
+    work = _Lists(lists, policy, ListReader(policy, tokens_per_batch, precision), spread)
     state = PartialState()
+    with cache.alone() if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
+        return _completed(cache, work, label, state)
+
+
+def _completed(cache: ValueCache, work: "_Lists", label: str, state: PartialState) -> Found:
+    """What the cache holds of these lists, after this group of processes has filled its gaps."""
     stored = cache.read(work.keys)
     if not work.agrees(stored):
         log.warning("%s: cached values differ from the reference's; computing all of them", cache)
         state.wait_for_everyone()
         if state.is_main_process:
             cache.remove()
-        stored = {kind: {} for kind in kinds}
+        stored = {kind: {} for kind in stored}
     state.wait_for_everyone()
     cache.create(describe=state.is_main_process)
     _fill(cache, work, stored, label, share=(state.process_index, state.num_processes))
@@ -79,24 +99,63 @@ def read_lists(
 
 def flat_values(lists: Dataset, stored: Values) -> np.ndarray:
     """Values of all lists, one after the other."""
-    rows = lists.select_columns(["prompt_ids", "completion_ids"])
-    values = [stored[list_key(row["prompt_ids"], row["completion_ids"])] for row in rows]
+    values = [stored[_key(row)] for row in _keyed(lists)]
     return np.concatenate(values) if values else np.zeros(0, np.float32)
+
+
+def _keyed(lists: Dataset) -> Dataset:
+    """The columns that a list's key depends on."""
+    return lists.select_columns([name for name in KEYED if name in lists.column_names])
+
+
+def _key(row: Mapping[str, Any]) -> bytes:
+    return list_key(row["prompt_ids"], row["completion_ids"], row.get("learn_at"))
+
+
+class ListReader:
+    """A policy's reference, to read blocks of tokenised lists with: in this process, or in one of a cluster."""
+
+    def __init__(self, policy: Policy, tokens_per_batch: int, precision: str) -> None:
+        self.policy, self.scorer = policy, policy.scorer()
+        self.tokens_per_batch, self.precision = tokens_per_batch, getattr(torch, precision)
+
+    def __call__(self, block: Block) -> list[Found]:
+        """All of a block."""
+        return list(self.batches(*block))
+
+    @torch.no_grad()
+    def batches(
+        self, examples: list[dict[str, Any]], kinds: Sequence[Kind], spare: dict[str, Any] | None = None
+    ) -> Iterator[Found]:
+        """Values of these lists, batch by batch, in another order.
+
+        Args:
+            spare: a list for the passes that a process of a sharded model takes for others' sake.
+        """
+        device = self.policy.model.device
+        half = torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
+        outputs = ("logprob", "hidden_sum") if "gram" in kinds else ("logprob",)
+        parts = micro_batches(examples, tokens_per_batch=self.tokens_per_batch, packed=self.policy.packing)
+        parts += [[] for _ in range(agreed(len(parts), self.scorer) - len(parts))]
+        for part in parts:
+            batch = self.policy.collate(part or [spare])  # type: ignore[list-item]
+            with self.policy.reference(), half:
+                stats = self.scorer(batch, outputs)
+            if not part:
+                continue
+            keys = [_key(example) for example in part]
+            yield {kind: dict(zip(keys, VALUES[kind](stats, batch), strict=True)) for kind in kinds}
 
 
 class _Lists:
     """Tokenised lists and the policy whose reference reads them."""
 
-    def __init__(self, lists: Dataset, policy: Policy, tokens_per_batch: int, precision: str) -> None:
-        self.lists = lists
-        self.policy = policy
-        self.scorer = TokenScorer(policy)
-        self.tokens_per_batch = tokens_per_batch
-        self.precision = getattr(torch, precision)
+    def __init__(self, lists: Dataset, policy: Policy, reader: ListReader, spread: Spread | None) -> None:
+        self.lists, self.policy, self.reader, self.spread = lists, policy, reader, spread
         self.keys: list[bytes] = []
         self.widths: list[int] = []
-        for row in lists.select_columns(["prompt_ids", "completion_ids"]):
-            self.keys.append(list_key(row["prompt_ids"], row["completion_ids"]))
+        for row in _keyed(lists):
+            self.keys.append(_key(row))
             self.widths.append(len(row["prompt_ids"]) + max(map(len, row["completion_ids"])))
 
     def missing(self, stored: Found, share: tuple[int, int]) -> list[list[int]]:
@@ -121,27 +180,26 @@ class _Lists:
         """Whether a few of the stored values, taken by their keys' order, are what the reference says now."""
         rows = {key: row for row, key in enumerate(self.keys) if any(key in values for values in stored.values())}
         chosen = [rows[key] for key in sorted(rows)[:CHECKED]]
-        allowed = tolerance(self.policy.model.dtype, self.precision)
-        for batch in self.compute(chosen, tuple(stored)) if chosen else ():
+        allowed = tolerance(self.policy.model.dtype, self.reader.precision)
+        for batch in list(self.read(chosen, tuple(stored))):  # all, as other processes do
             for kind, values in batch.items():
                 for key, own in values.items():
                     if key in stored[kind] and not _close(stored[kind][key], own, kind, allowed):
                         return False
         return True
 
-    @torch.no_grad()
-    def compute(self, rows: Sequence[int], kinds: Sequence[Kind]) -> Iterator[Found]:
-        """Values of these rows, batch by batch, in another order."""
-        device = self.policy.model.device
-        half = torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
-        outputs = ("logprob", "hidden_sum") if "gram" in kinds else ("logprob",)
-        examples = self.lists.select(rows).to_list()
-        for part in micro_batches(examples, tokens_per_batch=self.tokens_per_batch, packed=self.policy.packing):
-            batch = self.policy.collate(part)
-            with self.policy.reference(), half:
-                stats = self.scorer(batch, outputs)
-            keys = [list_key(example["prompt_ids"], example["completion_ids"]) for example in part]
-            yield {kind: dict(zip(keys, VALUES[kind](stats, batch), strict=True)) for kind in kinds}
+    def read(self, rows: Sequence[int], kinds: Sequence[Kind]) -> Iterator[Found]:
+        """Values of these rows, batch by batch."""
+        yield from self.reader.batches(self.lists.select(rows).to_list(), kinds, spare=self.lists[0])
+
+    def compute(self, blocks: Sequence[Sequence[int]], kinds: Sequence[Kind]) -> Iterator[Found]:
+        """Values of blocks of rows, batch by batch, here or elsewhere."""
+        if self.spread is None:
+            for block in blocks:
+                yield from self.read(block, kinds)
+        else:
+            for _, found in self.spread((self.lists.select(block).to_list(), kinds) for block in blocks):
+                yield from found
 
 
 def _logprobs(stats: TokenStats, batch: ListBatch) -> list[np.ndarray]:
@@ -171,20 +229,20 @@ def _close(stored: np.ndarray, own: np.ndarray, kind: Kind, allowed: float) -> b
 def _fill(cache: ValueCache, work: _Lists, stored: Found, label: str, *, share: tuple[int, int]) -> None:
     """Compute a process's share of what is missing, and write it in parts of whole batches."""
     blocks = work.missing(stored, share)
+    blocks += [[] for _ in range(agreed(len(blocks), work.reader.scorer) - len(blocks))]
     kinds = tuple(stored)
     part: Found = {kind: {} for kind in kinds}
     size, written = 0, time.monotonic()
     show = bool(label and blocks and share[0] == 0)
     with progress(label, sum(map(len, blocks)), unit="lists", show=show) as advance:
-        for block in blocks:
-            for batch in work.compute(block, kinds):
-                for kind in kinds:
-                    part[kind] |= {key: own for key, own in batch[kind].items() if key not in stored[kind]}
-                    size += sum(map(len, batch[kind].values()))
-                if size >= SHARD_VALUES or time.monotonic() - written > SHARD_SECONDS:
-                    cache.write(part)
-                    part, size, written = {kind: {} for kind in kinds}, 0, time.monotonic()
-                advance(len(batch[kinds[0]]))
+        for batch in work.compute(blocks, kinds):
+            for kind in kinds:
+                part[kind] |= {key: own for key, own in batch[kind].items() if key not in stored[kind]}
+                size += sum(map(len, batch[kind].values()))
+            if size >= SHARD_VALUES or time.monotonic() - written > SHARD_SECONDS:
+                cache.write(part)
+                part, size, written = {kind: {} for kind in kinds}, 0, time.monotonic()
+            advance(len(batch[kinds[0]]))
     cache.write(part)
 
 
@@ -194,14 +252,20 @@ def check_reference_identity(policy: Policy, batch: ListBatch) -> None:
 
     Raises:
         RuntimeError: they do not.
+        UserError: they do not, with an adapter by PEFT's own keys.
     """
-    scorer = TokenScorer(policy)
+    scorer = policy.scorer()
     with evaluating(scorer):
         own = scorer(batch).logprobs
         with policy.reference():
             reference = scorer(batch).logprobs
     difference = (own - reference).abs().max().item()
     if not difference <= tolerance(policy.model.dtype):
+        if policy.adapter == "peft":
+            raise UserError(
+                f"policy.adapter: it does not start as the base does (tokens differ by {difference:.2g} nats): set its "
+                "type's key for that, such as `init_weights: true`, or take another type"
+            )
         raise RuntimeError(
             f"before the first step policy and reference differ by {difference:.2g} nats on a token, with adapter "
             f"{policy.adapter}: the implicit rewards would not start at zero"

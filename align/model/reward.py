@@ -1,12 +1,13 @@
 """Reward models: a transformers sequence classifier whose outputs are read at each completion's last token."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from jaxtyping import Float, Int
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -14,22 +15,25 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import UserError
-from align.model.adapters import AdapterConfig, Full
+from align.model.adapters import Full
 from align.model.attach import adapter_config, attach_adapter
 from align.model.checkpoint import export_adapter, export_model
 from align.model.classifier import is_classifier, load_classifier, reads_last_token
+from align.model.config import PolicySection
 from align.model.forward import base_model, evaluating, last_hidden
 from align.model.fusing import enable_fusing
 from align.model.identity import base_identity
-from align.model.load import load_tokenizer, model_folder
+from align.model.load import LoadOptions, load_tokenizer, model_folder
 from align.model.packing import enable_packing
 from align.model.policy import Policy
 from align.model.probe import tolerance
+from align.model.sharding import at_rest
 from align.packing import Tree, packed_collate
 from align.packing.batch import Example, collate
 from align.packing.rope import fix_frequencies
 from align.progress import stage
 from align.types import ListBatch
+from rewards.broken import why_not_finite
 
 MOMENTUM_FILE = "set_gradients.safetensors"
 
@@ -57,8 +61,7 @@ class RewardModel(Policy):
     set_gradients: Tensor | None = None
     """MORE's running mean of every preference set's gradient, [T, P]."""
 
-    def scorer(self) -> nn.Module:
-        """The model as one module from lists to rewards."""
+    def _new_scorer(self) -> nn.Module:
         return RewardScorer(self.model)
 
     def collate(self, examples: Sequence[Example]) -> RewardBatch:
@@ -82,13 +85,15 @@ class RewardModel(Policy):
 
     def save_adapter(self, folder: Path) -> None:
         """A whole sequence classifier, or an adapter with its head in PEFT's format and the classifier's config."""
+        at_rest(self._scorer)
         if not isinstance(self.model, PeftModel):
             export_model(self.model, folder, dropout=self.dropout)
             return
         config = adapter_config(self.model)
         config.modules_to_save = sorted(set(config.modules_to_save))  # PEFT appends its own names to ours
         export_adapter(self.model, folder, base=self.base)
-        base_model(self.model).config.save_pretrained(folder)
+        if PartialState().is_main_process:
+            base_model(self.model).config.save_pretrained(folder)
 
     def save_state(self, folder: Path) -> None:
         """See Policy; with the gradients of the preference sets."""
@@ -138,59 +143,44 @@ def read_rewards(model: nn.Module, batch: ListBatch, tree: Tree | None = None) -
 
 @stage("loading the model")
 def load_reward_model(
-    model: str,
+    section: PolicySection,
+    options: LoadOptions = LoadOptions(),  # noqa: B008, frozen
     *,
     outputs: Sequence[str],
-    adapter: AdapterConfig,
-    revision: str | None = None,
-    dtype: str = "float32",
-    start_adapter: str | None = None,
-    quantization: str | None = None,
-    attention: str | None = None,
-    chat_template: str | None = None,
-    trust_remote_code: bool = False,
-    dropout: bool = False,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    total_steps: int | None = None,
-    init_batches: Iterable[ListBatch] | None = None,
-    packing: bool = True,
 ) -> RewardModel:
     """The reward model of a recipe, at its start: a language model or encoder with a new head, or a classifier.
 
     Args:
-        model: a local folder, or a hub name; the other keys of the `policy` section follow under their names.
+        section: the recipe's `policy`.
         outputs: the names of the head's outputs. A classifier that has outputs of these names keeps their weights.
-        seed: of the new head and the adapter.
 
     Raises:
         UserError: something named does not exist, does not fit, or nothing would train.
     """
-    _refuse_unsuited(start_adapter, quantization, adapter)
-    device = torch.device(device)
-    code = {"trust_remote_code": trust_remote_code}
-    folder = model_folder(model, revision, **code)
-    tokenizer = load_tokenizer(model, revision=revision, chat_template=chat_template, **code)
+    _refuse_unsuited(section)
+    model, device = section.model, torch.device(options.device)
+    code = {"trust_remote_code": section.trust_remote_code}
+    folder = model_folder(model, section.revision, **code)
+    tokenizer = load_tokenizer(model, revision=section.revision, chat_template=section.chat_template, **code)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        base, head, own_dropout = load_classifier(
-            folder, outputs, dtype=dtype, attention=attention, dropout=dropout, device=device, **code
-        )
+        torch.manual_seed(options.seed)
+        held: dict[str, Any] = {"dtype": section.dtype, "attention": section.attention, "device": device}
+        base, head, own_dropout = load_classifier(folder, outputs, dropout=options.dropout, **held, **code)
         if not is_classifier(AutoConfig.from_pretrained(folder, **code)):
             log.info("%s has no reward head; a new one with the outputs %s is trained", model, ", ".join(outputs))
         base.config.get_text_config().pad_token_id = tokenizer.pad_token_id
         fix_frequencies(base, name=model)
         check_rewards(base, name=model)
-        packing = packing and reads_last_token(base) and enable_packing(base, name=model, read=read_rewards)
+        packing = options.packing and reads_last_token(base) and enable_packing(base, name=model, read=read_rewards)
         trained: Any = base
-        if not isinstance(adapter, Full):
-            needs: dict[str, Any] = {"total_steps": total_steps, "init_batches": init_batches, "head": head}
-            trained = attach_adapter(base, adapter, model=model, revision=revision, folder=folder, **needs)
+        if not isinstance(section.adapter, Full):
+            trained = attach_adapter(base, section.adapter, section, options, folder=folder, head=head)
     if reads_last_token(base):
         enable_fusing(trained, name=model, read=read_rewards)
     _set_padding(base, tokenizer)
+    known: dict[str, Any] = {"dropout": own_dropout, "packing": packing}
     identity = {**base_identity(model, folder), "outputs": " ".join(outputs)}
-    return RewardModel(trained, tokenizer, adapter=adapter.name, base=identity, dropout=own_dropout, packing=packing)
+    return RewardModel(trained, tokenizer, adapter=section.adapter.name, base=identity, **known)
 
 
 @torch.no_grad()
@@ -207,6 +197,8 @@ def check_rewards(base: PreTrainedModel, *, name: str) -> None:
         expected = base(input_ids=torch.tensor([usable[:5]], device=base.device)).logits.float()
         ours = read_rewards(base, collate(lists, pad_id=pad or 0).to(base.device))[:1]
     difference = (ours - expected).abs().max().item()
+    if broken := why_not_finite(base, difference):
+        raise UserError(f"{name}: {broken}")
     if not difference <= tolerance(base.dtype):
         raise UserError(
             f"{name} ({base.config.model_type}) reads its outputs in a way that is not supported: its own and ours "
@@ -214,13 +206,13 @@ def check_rewards(base: PreTrainedModel, *, name: str) -> None:
         )
 
 
-def _refuse_unsuited(start_adapter: str | None, quantization: str | None, adapter: AdapterConfig) -> None:
-    if start_adapter is not None:
+def _refuse_unsuited(section: PolicySection) -> None:
+    if section.start_adapter is not None:
         raise UserError(
             "policy.start_adapter: a reward model starts from a whole model; merge the adapter first "
             "(`align export RUN OUTPUT --merge`) and name the result as `policy.model`"
         )
-    if quantization is not None or adapter.name == "loftq":
+    if section.quantization is not None or section.adapter.needs_quantization:
         raise UserError("policy: a reward model is not trained on quantised weights; use lora without `quantization`")
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import PositiveFloat, model_validator
 
 from align.objectives.base import Properties
-from align.objectives.lists import chosen_and_rejected, ordered_pairs
+from align.objectives.lists import chosen_and_rejected, ordered_pairs, per_pair
 from align.objectives.objective import OBJECTIVE, Objective
 from align.objectives.scores import LikelihoodMean, ScoreConfig
 from align.tensors import Bool, Float, Tensor, torch
@@ -22,6 +22,7 @@ def aft(
     *,
     variant: Variant = "ranking",
     margin: float = 0.1,
+    margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """AFT's alignment term; combine it with `sft`.
 
@@ -30,6 +31,7 @@ def aft(
     boundary, ranking: log(1 + sum_ij [e^{s_j - s_i} + e^{T_j - s_j}]),  T_j = sg(min over i of s_i) - 2 margin
 
     The sums run over the pairs (i, j) of a best-graded and another completion; for `ranking` over all with g_i > g_j.
+    Where a row has a margin m, s_j + m stands for s_j: the worse completion is pushed m further down.
 
     Args:
         scores: mean log-probabilities of a token (`likelihood_mean` with beta 1; a recipe gives that by default).
@@ -38,6 +40,7 @@ def aft(
         variant: which of the four.
         margin: how far a worse completion is pushed below the better one, in nats; with a single better one the push
             ends there. Not used by `plain` and `detached`.
+        margins: m, one per list, in nats; None for 0.
 
     Returns:
         One loss per list, in nats; 0 with zero gradient for a list of ties.
@@ -49,12 +52,13 @@ def aft(
         chosen, rejected = chosen_and_rejected(grades, list_mask)
         pairs = chosen[:, :, None] & rejected[:, None, :]
     scores = scores.masked_fill(~list_mask, 0)
+    better_by = per_pair(margins, scores)
     worse = scores.detach() if variant == "detached" else scores
-    terms = [(worse[:, None, :] - scores[:, :, None]).masked_fill(~pairs, -torch.inf)]
+    terms = [(worse[:, None, :] - scores[:, :, None] + better_by).masked_fill(~pairs, -torch.inf)]
     if variant in ("boundary", "ranking"):
         better = scores.detach()[:, :, None].expand_as(pairs).masked_fill(~pairs, torch.inf)
         floor = (better.amin(dim=1) - 2 * margin - scores)[:, None, :].expand_as(pairs)
-        terms.append(floor.masked_fill(~pairs, -torch.inf))
+        terms.append((floor - better_by).masked_fill(~pairs, -torch.inf))
     one = scores.new_zeros(scores.shape[0], 1)
     return torch.cat([one, *(term.flatten(start_dim=1) for term in terms)], dim=1).logsumexp(dim=1)
 

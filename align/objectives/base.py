@@ -21,7 +21,7 @@ DOMAINS: dict[GradeDomain, tuple[float, float]] = {
 """Range of grades by name; the last two are for gains 2^g, which must stay representable."""
 
 
-GIVEN = ("baseline", "keys", "noise")
+GIVEN = ("baseline", "keys", "margins", "noise")
 """What the trainer gives to the functions that take it, which is no option: see `align.losses.list_loss`."""
 
 

@@ -154,14 +154,19 @@ class ApoZero(Objective):
 
 
 def apo_down(
-    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """APO-down, pairs only: both down, the rejected further, for data worse than what the policy writes.
 
-    sigmoid(a) + 1 - sigmoid(a - b)
+    sigmoid(a) + 1 - sigmoid(a - b - m)
 
     Args:
         scores, grades, list_mask: see the module; two completions per list.
+        margins: m, how far apart each list's pair should score, in the unit of the scores; None for 0.
 
     Returns:
         One loss per list, in units of probability; 0 with zero gradient for a tie.
@@ -170,7 +175,7 @@ def apo_down(
     """
     chosen, _ = chosen_and_rejected(grades, list_mask)
     held_down = masked_mean(scores.masked_fill(~list_mask, 0).sigmoid(), chosen)
-    return held_down + over_ordered_pairs(lambda d: (-d).sigmoid(), scores, grades, list_mask)
+    return held_down + over_ordered_pairs(lambda d: (-d).sigmoid(), scores, grades, list_mask, margins)
 
 
 @OBJECTIVE.add

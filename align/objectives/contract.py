@@ -27,7 +27,7 @@ def check_objective(function: Callable[..., Any], place: str, holds: Properties,
 
     Args:
         function: (scores [B, K], grades [B, K], list_mask [B, K], **options) -> losses [B]; it may take `beta`,
-            `baseline`, `keys` and `noise`, as built-in ones do.
+            `baseline`, `keys`, `margins` and `noise`, as built-in ones do.
         place: names it in messages.
         holds: the sizes of lists that it takes.
         options: its keywords.
@@ -47,6 +47,7 @@ def check_objective(function: Callable[..., Any], place: str, holds: Properties,
 
     def call(scores: Tensor, grades: Tensor, mask: Tensor, keys: Tensor) -> Tensor:
         given = {"beta": 0.1, "baseline": 0.0, "keys": keys, "noise": torch.full_like(scores, 1e-6)}
+        given["margins"] = torch.full_like(scores[:, 0], 0.25)
         given = {name: value for name, value in given.items() if name in keywords(function) and name not in options}
         return function(scores, grades, mask, **given, **options)
 

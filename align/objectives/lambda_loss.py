@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from align.objectives.base import Properties
-from align.objectives.lists import differences, ordered_pairs
+from align.objectives.lists import differences, ordered_pairs, per_pair
 from align.objectives.noise import settled
 from align.objectives.objective import OBJECTIVE, Objective
 from align.tensors import Bool, F, Float, Tensor, torch
@@ -23,10 +23,11 @@ def lambda_loss(
     log_base: float = 2.0,
     reduction: Reduction = "list_sum",
     noise: Float[Tensor, "B K"] | None = None,
+    margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """LiPO-lambda: getting the top of the list right counts more than its tail.
 
-    sum over g_i > g_j of Delta_ij log(1 + e^{-(s_i - s_j)}),  Delta as in `lambda_weights`
+    sum over g_i > g_j of Delta_ij log(1 + e^{-(s_i - s_j - m)}),  Delta as in `lambda_weights`
 
     Args:
         scores: s in nats, beta included.
@@ -35,6 +36,7 @@ def lambda_loss(
         log_base: of the discount; 2 is what rax does, e the natural logarithm.
         reduction: the sum over pairs, or that divided by the list's completions, or by its ordered pairs.
         noise: how far each score may be off by rounding; see `align.objectives.noise.settled`.
+        margins: m, how far apart each list's pairs should score, in the unit of s; None for 0.
 
     Returns:
         One loss per list, in nats times DCG gain; 0 with zero gradient for a list of ties.
@@ -43,8 +45,8 @@ def lambda_loss(
     batch, which is no function of one list.)
     """
     weights = lambda_weights(scores, grades, list_mask, log_base=log_base, reduction=reduction, noise=noise)
-    margins = differences(scores).masked_fill(~ordered_pairs(grades, list_mask), 0)
-    return (weights * F.softplus(-margins)).sum(dim=(1, 2))
+    gaps = differences(scores) - per_pair(margins, scores)
+    return (weights * F.softplus(-gaps.masked_fill(~ordered_pairs(grades, list_mask), 0))).sum(dim=(1, 2))
 
 
 def lambda_weights(

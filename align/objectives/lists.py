@@ -48,11 +48,17 @@ def over_ordered_pairs(
     scores: Float[Tensor, "B K"],
     grades: Float[Tensor, "B K"],
     list_mask: Bool[Tensor, "B K"],
+    margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
-    """Sum of loss(s_i - s_j) over the pairs with g_i > g_j; 0 with zero gradient where there is none.
+    """Sum of loss(s_i - s_j - margin) over the pairs with g_i > g_j; 0 with zero gradient where there is none.
 
-    The margins of other pairs are set to 0 before the loss, so nothing that padding holds reaches the gradient.
+    The differences of other pairs are set to 0 before the loss, so nothing that padding holds reaches the gradient.
     """
     pairs = ordered_pairs(grades, list_mask)
-    margins = differences(scores).masked_fill(~pairs, 0)
-    return loss(margins).masked_fill(~pairs, 0).sum(dim=(1, 2))
+    gaps = (differences(scores) - per_pair(margins, scores)).masked_fill(~pairs, 0)
+    return loss(gaps).masked_fill(~pairs, 0).sum(dim=(1, 2))
+
+
+def per_pair(margins: Float[Tensor, " B"] | None, scores: Float[Tensor, "B K"]) -> Float[Tensor, "B 1 1"] | float:
+    """Lists' margins beside the differences of their scores; 0 where none are given."""
+    return 0.0 if margins is None else margins.to(scores.dtype)[:, None, None]

@@ -1,7 +1,8 @@
 """Objectives on a whole list: Plackett-Luce, cross-entropy and reverse KL.
 
 Arguments: scores s in nats (beta included), grades g (larger is better), list_mask (False marks padding, whose score
-and grade may hold anything, even NaN).
+and grade may hold anything, even NaN), margins m (one per list, by which a better completion should lead, in the unit
+of the scores; None where rows have none).
 """
 
 from __future__ import annotations
@@ -11,34 +12,37 @@ from typing import Literal
 from pydantic import PositiveFloat
 
 from align.objectives.base import Properties
-from align.objectives.lists import masked_sum, ordered_pairs
+from align.objectives.lists import masked_sum, ordered_pairs, per_pair
 from align.objectives.objective import OBJECTIVE, Objective
 from align.tensors import Bool, Float, Tensor, torch
 
 
 def list_mle(
-    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """ListMLE, DPO's Plackett-Luce form, PRO: minus the log-probability of the order that the grades give.
 
-    -sum_k log( e^{s_k} / (e^{s_k} + sum over g_j < g_k of e^{s_j}) )
+    -sum_k log( e^{s_k} / (e^{s_k} + sum over g_j < g_k of e^{s_j + m}) ),  m = margin, else 0
 
     Without ties the denominator is the usual sum over k and everything ranked after it. Completions with equal grades
     do not compete with one another, so no order among them is made up and the order of the row does not matter.
 
     Args:
-        scores, grades, list_mask: see the module.
+        scores, grades, list_mask, margins: see the module.
 
     Returns:
         One loss per list, in nats; 0 with zero gradient for a list of ties.
 
-    Source: LiPO, arXiv:2402.01878, section 3 (DPO_PL, arXiv:2305.18290, eq. 18); the treatment of ties: ours.
+    Source: LiPO, arXiv:2402.01878, section 3 (DPO_PL, arXiv:2305.18290, eq. 18); ties and the margin: ours.
     """
     scores = scores.masked_fill(~list_mask, 0)
-    self_or_worse = ordered_pairs(grades, list_mask) | torch.eye(
-        scores.shape[1], dtype=torch.bool, device=scores.device
-    )
-    competitors = scores[:, None, :].expand_as(self_or_worse).masked_fill(~self_or_worse, -torch.inf)
+    worse = ordered_pairs(grades, list_mask)
+    self_or_worse = worse | torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
+    competitors = _competitors(scores, worse, margins).masked_fill(~self_or_worse, -torch.inf)
     return masked_sum(competitors.logsumexp(dim=2) - scores, list_mask)
 
 
@@ -53,25 +57,35 @@ class ListMle(Objective):
 
 
 def softmax(
-    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """ListNet, InfoNCA: cross-entropy between the normalised grades and the softmax of the scores.
 
     -sum_j (g_j / sum_k g_k) log softmax(s)_j
+    with a margin m, the denominator of softmax(s)_j has e^{s_k + m} for every k that is worse than j
 
     Args:
-        scores, list_mask: see the module.
+        scores, list_mask, margins: see the module.
         grades: at least 0.
 
     Returns:
         One loss per list, in nats; 0 with zero gradient where all grades are 0.
 
-    Source: LiPO, arXiv:2402.01878, section 3; InfoNCA, arXiv:2402.05369.
+    Source: LiPO, arXiv:2402.01878, section 3; InfoNCA, arXiv:2402.05369; the margin: ours.
     """
     grades = grades.masked_fill(~list_mask, 0)
     total = grades.sum(dim=1, keepdim=True)
     weights = (grades / total.masked_fill(total == 0, 1)).to(scores.dtype)
-    return -(weights * _log_softmax(scores, list_mask)).sum(dim=1)
+    if margins is None:
+        return -(weights * _log_softmax(scores, list_mask)).sum(dim=1)
+    scores = scores.masked_fill(~list_mask, 0)
+    competitors = _competitors(scores, ordered_pairs(grades, list_mask), margins)
+    total_mass = competitors.masked_fill(~list_mask[:, None, :], -torch.inf).logsumexp(dim=2)
+    return masked_sum(weights * (total_mass - scores).masked_fill(~list_mask, 0), list_mask)
 
 
 @OBJECTIVE.add
@@ -121,6 +135,15 @@ class ExoList(Objective):
     name: Literal["exo_list"] = "exo_list"
     temperature: PositiveFloat = 1.0
     """Of the target softmax(grades / temperature); smaller trusts the grades more."""
+
+
+def _competitors(
+    scores: Float[Tensor, "B K"], worse: Bool[Tensor, "B K K"], margins: Float[Tensor, " B"] | None
+) -> Float[Tensor, "B K K"]:
+    """At (i, j) the score of j as i has to beat it: more by the margin where j is worse."""
+    if margins is None:
+        return scores[:, None, :].expand_as(worse)
+    return scores[:, None, :] + worse * per_pair(margins, scores)
 
 
 def _log_softmax(x: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]) -> Float[Tensor, "B K"]:

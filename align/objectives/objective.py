@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -10,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, PositiveFloat, PositiveInt
 from align.objectives.base import Properties
 from align.objectives.lists import ordered_pairs
 from align.objectives.scores import ScoreConfig
-from align.own_code import load_function, names_a_function
+from align.own_code import load_function, names_a_function, own_options, parameters
 from align.registry import Registry
 from align.section import Strict
 from align.tensors import Bool, Float, Tensor
@@ -50,6 +51,11 @@ class Objective(Strict):
         return self.model_dump(exclude={"name", "weight", "score"})
 
     @property
+    def takes_margins(self) -> bool:
+        """Whether the rows' `margin` means something to it."""
+        return "margins" in inspect.signature(type(self).formula).parameters
+
+    @property
     def holds(self) -> Properties:
         """What holds for it."""
         return self.properties
@@ -84,8 +90,13 @@ class OwnObjective(Objective):
         return function
 
     def options(self) -> dict[str, Any]:
-        """The keys that are not ours."""
-        return dict(self.model_extra or {})
+        """The keys that are not ours, and those below `options`."""
+        return own_options(self.model_extra)
+
+    @property
+    def takes_margins(self) -> bool:
+        """See Objective."""
+        return "margins" in parameters(self.function)
 
     @property
     def holds(self) -> Properties:

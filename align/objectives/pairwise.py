@@ -1,8 +1,10 @@
 """Objectives that sum a function of the margin d = s_i - s_j over the pairs of a list with g_i > g_j.
 
-On a list of two this is the pair loss of the papers. Arguments: scores s in nats (beta included), grades g (larger is
-better; a tie forms no pair), list_mask (False marks padding, whose score and grade may hold anything, even NaN).
-Each returns one loss per list: 0 with zero gradient for a list of ties.
+On a list of two this is the pair loss of the papers. Where rows have a `margin` m, d is s_i - s_j - m: the worse
+completion counts as if it scored m more. Arguments: scores s in nats (beta included), grades g (larger is better; a tie
+forms no pair), list_mask (False marks padding, whose score and grade may hold anything, even NaN), margins m (one per
+list, in the unit of the scores; None where rows have none). Each returns one loss per list: 0 with zero gradient for a
+list of ties.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from align.objectives.base import Properties
-from align.objectives.lists import differences, ordered_pairs, over_ordered_pairs
+from align.objectives.lists import differences, ordered_pairs, over_ordered_pairs, per_pair
 from align.objectives.noise import settled
 from align.objectives.objective import OBJECTIVE, Objective
 from align.objectives.scores import LikelihoodMean, ScoreConfig
@@ -27,13 +29,14 @@ def logistic(
     *,
     label_smoothing: float = 0.0,
     margin: float = 0.0,
+    margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """DPO, cDPO and SimPO; on longer lists the Bradley-Terry loss over all ordered pairs.
 
     -(1 - eps) log sigmoid(d - margin) - eps log sigmoid(margin - d)
 
     Args:
-        scores, grades, list_mask: see the module.
+        scores, grades, list_mask, margins: see the module.
         label_smoothing: eps, the probability that a preference is flipped (cDPO).
         margin: how far apart scores should be (SimPO's gamma, on the score `likelihood_mean`).
 
@@ -46,7 +49,7 @@ def logistic(
     def loss(d: Tensor) -> Tensor:
         return _smoothed(d - margin, label_smoothing)
 
-    return over_ordered_pairs(loss, scores, grades, list_mask)
+    return over_ordered_pairs(loss, scores, grades, list_mask, margins)
 
 
 @OBJECTIVE.add
@@ -75,13 +78,14 @@ def robust(
     list_mask: Bool[Tensor, "B K"],
     *,
     label_smoothing: float = 0.1,
+    margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """Robust DPO: an unbiased estimate of DPO's loss where a share of the preferences is flipped.
 
     [-(1 - eps) log sigmoid(d) + eps log sigmoid(-d)] / (1 - 2 eps)
 
     Args:
-        scores, grades, list_mask: see the module.
+        scores, grades, list_mask, margins: see the module.
         label_smoothing: eps, the share of flipped preferences, below one half.
 
     Returns:
@@ -94,7 +98,7 @@ def robust(
         clean, flipped = -F.logsigmoid(d), -F.logsigmoid(-d)
         return ((1 - label_smoothing) * clean - label_smoothing * flipped) / (1 - 2 * label_smoothing)
 
-    return over_ordered_pairs(loss, scores, grades, list_mask)
+    return over_ordered_pairs(loss, scores, grades, list_mask, margins)
 
 
 @OBJECTIVE.add
@@ -111,21 +115,25 @@ class Robust(Objective):
 
 
 def hinge(
-    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """SLiC: pairs are pushed apart until their margin is one.
 
     max(0, 1 - d)
 
     Args:
-        scores, grades, list_mask: see the module.
+        scores, grades, list_mask, margins: see the module.
 
     Returns:
         One loss per list, in nats; 0 for a list of ties.
 
     Source: SLiC, arXiv:2305.10425; on log-ratios and all pairs: LiPO, arXiv:2402.01878 (SLiC_norm).
     """
-    return over_ordered_pairs(lambda d: F.relu(1 - d), scores, grades, list_mask)
+    return over_ordered_pairs(lambda d: F.relu(1 - d), scores, grades, list_mask, margins)
 
 
 @OBJECTIVE.add
@@ -143,14 +151,19 @@ class Hinge(Objective):
 
 
 def squared(
-    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"], *, beta: float
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    beta: float,
+    margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """IPO: the margin of the unscaled log-ratios is regressed to 1 / (2 beta).
 
     (d / beta - 1 / (2 beta))^2
 
     Args:
-        scores, grades, list_mask: see the module.
+        scores, grades, list_mask, margins: see the module.
         beta: the factor that is in the scores; it is divided out.
 
     Returns:
@@ -159,7 +172,7 @@ def squared(
     Source: IPO, arXiv:2310.12036, eq. 17. Its authors average over tokens: score `log_ratio_mean`; the original DPO
     code sums: `log_ratio`.
     """
-    return over_ordered_pairs(lambda d: ((d - 0.5) / beta).square(), scores, grades, list_mask)
+    return over_ordered_pairs(lambda d: ((d - 0.5) / beta).square(), scores, grades, list_mask, margins)
 
 
 @OBJECTIVE.add
@@ -182,13 +195,14 @@ def exo(
     list_mask: Bool[Tensor, "B K"],
     *,
     label_smoothing: float = 1e-3,
+    margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """EXO on pairs: the reverse KL from the policy's preference to the smoothed label.
 
     q log(q / (1 - eps)) + (1 - q) log((1 - q) / eps),  q = sigmoid(d)
 
     Args:
-        scores, grades, list_mask: see the module.
+        scores, grades, list_mask, margins: see the module.
         label_smoothing: eps > 0, the probability that a preference is flipped.
 
     Returns:
@@ -201,7 +215,7 @@ def exo(
     def loss(d: Tensor) -> Tensor:
         return d.sigmoid() * (F.logsigmoid(d) - log_kept) + (-d).sigmoid() * (F.logsigmoid(-d) - log_flipped)
 
-    return over_ordered_pairs(loss, scores, grades, list_mask)
+    return over_ordered_pairs(loss, scores, grades, list_mask, margins)
 
 
 @OBJECTIVE.add
@@ -223,13 +237,14 @@ def discopop(
     list_mask: Bool[Tensor, "B K"],
     *,
     temperature: float = 0.05,
+    margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """DiscoPOP: a blend of logistic and exponential loss that an LLM search found.
 
     -(1 - m) log sigmoid(d) + m e^{-d},  m = sigmoid(d / temperature)
 
     Args:
-        scores, grades, list_mask: see the module.
+        scores, grades, list_mask, margins: see the module.
         temperature: how sharply the blend changes at d = 0, at most 1.
 
     Returns:
@@ -243,7 +258,7 @@ def discopop(
         exponential = (F.logsigmoid(mixed) - d).exp()  # m e^{-d}, finite where e^{-d} alone is not
         return exponential - (-mixed).sigmoid() * F.logsigmoid(d)
 
-    return over_ordered_pairs(loss, scores, grades, list_mask)
+    return over_ordered_pairs(loss, scores, grades, list_mask, margins)
 
 
 @OBJECTIVE.add
@@ -260,7 +275,11 @@ class Discopop(Objective):
 
 
 def odds_ratio(
-    scores: Float[Tensor, "B K"], grades: Float[Tensor, "B K"], list_mask: Bool[Tensor, "B K"]
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """ORPO's preference term: the odds of the better completion against those of the worse.
 
@@ -268,7 +287,7 @@ def odds_ratio(
 
     Args:
         scores: mean log-probability of a token, at most 0 (`likelihood_mean` with beta 1; a recipe gives that itself).
-        grades, list_mask: see the module.
+        grades, list_mask, margins: see the module.
 
     Returns:
         One loss per list, in nats; 0 for a list of ties. Scores are held below -1e-6, where the odds are finite.
@@ -277,7 +296,7 @@ def odds_ratio(
     """
     below_one = scores.masked_fill(~list_mask, -1).clamp(max=-1e-6)
     log_odds = below_one - torch.log(-torch.expm1(below_one))
-    return over_ordered_pairs(lambda d: -F.logsigmoid(d), log_odds, grades, list_mask)
+    return over_ordered_pairs(lambda d: -F.logsigmoid(d), log_odds, grades, list_mask, margins)
 
 
 @OBJECTIVE.add
@@ -299,13 +318,14 @@ def partial_order(
     list_mask: Bool[Tensor, "B K"],
     *,
     noise: Float[Tensor, "B K"] | None = None,
+    margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """Rescue and RRHF: better tiers must not score below worse ones; within a tier nothing is asked.
 
     max(0, -d)
 
     Args:
-        scores, grades, list_mask: see the module; equal grades make a tier.
+        scores, grades, list_mask, margins: see the module; equal grades make a tier.
         noise: how far each score may be off by rounding, which decides no pair: the gradient jumps at d = 0.
 
     Returns:
@@ -314,9 +334,11 @@ def partial_order(
     Source: Rescue, arXiv:2311.09136 (authors' code: weight 0.1 beside `sft` with `ties: first`);
     RRHF, arXiv:2304.05302.
     """
-    places = settled(scores, list_mask, noise)
-    violated = ordered_pairs(grades, list_mask) & (places[:, :, None] < places[:, None, :])
-    return -differences(scores).masked_fill(~violated, 0).sum(dim=(1, 2))
+    places, gaps = settled(scores, list_mask, noise), differences(scores) - per_pair(margins, scores)
+    below = places[:, :, None] < places[:, None, :]
+    if margins is not None:
+        below = below.where(margins[:, None, None] == 0, gaps < 0)
+    return -gaps.masked_fill(~(ordered_pairs(grades, list_mask) & below), 0).sum(dim=(1, 2))
 
 
 @OBJECTIVE.add

@@ -2,7 +2,7 @@
 
 Every function takes (policy_logprobs, reference_logprobs, completion_mask, list_index) and gives one score per
 completion. Positions where completion_mask is False may hold anything, even NaN. lp is the policy's log-probability of
-a token, ref the reference's, T a completion's length in tokens (at least 1).
+a token, ref the reference's, T a completion's length in learnt tokens (at least 1).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat
 
 from align.objectives.base import SCORE, Score
 from align.objectives.divergence import Divergence, ReverseKL, link
-from align.own_code import load_function, names_a_function
-from align.section import named
+from align.own_code import load_function, names_a_function, own_options
+from align.section import Named
 from align.tensors import Bool, Float, Int, Tensor, torch
 
 REVERSE_KL: Mapping[str, str | float] = {"name": "reverse_kl"}
@@ -283,8 +283,8 @@ class OwnScore(Score):
         return score
 
     def options(self) -> dict[str, Any]:
-        """The keys that are not ours."""
-        return dict(self.model_extra or {})
+        """The keys that are not ours, and those below `options`."""
+        return own_options(self.model_extra)
 
     @property
     def needs_reference(self) -> bool:
@@ -295,5 +295,5 @@ class OwnScore(Score):
 if TYPE_CHECKING:
     ScoreConfig = Score
 else:
-    ScoreConfig = Annotated[SCORE.union(OwnScore), named("log_ratio")]
+    ScoreConfig = Annotated[SCORE.union(OwnScore), Named("log_ratio")]
     """Any score's section, for use as a pydantic field."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from align.objectives.lists import differences, masked_sum, ordered_pairs
+from align.objectives.lists import differences, masked_sum, ordered_pairs, per_pair
 from align.section import Strict
 from align.tensors import Bool, Float, Tensor, torch
 
@@ -47,6 +47,7 @@ def token_reg(
     detach_weight: bool = True,
     static_weight: float | None = None,
     margin: float = 0.0,
+    margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """T-REG's addition to the loss of a list: each ordered pair weighs the terms of its two completions.
 
@@ -65,6 +66,7 @@ def token_reg(
         detach_weight: hold w constant in the backward pass.
         static_weight: takes the place of w (the paper's ablation).
         margin: gamma of SimPO.
+        margins: the rows' own, one per list, added to it; None where they have none.
 
     Returns:
         One value per list, in nats; 0 with zero gradient for a list of ties.
@@ -72,7 +74,7 @@ def token_reg(
     Source: T-REG, arXiv:2412.02685 (published notes); lists of more than two: ours.
     """
     pairs = ordered_pairs(grades, list_mask)
-    gaps = differences(scores).masked_fill(~pairs, 0)
+    gaps = (differences(scores) - per_pair(margins, scores)).masked_fill(~pairs, 0)
     live = torch.sigmoid(margin - gaps) if static_weight is None else torch.full_like(gaps, static_weight)
     weights = (live.detach() if detach_weight else live).masked_fill(~pairs, 0) * pair_weights
     return alpha * masked_sum(regularizers * (weights.sum(dim=2) + weights.sum(dim=1)), list_mask)

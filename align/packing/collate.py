@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from align.packing.batch import Example, list_fields
+from align.packing.batch import Example, learnt_places, list_fields, tokens_at
 from align.types import ListBatch
 
 
@@ -19,10 +19,9 @@ def packed_collate(examples: Sequence[Example]) -> ListBatch:
 
     Source: ours
     """
-    completions = [ids for e in examples for ids in e["completion_ids"]]
-    targets = torch.full((len(completions), max(map(len, completions))), -1)
-    predict_at = torch.zeros_like(targets)
-    ends_at = torch.zeros(len(completions), dtype=torch.long)
+    learnt = [at for e in examples for at in learnt_places(e)]
+    places = torch.full((len(learnt), max(map(len, learnt))), -1)
+    starts, lasts, ends_at = torch.zeros(3, len(learnt), dtype=torch.long)
     tokens: list[int] = []
     positions: list[torch.Tensor] = []
     segments: list[tuple[int, ...]] = []
@@ -35,20 +34,20 @@ def packed_collate(examples: Sequence[Example]) -> ListBatch:
         positions.append(torch.arange(len(prompt)))
         last = len(tokens) - 1
         for k in order:
-            size, start = len(own[k]), len(tokens)
-            targets[n + k, :size] = torch.tensor(own[k])
-            predict_at[n + k, :1] = last
-            predict_at[n + k, 1:size] = torch.arange(start, start + size - 1)
+            starts[n + k], lasts[n + k] = len(tokens), last
+            at = learnt[n + k]
+            places[n + k, : len(at)] = at + torch.where(at < 0, last + 1, len(tokens))
             tokens += own[k]
             ends_at[n + k] = len(tokens) - 1
-            positions.append(torch.arange(len(prompt), len(prompt) + size))
+            positions.append(torch.arange(len(prompt), len(prompt) + len(own[k])))
         n += len(own)
+    input_ids = torch.tensor(tokens)[None]
     return ListBatch(
-        input_ids=torch.tensor(tokens)[None],
-        targets=targets,
-        predict_at=predict_at,
+        input_ids=input_ids,
+        targets=tokens_at(places, input_ids),
+        predict_at=torch.where(places == starts[:, None], lasts[:, None], places - 1).clamp_(min=0),
         ends_at=ends_at,
         position_ids=torch.cat(positions)[None],
         segments=tuple(segments),
-        **list_fields(examples),
+        **list_fields(examples, places.shape[1]),
     )

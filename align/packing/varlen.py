@@ -24,6 +24,30 @@ class Runs(NamedTuple):
     longest: int
 
 
+class VarlenCall(NamedTuple):
+    """One variable-length flash call: whose queries meet whose keys, and how."""
+
+    queries: Runs
+    keys: Runs
+    causal: bool
+    scaling: float
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Float[Tensor, "T Hq D"], Float[Tensor, "Hq T"]]:
+        """Output and log-sum-exp over the call's keys."""
+        return FORWARD(q, k, v, *self._lengths(), 0.0, self.causal, False, scale=self.scaling)[:2]
+
+    def backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients by q, k and v under an output and a log-sum-exp that may be of more keys than the call's."""
+        unread = torch.zeros(2, dtype=torch.uint64, device=q.device)  # state of the dropout that there is none of
+        given = (grad, q, k, v, out, lse, *self._lengths(), 0.0, self.causal, unread, unread[:0])
+        return BACKWARD(*given, scale=self.scaling)
+
+    def _lengths(self) -> tuple[Tensor, Tensor, int, int]:
+        return self.queries.starts, self.keys.starts, self.queries.longest, self.keys.longest
+
+
 class Layout(NamedTuple):
     """A packed row as two calls: every segment causal on itself, and every list's completions against its prompt."""
 
@@ -34,6 +58,11 @@ class Layout(NamedTuple):
     """Rows of prompts' tokens."""
     queries: Runs
     keys: Runs
+
+    def calls(self, scaling: float) -> tuple[VarlenCall, VarlenCall]:
+        """Every segment on itself; completions on their prompts."""
+        own = VarlenCall(self.own, self.own, causal=True, scaling=scaling)
+        return own, VarlenCall(self.queries, self.keys, causal=False, scaling=scaling)
 
 
 def layout(segments: Segments, device: torch.device) -> Layout:
@@ -84,9 +113,10 @@ class _VarlenTreeAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Layout, scaling: float
     ) -> Float[Tensor, "T Hq D"]:
-        out, lse = _forward(query, key, value, plan.own, plan.own, True, scaling)
+        itself, across = plan.calls(scaling)
+        out, lse = itself.forward(query, key, value)
         q, (k, v) = query[plan.completions], (x[plan.prompts] for x in (key, value))
-        other, other_lse = _forward(q, k, v, plan.queries, plan.keys, False, scaling)
+        other, other_lse = across.forward(q, k, v)
         own, own_lse = out[plan.completions], lse[:, plan.completions]
         total = torch.logaddexp(own_lse, other_lse)
         weight, other_weight = ((part - total).exp().T[..., None] for part in (own_lse, other_lse))
@@ -99,38 +129,15 @@ class _VarlenTreeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, "T Hq D"]) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, out, lse = ctx.saved_tensors
-        plan, rows, prompts = ctx.plan, ctx.plan.completions, ctx.plan.prompts
+        rows, prompts = ctx.plan.completions, ctx.plan.prompts
+        itself, across = ctx.plan.calls(ctx.scaling)
         grad = grad.contiguous()
-        dq, dk, dv = _backward(grad, query, key, value, out, lse, plan.own, plan.own, True, ctx.scaling)
+        dq, dk, dv = itself.backward(grad, query, key, value, out, lse)
         q, g, o = (x[rows] for x in (query, grad, out))
         k, v = key[prompts], value[prompts]
         total = lse[:, rows].contiguous()
-        to_q, to_k, to_v = _backward(g, q, k, v, o, total, plan.queries, plan.keys, False, ctx.scaling)
+        to_q, to_k, to_v = across.backward(g, q, k, v, o, total)
         dq[rows] += to_q
         dk[prompts] += to_k
         dv[prompts] += to_v
         return dq, dk, dv, None, None
-
-
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, queries: Runs, keys: Runs, causal: bool, scaling: float
-) -> tuple[Float[Tensor, "T Hq D"], Float[Tensor, "Hq T"]]:
-    lengths = (queries.starts, keys.starts, queries.longest, keys.longest)
-    return FORWARD(q, k, v, *lengths, 0.0, causal, False, scale=scaling)[:2]
-
-
-def _backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    queries: Runs,
-    keys: Runs,
-    causal: bool,
-    scaling: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    lengths = (queries.starts, keys.starts, queries.longest, keys.longest)
-    unread = torch.zeros(2, dtype=torch.uint64, device=q.device)  # state of the dropout that there is none of
-    return BACKWARD(grad, q, k, v, out, lse, *lengths, 0.0, causal, unread, unread[:0], scale=scaling)

@@ -25,6 +25,7 @@ def _nothing_cached(recipe: Recipe) -> bool:
 IDLE = (
     Idle("reference.cache_dir", _nothing_cached, "nothing is computed ahead"),
     Idle("reference.cache", lambda r: r.task == "reward", "a reward model has no reference"),
+    Idle("reference.every reference.mixture", lambda r: r.reference.name != "moving", "the reference is not `moving`"),
     Idle("data.eval_fraction", lambda r: bool(r.data.eval_sources), "held out are the rows of `data.eval_sources`"),
     Idle("data.list_size", lambda r: r.data.select == "best_worst", "`data.select: best_worst` keeps two of a list"),
     Idle("data.select data.list_size", lambda r: r.task == "sft", "`task: sft` trains on the best of a list"),

@@ -1,6 +1,7 @@
 """`align init`: a commented recipe of one's own, with the method's part as the shipped recipe has it."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -61,17 +62,33 @@ def init(task: str, file: str | None = None, *, model: str = MODEL, data: str = 
     Raises:
         UserError: there is a file already.
     """
-    import jinja2  # here, as the command line imports this module for its list of tasks
-
     path = Path(file or f"{task}.yaml")
     if path.exists():
-        raise UserError(f"{path}: is there already; give another file name: align init {task} --output mine.yaml")
+        again = " ".join([task, *_given(model, data)])
+        raise UserError(f"{path}: is there already; give another file name: align init {again} --output mine.yaml")
+    filled = recipe_of(task, path, model=model, data=data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(filled, encoding="utf-8")
+    return path
+
+
+def _given(model: str, data: str) -> Iterator[str]:
+    """The options of `align init` that are not its defaults."""
+    for flag, value, default in (("--model", model, MODEL), ("--data", data, DATA)):
+        if value != default:
+            yield f"{flag} {shlex.quote(value)}"
+
+
+def recipe_of(task: str, path: Path, *, model: str = MODEL, data: str = DATA) -> str:
+    """The commented recipe of a task as it stands in a file; arguments as for `init`."""
+    import jinja2  # here, as the command line imports this module for its list of tasks
+
     text = recipe_file(TASKS[task].recipe).read_text(encoding="utf-8")
     blocks = dict(_blocks(text, indent=""))
     method = "".join(block + "\n" for name, block in blocks.items() if name not in OURS)
     keys = "".join(block for name, block in _blocks(blocks["data"], indent="  ") if name in DATA_KEYS)
     template = Path(__file__).with_name("init.yaml.jinja").read_text(encoding="utf-8")
-    filled = jinja2.Template(template, keep_trailing_newline=True).render(
+    return jinja2.Template(template, keep_trailing_newline=True).render(
         title=TASKS[task].title,
         file=path,
         stem=path.stem,
@@ -83,9 +100,14 @@ def init(task: str, file: str | None = None, *, model: str = MODEL, data: str = 
         method=method.replace("data/story-scorer", SCORER).replace("max_tokens: 64", "max_tokens: 256"),
         constant=task == "online",
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(filled, encoding="utf-8")
-    return path
+
+
+def print_init(task: str, file: str | None = None, *, model: str = MODEL, data: str = DATA) -> None:
+    """Write the recipe and say what to do with it."""
+    path = init(task, file, model=model, data=data)
+    left = left_to_set(path)
+    before = f"set {', '.join(left)} there, then " if left else ""
+    print(f"{path}: {before}`align inspect {path}` and `align train {path}`")
 
 
 def left_to_set(path: Path) -> list[str]:

@@ -134,9 +134,9 @@ NAMES: Mapping[str, Here] = {
         ("precompute_ref_log_probs", "precompute_reference_log_probs"), Here("reference.cache", "on by default")
     ),
     "precompute_ref_batch_size": Here("train.tokens_per_batch", _MEMORY),
-    "sync_ref_model": Here("online.reference=moving", "in online runs only; otherwise the reference stands still"),
-    "ref_model_sync_steps": Here("online.reference_every", "iterations of an online run"),
-    "ref_model_mixup_alpha": Here("online.reference=moving", "in online runs; the reference is replaced, not mixed"),
+    "sync_ref_model": Here("reference={name: moving}", "with adapters too"),
+    "ref_model_sync_steps": Here("reference.every", "where `reference.name` is `moving`"),
+    "ref_model_mixup_alpha": Here("reference.mixture", "where `reference.name` is `moving`"),
     # data
     **dict.fromkeys(
         (
@@ -367,6 +367,135 @@ NAMES: Mapping[str, Here] = {
         ("deepspeed", "fsdp", "fsdp_config", "sequence_parallel_size", "context_parallel_size", "tensor_parallel_size"),
         Here("", f"weights are not sharded over devices; {_LAUNCH}"),
     ),
+    # what a configuration also holds, and `align import` answers
+    **dict.fromkeys(
+        ("early_stopping_steps", "loss_watchdog_threshold", "loss_watchdog_patience"),
+        Here("train.keep_best", "a run goes to its end; a loss that is no number stops it"),
+    ),
+    **dict.fromkeys(
+        ("cache_dir", "use_fast_tokenizer", "tokenizer_config", "tokenizer_legacy", "tokenizer_use_fast")
+        + ("added_tokens_overrides", "eot_tokens", "is_llama_derived_model", "is_mistral_derived_model")
+        + ("is_qwen_derived_model", "hf_use_auth_token", "padding_side", "padding_value", "label_pad_token_id")
+        + ("is_encoder_decoder", "model_code_revision", "num_labels", "use_exact_model_name", "low_cpu_mem_usage")
+        + ("experimental_skip_move_to_device", "max_memory", "ref_model_type", "ref_model_revision")
+        + ("ref_model_init_kwargs", "ref_model_quantization_bit", "force_use_ref_model", "model_author"),
+        Here("", "model and tokenizer are loaded as their own files say, from `policy.model`"),
+    ),
+    **dict.fromkeys(
+        ("double_quantization", "quantization_type", "bnb_4bit_use_double_quant", "use_bnb_double_quant")
+        + ("load_in_16bit", "use_onebitllms"),
+        Here("", "4-bit weights are NF4, read in the training precision (`policy.quantization=4bit`)"),
+    ),
+    **dict.fromkeys(
+        ("pissa_iter", "lora_dtype", "lorap_lr_ratio", "loraplus_lr_embedding", "target_regex", "relora", "peft")
+        + ("model_adapter_name", "ref_adapter_name", "adapter_random_state", "max_lora_rank", "ensure_weight_tying"),
+        Here("", _ADAPTER),
+    ),
+    **dict.fromkeys(
+        ("freeze_multi_modal_projector", "freeze_aligner", "finetune_language_layers", "image_max_pixels")
+        + ("image_min_pixels", "video_max_pixels", "video_min_pixels", "video_maxlen", "max_pixels", "media_dir")
+        + ("vit_gradient_checkpointing", "freeze_trainable_modules"),
+        Here("", "rows are text alone; a vision model's language part is what trains"),
+    ),
+    **dict.fromkeys(
+        ("freeze_parameters", "freeze_parameters_ratio", "trainable_parameters"),
+        Here("policy.adapter.targets", "the layers that an adapter acts on; without one every weight trains"),
+    ),
+    **dict.fromkeys(
+        ("default_system", "default_system_message", "auto_insert_empty_system_msg"),
+        Here("", "a system text is a message of the row, or its `system` column"),
+    ),
+    **dict.fromkeys(
+        ("tool_format", "agent_template", "response_prefix", "template_backend", "use_chat_template", "tools")
+        + ("chat_template", "chat_template_jinja"),
+        Here("policy.chat_template", "the model's own by default; else a Jinja file"),
+    ),
+    "enable_thinking": Here("data.template_options", "{enable_thinking: false}"),
+    **dict.fromkeys(
+        ("disable_shuffling", "train_dataloader_shuffle", "shuffle_merged_datasets", "val_dataset_shuffle")
+        + ("train_sampling_strategy",),
+        Here("train.seed", "lists are always shuffled, by this seed"),
+    ),
+    **dict.fromkeys(
+        ("preprocessing_batch_size", "dataset_keep_in_memory", "push_dataset_to_hub", "lazy_tokenize")
+        + ("custom_dataset_info", "length_column_name", "cached_dataset", "cached_val_dataset"),
+        Here("", "data.sources takes files, folders and hub names, read whole; token ids are cached by content"),
+    ),
+    "dataset_exact_deduplication": Here("data.stop_on", "rows that are there twice are counted by the audit"),
+    **dict.fromkeys(("dataset_mixer", "dataset_mixture", "dataset_splits", "dataset_configs"), Here("data.sources")),
+    "interleave_prob": Here("data.sources.0.weight", "one for each source"),
+    **dict.fromkeys(("eval_sequence_len", "max_prompt_len"), Here("data.max_prompt_length", "of the prompt at most")),
+    "packing_length": Here("train.packing", _SHARED),
+    "pref_bco_weight": Here(
+        "objective.weight", "of a `bco` term: `objective=[{name: logistic}, {name: bco, weight: 0.1}]`"
+    ),
+    "moe_aux_loss_coef": Here("", "a mixture of experts' balance loss is no part of training here"),
+    **dict.fromkeys(
+        ("use_adam_mini", "use_muon", "optimizer", "galore_rank"), Here("train.optimizer", "of those that train here")
+    ),
+    **dict.fromkeys(
+        ("embedding_lr", "embedding_lr_scale"), Here("train.learning_rate", "one rate for all that trains")
+    ),
+    "cosine_constant_lr_ratio": Here("", "every schedule ends at 0"),
+    "process_reward_model": Here("", "`task: reward` judges whole completions"),
+    **dict.fromkeys(
+        ("print_param_status", "include_effective_tokens_per_second", "include_tkps", "include_tokens_per_second")
+        + ("profiler_steps", "save_first_step", "create_checkpoint_symlink", "safe_serialization", "sanity_check")
+        + ("ignore_args_error", "benchmarks", "callbacks", "env", "enable_jit_checkpoint", "eval_do_concat_batches")
+        + ("eval_use_gather_object", "restore_callback_states_from_checkpoint", "dataloader_in_order")
+        + ("dataloader_multiprocessing_context",),
+        Here("", _FILES),
+    ),
+    "generate_during_eval": Here("sampling.prompts", "completions are written before and after training"),
+    "hub_model_revision": Here("", _HUB),
+    **dict.fromkeys(
+        ("use_swanlab", "use_mlflow", "use_comet", "use_tensorboard"), Here("train.report_to", "[the tracker's name]")
+    ),
+    **dict.fromkeys(
+        ("swanlab_api_key", "swanlab_mode", "swanlab_workspace", "swanlab_lark_webhook_url", "swanlab_lark_secret")
+        + ("swanlab_web_host", "swanlab_api_host", "swanlab_token", "swanlab_log_model", "swanlab_log_completions")
+        + ("swanlab_completion_log_interval", "swanlab_completion_max_buffer", "swanlab_description")
+        + ("mlflow_tracking_uri", "trackio_bucket_id", "trackio_static_space_id"),
+        Here("", "by the tracker's environment variables"),
+    ),
+    **dict.fromkeys(("swanlab_project", "mlflow_experiment_name"), Here("train.project")),
+    **dict.fromkeys(
+        ("swanlab_run_name", "swanlab_experiment_name", "swanlab_exp_name", "mlflow_run_name"),
+        Here("output", "a run is named after its folder"),
+    ),
+    **dict.fromkeys(
+        ("cut_cross_entropy", "use_kernels", "use_scattermoe", "use_sonicmoe", "dpo_use_liger_kernel", "use_liger_loss")
+        + (
+            "liger_fused_linear_cross_entropy",
+            "liger_glu_activation",
+            "liger_layer_norm",
+            "liger_rms_norm",
+            "liger_rope",
+        )
+        + ("lora_embedding_kernel", "lora_mlp_kernel", "lora_o_kernel", "lora_qkv_kernel", "flash_attn_cross_entropy")
+        + ("tuner_backend", "unsloth_tiled_mlp"),
+        Here("", "our own kernels run wherever they can; `align doctor` says which"),
+    ),
+    **dict.fromkeys(
+        ("flex_attention", "eager_attention"), Here("policy.attention", "transformers' name, such as sdpa")
+    ),
+    "dpo_padding_free": Here("train.packing", _SHARED),
+    "gradient_checkpointing_use_reentrant": Here("", "train.gradient_checkpointing has no options"),
+    **dict.fromkeys(
+        (
+            "ddp_broadcast_buffers",
+            "ddp_static_graph",
+            "parallelism_config",
+            "ddp",
+            "dp_replicate_size",
+            "dp_shard_size",
+            "fsdp_version",
+            "sequence_parallel_degree",
+        ),
+        Here("", _LAUNCH),
+    ),
+    "trl": Here("", "its keys are for online training: `rollout` and `online`"),
+    "model_max_seq_length": Here("data.max_length", "the trainer's own max_length counts"),
     **dict.fromkeys(("use_cpu", "no_cuda", "device", "device_map"), Here("", "a GPU is used where there is one")),
     "num_threads": Here("train.threads"),
     **dict.fromkeys(("config", "config_file", "recipe"), Here("", "the recipe's path stands by itself")),

@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from align.bounds import load_yaml
 from align.data.config import DataSection, SourceSection
 from align.errors import UserError
-from align.model.adapters import AdaLora
+from align.model.adapter import ADAPTER
 from align.model.config import ContrastSection, PolicySection, ReferenceSection, TokenRewards
 from align.objectives import Objective, ObjectiveConfig, ScoreConfig
 from align.objectives.divergence import ReverseKL
 from align.objectives.objective import OwnObjective
 from align.objectives.scores import LengthDesensitised, LikelihoodMean, LogRatio, OwnScore
 from align.objectives.token_reg import Tgdpo, TokenReg, TokenWeights
+from align.own_code import is_of_a_file
+from align.recipe.consent import with_consent
 from align.recipe.mistakes import explain
 from align.recipe.other_tools import foreign_recipe
 from align.recipe.settings import RewardSection, TrainSection, check_reward_objectives
@@ -28,7 +31,7 @@ from rewards.head_config import Attributes, BradleyTerry, RewardObjective
 
 log = logging.getLogger("align")
 
-__all__ = ["Recipe", "SourceSection", "dump_recipe", "load_recipe", "parse_recipe"]
+__all__ = ["Recipe", "SourceSection", "dump_recipe", "load_recipe", "parse_recipe", "read_recipe", "with_consent"]
 
 
 class SamplingSection(Strict):
@@ -61,7 +64,7 @@ class Recipe(Strict):
     task: Literal["preference", "sft", "reward"] = "preference"
     """`sft` trains on the best completion of each row by plain next-token loss: a warm-up before `preference`. `reward`
     trains a reward model: a head on the model of `policy`."""
-    output: Annotated[str, Free(unless="online")]
+    output: Annotated[str, Free(unless=("online",))]
     """The run directory; a run that is already there goes on."""
     policy: PolicySection
     reference: ReferenceSection = ReferenceSection()
@@ -108,14 +111,13 @@ class Recipe(Strict):
             raise ValueError("objective: `task: sft` has its own loss; remove it or set `task: preference`")
         if self.task == "sft" and (self.regularizer or self.token_weights):
             raise ValueError("task: sft takes no `regularizer` and no `token_weights`; remove them")
-        if self.train.keep_best and not self.train.eval_steps:
-            raise ValueError("train.keep_best needs train.eval_steps, the interval at which candidates are measured")
+        self.train.check_measured()
         if self.regularizer:
             self._check_regularizer()
-        if self.data.ches and isinstance(self.policy.adapter, AdaLora) and not self.train.steps:
+        if self.data.ches and self.policy.adapter.needs_steps and not self.train.steps:
             raise ValueError(
-                "policy.adapter: adalora must know the number of steps before `data.ches` chooses the lists; "
-                "set train.steps"
+                f"policy.adapter: {self.policy.adapter.name} must know the number of steps before `data.ches` chooses "
+                "the lists; set train.steps"
             )
         return self
 
@@ -142,6 +144,23 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _reference_can_move(self) -> "Recipe":
+        if self.reference.name != "moving":
+            return self
+        if self.online:
+            raise ValueError("reference: `moving` is within one run; online takes `online.reference: moving`")
+        scores = [getattr(term, "score", None) or self.score for term in self.objective]
+        if self.task != "preference" or not any(score.needs_reference for score in scores):
+            raise ValueError("reference: no objective compares with one that moves; use a score such as `log_ratio`")
+        if not self.policy.adapter.averages:
+            exact = ", ".join(name for name, own in ADAPTER.classes.items() if own.averages)
+            raise ValueError(
+                f"reference: `moving` averages weights exactly, and {self.policy.adapter.name} is no sum of the base's "
+                f"and a product of two factors; take one of {exact}, or {{name: initial}}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _online_can_rank(self) -> "Recipe":
         if self.online and not (self.rollout.reward and self.rollout.completions > 1):
             raise ValueError("online: needs `rollout.reward`, and `rollout.completions` of 2 or more to rank")
@@ -160,6 +179,8 @@ class Recipe(Strict):
             )
         if self.data.append_eos is not None:
             raise ValueError("data.append_eos: a reward model reads a text as it will be scored; leave it out")
+        if self.data.learn != "assistant":
+            raise ValueError("data.learn: a reward model learns no token; leave it out")
         if self.reward.balance == "more" and len(self.data.sources) < 2:
             raise ValueError("reward.balance: `more` weighs several data.sources; give two or more, or remove it")
         check_reward_objectives(self.reward, self.objective)
@@ -177,10 +198,11 @@ class Recipe(Strict):
 
     @property
     def own_functions(self) -> list[str]:
-        """The `file.py:function` of the user's own that training calls."""
+        """The `file.py:function` of the user's own that training calls, classes of callbacks among them."""
         scores = [getattr(term, "score", None) for term in self.objective]
         sections = [*self.objective, self.score, *scores]
-        return sorted({own.function for own in sections if isinstance(own, OwnObjective | OwnScore)})
+        functions = {own.function for own in sections if isinstance(own, OwnObjective | OwnScore)}
+        return sorted(functions | {place for place in self.train.callbacks if is_of_a_file(place)})
 
     @property
     def needs_token_rewards(self) -> bool:
@@ -202,19 +224,39 @@ class _OnceLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and lay dotted overrides over it.
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, trust_remote_code: bool = False, allow_code: bool | None = False
+) -> Recipe:
+    """Read a recipe file to run it, with dotted overrides laid over it.
 
     Args:
         path: a YAML file, or the name of a recipe that ships, such as `lipo_lambda`.
         overrides: `key=value` strings such as `train.learning_rate=1e-4` or `data.sources.0.path=rows.jsonl`; the
             values are YAML.
+        trust_remote_code: consent to code that a model comes with; the file's own `policy.trust_remote_code` is none.
+        allow_code: consent to functions that the file names although it need not be of the user's own writing; None
+            where none of them will be called.
 
     Raises:
-        UserError: no such file, broken YAML, or a key or value that a recipe cannot hold, with the nearest known key.
+        UserError: no such file, broken YAML, a key or value that a recipe cannot hold, with the nearest known key, or
+            code that nobody has consented to.
+    """
+    recipe = read_recipe(path, overrides)
+    given = [override.partition("=")[0] for override in overrides]
+    consented: Recipe = with_consent(
+        recipe, recipe_file(path), given, trust_remote_code=trust_remote_code, allow_code=allow_code
+    )
+    return consented
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe to look at, as `load_recipe` reads it; with no consent to run anything.
+
+    Raises:
+        UserError: see `load_recipe`.
     """
     try:
-        tree = yaml.load(recipe_file(path).read_text(encoding="utf-8"), Loader=_OnceLoader)
+        tree = load_yaml(recipe_file(path).read_text(encoding="utf-8"), _OnceLoader)
     except OSError as error:
         raise UserError(f"{path}: cannot read the recipe ({error.strerror}); {_what_to_give(path)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -295,6 +337,24 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
 
 
+def dump_set(recipe: Recipe) -> str:
+    """What a recipe sets, as YAML that `load_recipe` reads back: keys at their defaults are left out."""
+    return yaml.safe_dump(_set_keys(recipe), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _set_keys(section: BaseModel) -> dict[str, Any]:
+    """The keys of a section that are not at their defaults, and the name that chooses it."""
+    dumped, found = section.model_dump(mode="json"), {}
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        if key != "name" and value == field.get_default(call_default_factory=True):
+            continue
+        many = isinstance(value, tuple) and value and isinstance(value[0], BaseModel)
+        below = [_set_keys(one) for one in value] if many else None
+        found[key] = _set_keys(value) if isinstance(value, BaseModel) else below or dumped[key]
+    return found | (section.model_extra or {})
+
+
 def _lay_over(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -304,7 +364,7 @@ def _lay_over(tree: dict[str, Any], override: str) -> None:
     for parent in parents:
         node = _child(node, parent, key)
     try:
-        value = yaml.load(text, Loader=_OnceLoader)
+        value = load_yaml(text, _OnceLoader)
     except yaml.YAMLError as error:
         raise UserError(f"`{override}`: the value is not valid YAML: {' '.join(str(error).split())}") from None
     if isinstance(node, list):

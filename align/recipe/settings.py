@@ -4,64 +4,35 @@ import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator
 
 from align.objectives import PROPERTIES, Objective
-from align.recipe.optimizers import why_not
+from align.own_code import names_a_class
+from align.recipe.optimizers import OPTIMIZERS, why_not
 from align.recipe.trackers import checked_trackers
-from align.section import Fraction, Free, Grows, Strict
+from align.section import Duration, Fraction, Free, Grows, Strict
 from rewards.head_config import Attributes, BradleyTerry
 
-OPTIMIZERS = (
-    "adamw_torch",
-    "adamw_torch_fused",
-    "adamw_torch_xla",
-    "adamw_torch_npu_fused",
-    "adafactor",
-    "adamw_anyprecision",
-    "adamw_torch_4bit",
-    "adamw_torch_8bit",
-    "ademamix",
-    "sgd",
-    "adagrad",
-    "adamw_bnb_8bit",
-    "adamw_8bit",
-    "ademamix_8bit",
-    "lion_8bit",
-    "lion_32bit",
-    "paged_adamw_32bit",
-    "paged_adamw_8bit",
-    "paged_ademamix_32bit",
-    "paged_ademamix_8bit",
-    "paged_lion_32bit",
-    "paged_lion_8bit",
-    "rmsprop",
-    "rmsprop_bnb",
-    "rmsprop_bnb_8bit",
-    "rmsprop_bnb_32bit",
-    "galore_adamw",
-    "galore_adamw_8bit",
-    "galore_adafactor",
-    "galore_adamw_layerwise",
-    "galore_adamw_8bit_layerwise",
-    "galore_adafactor_layerwise",
-    "lomo",
-    "adalomo",
-    "grokadamw",
-    "schedule_free_radam",
-    "schedule_free_adamw",
-    "schedule_free_sgd",
-    "apollo_adamw",
-    "apollo_adamw_layerwise",
-    "stable_adamw",
-)
-"""transformers.TrainingArguments knows these; a test compares. Here because importing transformers takes seconds."""
+Figure = Literal["loss", "pair_accuracy", "ndcg", "kendall_tau", "top1_agreement"]
+"""Held-out figures that say which of two policies is better: `loss` by being smaller, the others by being larger."""
+
+
+class EarlyStopping(Strict):
+    """When training ends before its last step."""
+
+    patience: PositiveInt
+    """Evaluations in a row that bring no better figure, after which training ends."""
+    threshold: Annotated[float, Field(ge=0)] = 0.0
+    """By how much more than this a figure must be better to count as better."""
+    figure: Figure | None = None
+    """The held-out figure that is looked at; by default that of `keep_best`, or else `loss`."""
 
 
 class TrainSection(Strict):
     """How long, how fast, and what is kept."""
 
     learning_rate: PositiveFloat = 5e-5
+    """After the warm-up, from where `schedule` takes it."""
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = "linear"
     """Course of the learning rate after the warm-up."""
     warmup_ratio: Fraction = 0.1
@@ -70,11 +41,13 @@ class TrainSection(Strict):
     """A name of transformers.TrainingArguments: adamw_torch, adamw_torch_fused, adafactor, sgd, adagrad, rmsprop; with
     packages of their own those of bitsandbytes (paged_adamw_8bit), torchao, grokadamw and torch-optimi."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of the optimizer, as are `adam_beta1` and `adam_beta2`."""
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.999
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 turns that off."""
     epochs: Annotated[PositiveFloat, Grows()] = 1.0
+    """Passes over the training lists."""
     steps: Annotated[PositiveInt | None, Grows()] = None
     """Optimizer steps; takes the place of `epochs`."""
     lists_per_step: PositiveInt = 32
@@ -89,20 +62,35 @@ class TrainSection(Strict):
     gradient_checkpointing: Annotated[bool | Literal["auto"], Free()] = "auto"
     """Recompute activations in the backward pass: less memory, about a third more time; auto: of as few layers as
     `activation_memory_gb` asks for."""
+    activation_offload: Annotated[bool, Free()] = False
+    """Let what the layers keep (with `gradient_checkpointing` their inputs) wait in the host's memory: less on a GPU,
+    the same numbers, more time; it brings nothing on a CPU, where it is refused."""
     activation_memory_gb: Annotated[PositiveFloat | None, Free()] = None
     """Memory for what the layers keep for the backward pass; by default most of what is free on the device."""
     dropout: bool = False
     """Keep the model's own dropout while training. An adapter's dropout is honoured either way."""
     logging_steps: Annotated[PositiveInt, Free()] = 1
     """Steps between lines on the terminal; metrics.jsonl gets every step."""
-    eval_steps: Annotated[PositiveInt | None, Free(unless="keep_best")] = None
+    eval_steps: Annotated[PositiveInt | None, Free(unless=("keep_best", "early_stopping"))] = None
     """Steps between evaluations on the held-out lists; they always run before and after training."""
     save_steps: Annotated[PositiveInt | None, Free()] = None
     """Steps between checkpoints; by default about ten in a run."""
     keep_checkpoints: Annotated[PositiveInt, Free()] = 2
     """Checkpoints kept; older ones are removed."""
-    keep_best: Literal["loss", "pair_accuracy", "ndcg", "kendall_tau", "top1_agreement"] | None = None
+    on_bad_step: Annotated[Literal["stop", "skip"], Free()] = "stop"
+    """What a step does whose loss or gradient is no finite number: stop and name the first layer that breaks, or go on
+    without it, weights and optimizer untouched; its rows are in `bad_step.jsonl` of the run."""
+    time_limit: Annotated[Duration | None, Free()] = None
+    """Time after which the command ends by itself, behind a checkpoint, with exit code 75: `3h50m`, `90m`, `1d`, or as
+    Slurm writes it, `1-03:50:00`. It counts from the command's start; the same command goes on."""
+    keep_best: Figure | None = None
     """Export the checkpoint that was best by this held-out figure, not the last; needs `eval_steps`."""
+    early_stopping: EarlyStopping | None = None
+    """End training where the held-out figure no longer becomes better: `{patience: 3}`, or 3 alone; needs
+    `eval_steps`. What is exported is the last step's, or with `keep_best` the best."""
+    callbacks: tuple[Annotated[str, AfterValidator(names_a_class)], ...] = ()
+    """transformers callbacks of your own, `file.py:Class` or `module:Class`, made without arguments; training runs
+    that code."""
     report_to: Annotated[tuple[str, ...], Free()] = ()
     """Where metrics go besides the run directory: transformers' names of trackers, `all` installed ones, or `none`."""
     project: Annotated[str, Field(min_length=1), Free()] = "align"
@@ -118,6 +106,16 @@ class TrainSection(Strict):
         own = self.tokens_per_batch
         return int(type(self).model_fields["tokens_per_batch"].default) if own == "auto" else own
 
+    def check_measured(self) -> None:
+        """Refuse what looks at held-out figures in the middle of training where there are none.
+
+        Raises:
+            ValueError: names the key.
+        """
+        for key in ("keep_best", "early_stopping"):
+            if getattr(self, key) and not self.eval_steps:
+                raise ValueError(f"train.{key} needs train.eval_steps, the interval at which candidates are measured")
+
     @field_validator("optimizer")
     @classmethod
     def _known_optimizer(cls, value: str) -> str:
@@ -128,7 +126,12 @@ class TrainSection(Strict):
             raise ValueError(problem)
         return value
 
-    @field_validator("report_to", mode="before")
+    @field_validator("early_stopping", mode="before", json_schema_input_type=EarlyStopping | PositiveInt | None)
+    @classmethod
+    def _patience_alone(cls, value: Any) -> Any:
+        return {"patience": value} if type(value) is int else value
+
+    @field_validator("report_to", "callbacks", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return () if value is None else (value,) if isinstance(value, str) else value

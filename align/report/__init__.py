@@ -1,43 +1,12 @@
 """`align report`: what runs measured, as one self-contained HTML page."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from align.errors import UserError
-from align.files import write_text
-from align.progress import stage
-from align.report.charts import COLOURS
-from align.report.page import render
-from align.report.reading import read_run
+from align.lazy import lazily
 
-PAGE = "report.html"
+if TYPE_CHECKING:
+    from align.report.write import write_report
 
+__all__ = ["write_report"]
 
-@stage("writing the report")
-def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
-    """Write the page of one run, or of several with their curves laid over each other.
-
-    Args:
-        runs: run directories, finished or not.
-        output: the page's file; None writes report.html into the run directory or, of several, beside the first.
-
-    Returns:
-        The file that was written.
-
-    Raises:
-        UserError: a folder holds no run, or a file of it cannot be read.
-    """
-    folders = [Path(run) for run in runs]
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError(f"{', '.join(map(str, folders))}: a run is named twice; name each once")
-    if len(folders) > COLOURS:
-        raise UserError(f"{len(folders)} runs: more than {COLOURS} curves cannot be told apart; name fewer")
-    beside = folders[0] if len(folders) == 1 else folders[0].resolve().parent
-    target = Path(output) if output else beside / PAGE
-    page = render([read_run(folder) for folder in folders])
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, page)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror}); give --output another file") from None
-    return target
+__getattr__ = lazily(__name__, {"write": __all__})

@@ -12,12 +12,13 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from align.progress import in_time
 from align.report import charts, findings
 from align.report.displacement import sentence
 from align.report.reading import Run
 from align.report.summary import FEW, few_lists
 from align.report.tokens import token_view
-from align.runs.run_directory import differing_keys
+from align.runs.trees import differing_keys
 
 SAMPLES = 12
 """Sampled completions that the page shows."""
@@ -27,30 +28,38 @@ LISTS = 20
 
 def render(runs: Sequence[Run]) -> str:
     """The page of these runs. Everything from a file is escaped by the template engine."""
-    templates = _templates()
-    script, style = ((files("align.report") / name).read_text("utf-8") for name in ("script.js", "style.css"))
-    return templates.get_template("page.html.jinja").render(
-        title=" · ".join(run.name for run in runs),
-        style=Markup(style),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        runs=[_described(run) for run in runs],
-        differences=_differences(runs),
-        main_charts=charts.main_charts(runs),
-        other_charts=charts.other_charts(runs),
-        size=charts,
+    return (
+        templates()
+        .get_template("page.html.jinja")
+        .render(
+            title=" · ".join(run.name for run in runs),
+            kind="Align report",
+            **page_parts(),
+            runs=[_described(run) for run in runs],
+            differences=_differences(runs),
+            main_charts=charts.main_charts(runs),
+            other_charts=charts.other_charts(runs),
+            size=charts,
+        )
     )
+
+
+def page_parts() -> dict[str, Any]:
+    """What the head of a page and its end hold: style, script, and the script's digest, which alone may run."""
+    script, style = ((files("align.report") / name).read_text("utf-8") for name in ("script.js", "style.css"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"style": Markup(style), "script": Markup(script), "script_hash": digest}
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
     """Compiled once: an online run writes a page for every iteration."""
     loader = PackageLoader("align.report", ".")
-    templates = Environment(
+    environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters |= {"signed": _signed, "yaml": _yaml}
-    return templates
+    environment.filters |= {"signed": _signed, "yaml": _yaml}
+    return environment
 
 
 def _described(run: Run) -> dict[str, Any]:
@@ -103,7 +112,7 @@ def _facts(run: Run) -> dict[str, str]:
         "lists per step": train.get("lists_per_step"),
         "seed": train.get("seed"),
         "steps": len(run.steps),
-        "training time": _duration(seconds) if seconds is not None else None,
+        "training time": in_time(seconds) if seconds is not None else None,
         "device": environment.get("device"),
         "started": str(environment.get("started", ""))[:16].replace("T", " ") or None,
     }
@@ -122,12 +131,6 @@ def _at(tree: Mapping[str, Any], key: str) -> Any:
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _signed(value: float, digits: int = 2) -> str:

@@ -9,11 +9,18 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from align.bounds import load_yaml
 from align.errors import UserError
 from align.runs.run_directory import RunDirectory
 
 Line = dict[str, float]
 """One line of metrics.jsonl."""
+
+
+READ = ("recipe.yaml", "environment.json", "metrics.jsonl", "summary.json", "token_view.jsonl")
+
+TokenNumbers = list[FiniteFloat | None]
+"""One number per token; None for a token that is not learnt."""
 
 
 class TokenCompletion(BaseModel):
@@ -22,20 +29,27 @@ class TokenCompletion(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     tokens: list[str]
-    token_rewards: list[FiniteFloat] | None = None
+    token_rewards: TokenNumbers | None = None
     """T-REG's rewards; None where the run computed none."""
-    implicit_before: list[FiniteFloat]
+    implicit_before: TokenNumbers
     """Each token's share of the implicit reward, before and after training."""
-    implicit_after: list[FiniteFloat]
-    logprob_before: list[FiniteFloat]
+    implicit_after: TokenNumbers
+    logprob_before: TokenNumbers
     """log p(token), in nats."""
-    logprob_after: list[FiniteFloat]
+    logprob_after: TokenNumbers
+
+    @property
+    def learnt(self) -> list[bool]:
+        """Which tokens are learnt; the others are read only, and nothing is known of them."""
+        return [value is not None for value in self.logprob_before]
 
     @model_validator(mode="after")
     def _one_value_per_token(self) -> "TokenCompletion":
         for name, values in self:
             if values is not None and len(values) != len(self.tokens):
                 raise ValueError(f"{name} has {len(values)} values for {len(self.tokens)} tokens")
+            if name != "tokens" and values is not None and [v is not None for v in values] != self.learnt:
+                raise ValueError(f"{name} has null at other tokens than logprob_before")
         return self
 
 
@@ -87,6 +101,7 @@ def read_run(path: Path) -> Run:
     files = RunDirectory(path)
     if not files.recipe.exists():
         raise UserError(f"{path}: holds no run (there is no recipe.yaml); give the folder that `align train` wrote to")
+    files.check(*READ)
     lines = [_numbers(line, where) for where, line in _json_lines(files.metrics)]
     token_view = path / "token_view.jsonl"
     text = _text(files.recipe)
@@ -113,7 +128,7 @@ def _text(path: Path) -> str:
 
 def _recipe(text: str, path: Path) -> dict[str, Any]:
     try:
-        recipe = yaml.safe_load(text)
+        recipe = load_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())}); restore the file") from None
     if not isinstance(recipe, dict):
@@ -138,8 +153,9 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _parsed(text: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: is not JSON ({error.msg}); remove it or restore the file") from None
+    except (ValueError, RecursionError) as error:
+        said = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise UserError(f"{where}: is not JSON ({said}); remove it or restore the file") from None
     if not isinstance(value, dict):
         raise UserError(f"{where}: is not a JSON object; remove it or restore the file")
     return value

@@ -107,11 +107,19 @@ function showToken(token) {
   clear();
   again = () => showToken(token);
   token.classList.add("at");
+  const { id, role, weight } = token.dataset;
+  if (id) {
+    const rows = [["token id", id], ["role", role]];
+    if (weight) rows.push(["weight", weight]);
+    showTip(`“${token.textContent}”`, rows, token.getClientRects()[0]);
+    return;
+  }
   const [reward, before, after, logprobBefore, logprobAfter] = token.dataset.v.split(" ");
   const change = (from, to) => `${shown(Number(from))} → ${shown(Number(to))}`;
   const rows = [["implicit reward", change(before, after)], ["log-prob", change(logprobBefore, logprobAfter)]];
   if (reward) rows.unshift(["token reward", shown(Number(reward))]);
-  showTip(`“${token.textContent}”`, rows, token.getClientRects()[0]);
+  const found = before ? rows : [["read", "not learnt"]];
+  showTip(`“${token.textContent}”`, found, token.getClientRects()[0]);
 }
 
 for (const text of document.querySelectorAll(".text")) {

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from align.report.reading import TokenCompletion, TokenList
+from align.report.reading import TokenCompletion, TokenList, TokenNumbers
 
 VISIBLE = {"\n": "↵\n", "\r": "␍", "\t": "⇥\t", "": "▫"}
 """Characters that have no shape of their own, and a token without text (the first part of a character, mostly)."""
@@ -27,6 +27,8 @@ class Token:
     """Colour strengths in [-1, 1], a CSS variable per mode."""
     values: str
     """Token reward, implicit reward before and after, log-probability before and after."""
+    learnt: bool
+    """Or only read: a tool's or a user's, inside the completion."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,15 @@ class ShownList:
 class TokenView:
     modes: list[Mode]
     lists: list[ShownList]
+    holes: bool
+    """Whether any token is read only."""
 
 
 def token_view(lists: Sequence[TokenList]) -> TokenView:
     """The lists, ready to be shown."""
     completions = [completion for one in lists for completion in one.completions]
-    rewards = [value for c in completions for value in c.token_rewards or []]
-    implicit = _scale([value for c in completions for value in c.implicit_before + c.implicit_after])
+    rewards = [value for c in completions for value in _known(c.token_rewards or [])]
+    implicit = _scale([value for c in completions for value in _known(c.implicit_before + c.implicit_after)])
     modes = [
         Mode("before", "implicit reward before", "A token's share of the implicit reward before training.", implicit),
         Mode("after", "implicit reward after", "A token's share of the implicit reward after training.", implicit),
@@ -68,7 +72,13 @@ def token_view(lists: Sequence[TokenList]) -> TokenView:
     if rewards:
         meaning = "What the token regularizer pulls by: above 0 where the better of two contexts prefers the token."
         modes.insert(0, Mode("reward", "token reward", meaning, _scale(rewards)))
-    return TokenView(modes, [_shown_list(one, modes) for one in lists])
+    holes = not all(learnt for completion in completions for learnt in completion.learnt)
+    return TokenView(modes, [_shown_list(one, modes) for one in lists], holes)
+
+
+def visible(text: str) -> str:
+    """A token's text with a shape for what has none."""
+    return VISIBLE.get(text) or text.replace("\n", VISIBLE["\n"])
 
 
 def _scale(values: Sequence[float]) -> float:
@@ -77,15 +87,19 @@ def _scale(values: Sequence[float]) -> float:
     return float(f"{sizes[int(0.98 * (len(sizes) - 1))]:.2g}") or 1.0
 
 
+def _known(values: TokenNumbers) -> list[float]:
+    return [value for value in values if value is not None]
+
+
 def _shown_list(one: TokenList, modes: Sequence[Mode]) -> ShownList:
-    totals = [sum(c.implicit_after) for c in one.completions]
+    totals = [sum(_known(c.implicit_after)) for c in one.completions]
     best = max(one.grades)
     completions = [
         Completion(
             grade=grade,
             place=1 + sum(other > total for other in totals),
             implicit=total,
-            change=sum(c.logprob_after) - sum(c.logprob_before),
+            change=sum(_known(c.logprob_after)) - sum(_known(c.logprob_before)),
             best=grade == best,
             tokens=_tokens(c, modes),
         )
@@ -105,13 +119,14 @@ def _tokens(completion: TokenCompletion, modes: Sequence[Mode]) -> list[Token]:
     columns = [*values.values(), completion.logprob_before, completion.logprob_after]
     return [
         Token(
-            text=VISIBLE.get(text) or text.replace("\n", VISIBLE["\n"]),
-            style=";".join(f"--{key}:{strengths[i]}" for key, strengths in coloured.items() if strengths),
-            values=" ".join(f"{column[i]:.5g}" if column else "" for column in columns),
+            text=visible(text),
+            style=";".join(f"--{key}:{own[i]}" for key, own in coloured.items() if own and learnt),
+            values=" ".join(f"{column[i]:.5g}" if column and learnt else "" for column in columns),
+            learnt=learnt,
         )
-        for i, text in enumerate(completion.tokens)
+        for i, (text, learnt) in enumerate(zip(completion.tokens, completion.learnt, strict=True))
     ]
 
 
-def _strength(value: float, scale: float) -> str:
-    return f"{max(-1.0, min(1.0, value / scale)):.2f}".rstrip("0").rstrip(".")
+def _strength(value: float | None, scale: float) -> str:
+    return "" if value is None else f"{max(-1.0, min(1.0, value / scale)):.2f}".rstrip("0").rstrip(".")

@@ -4,8 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from align.section import Free, Grows, Strict, named
+from align.section import Free, Grows, Named, Strict
 from rewards.config import ScorerConfig
+
+PLAIN_OPTIONS = ("dtype", "quantization", "kv_cache_dtype", "attention_backend", "device", "swap_space", "runner")
+"""Arguments of `vllm.LLM` that are text and name no code."""
 
 
 class Transformers(Strict):
@@ -32,7 +35,15 @@ class Vllm(Strict):
     in_process: bool = False
     """For tests: vLLM in this process, which it changes (threads, random state, environment)."""
     options: dict[str, Any] = {}
-    """More arguments of `vllm.LLM`, such as tensor_parallel_size or gpu_memory_utilization."""
+    """More arguments of `vllm.LLM`, such as tensor_parallel_size or gpu_memory_utilization; a recipe of a stranger may
+    not set one that can name code, such as worker_cls."""
+
+    @field_validator("options")
+    @classmethod
+    def _is_no_consent(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "trust_remote_code" in value:
+            raise ValueError("trust_remote_code is no option: consent is --trust-remote-code, on the command line")
+        return value
 
 
 class VllmServer(Strict):
@@ -61,7 +72,7 @@ class VllmServer(Strict):
     """Name of the environment variable that holds the key; none is sent otherwise."""
 
 
-EngineConfig = Annotated[Transformers | Vllm | VllmServer, Field(discriminator="name"), named("vllm")]
+EngineConfig = Annotated[Transformers | Vllm | VllmServer, Field(discriminator="name"), Named("vllm")]
 
 
 class Contrast(Strict):
@@ -132,7 +143,7 @@ class TransferQ(Strict):
         return self
 
 
-DecodingConfig = Annotated[Contrast | TransferQ, Field(discriminator="name"), named("contrast")]
+DecodingConfig = Annotated[Contrast | TransferQ, Field(discriminator="name"), Named("contrast")]
 
 
 class RolloutSection(Strict):

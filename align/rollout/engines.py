@@ -2,14 +2,13 @@
 
 import importlib.util
 import logging
-import math
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from align.errors import UserError
-from align.model.adapters import AdaLora, Dora, Eva, Full, Ia3, Miss, Olora, Pissa
+from align.model.adapters import Full
 from align.model.load import load_tokenizer, model_folder
 from align.progress import stage
 from align.recipe import Recipe
@@ -146,10 +145,9 @@ def sync_kind(recipe: Recipe) -> tuple[Kind, int]:
 def _of_config(recipe: Recipe) -> tuple[str, int]:
     """Why vLLM cannot serve the recipe's adapter, if it cannot, and the largest rank that it has when exported."""
     adapter = recipe.policy.adapter
-    if isinstance(adapter, Full | Dora | AdaLora | Miss | Ia3):
+    rank = adapter.served_rank()
+    if rank is None:
         return f"its kind is {adapter.name}", 0
-    factor = 2.0 if isinstance(adapter, Pissa | Olora) else adapter.rho if isinstance(adapter, Eva) else 1.0
-    rank = math.ceil(factor * adapter.rank)
     return (f"its rank is above {LARGEST_RANK}" if rank > LARGEST_RANK else ""), rank
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from align.files import replaced
+
 Line = dict[str, Any]
 
 
@@ -39,11 +41,9 @@ class Journal:
 
     def finish(self, ids: Sequence[str]) -> None:
         """All is there: write the lines in the order of these ids."""
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
+        with replaced(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
             for name in ids:
                 file.write(json.dumps(self.lines[name], ensure_ascii=False) + "\n")
-        os.replace(temporary, self.path)
         self.partial.unlink(missing_ok=True)
 
 

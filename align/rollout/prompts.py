@@ -11,12 +11,14 @@ from align.data import Row, encode_prompt, read_chat_template, read_source
 from align.data.boundary import special_tokens
 from align.data.contrast import contrast_contexts
 from align.data.formats import read_prompt
+from align.data.one_form import one_form
+from align.data.row_numbers import ABSENT
 from align.data.schema import is_messages
 from align.data.select import prompt_key
-from align.data.texts import prompt_left_out
+from align.data.texts import check_options, prompt_left_out, refusal
 from align.errors import UserError
 from align.model.load import load_tokenizer, model_folder, positions
-from align.progress import stage
+from align.progress import counted, stage
 from align.recipe import Recipe
 from align.rollout.config import Contrast, DecodingConfig, TransferQ
 
@@ -56,6 +58,7 @@ def read_prompts(recipe: Recipe) -> PromptSet:
     code = {"revision": policy.revision, "trust_remote_code": policy.trust_remote_code}
     tokenizer = load_tokenizer(policy.model, chat_template=policy.chat_template, **code)  # type: ignore[arg-type]
     template = read_chat_template(policy.chat_template)
+    check_options(data.template_options, tokenizer, template)
     table, _ = positions(policy.model, **code)  # type: ignore[arg-type]
     if table is not None and data.max_length > table:
         raise UserError(
@@ -72,14 +75,16 @@ def read_prompts(recipe: Recipe) -> PromptSet:
     for source in data.sources:
         found = read_source(
             source.path,
-            split=source.split,
-            revision=source.revision,
+            **source.reading,
             limit=data.limit,
             ignore=data.ignore,
             read_one=read_prompt,
         )
         left_out.update(found.refused)
-        for row in found.rows:
+        for row in one_form(found.rows, turns=source.turns):
+            if row.loss_weight == 0:
+                left_out[ABSENT] += 1
+                continue
             ids = encode_prompt(row, tokenizer, template)
             if prompt_key(ids) in chosen:
                 left_out["prompt seen before"] += 1
@@ -91,7 +96,7 @@ def read_prompts(recipe: Recipe) -> PromptSet:
             if isinstance(recipe.rollout.decoding, Contrast) and len(context) > longest:
                 left_out[f"prompt that rollout.decoding makes longer than {longest} tokens"] += 1
                 continue
-            without.update(prompt_left_out(row, tokenizer, template))
+            without.update(_left_out(row, tokenizer, template))
             chosen[prompt_key(ids)] = replace(row, weight=source.weight), ids, context
     if not chosen:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
@@ -108,6 +113,13 @@ def read_prompts(recipe: Recipe) -> PromptSet:
     )
 
 
+def _left_out(row: Row, tokenizer: PreTrainedTokenizerBase, template: str | None) -> list[str]:
+    try:
+        return prompt_left_out(row, tokenizer, template)
+    except ValueError as error:
+        raise refusal(row.place, error) from None
+
+
 def decoding_context(
     decoding: DecodingConfig | None,
     row: Row,
@@ -120,6 +132,11 @@ def decoding_context(
     if decoding is None:
         return None
     if isinstance(decoding, TransferQ):
+        if row.tools:
+            raise UserError(
+                f"{row.place}, field tools: the reward of `rollout.decoding: transfer_q` does not see them; decode "
+                "otherwise, or leave them out with data.ignore=[tools]"
+            )
         return row.prompt if is_messages(row.prompt) or isinstance(row.prompt, str) else str(tokenizer.decode(ids))
     if decoding.against != "prompt":
         return ids
@@ -132,7 +149,7 @@ def decoding_context(
         tokenizer=tokenizer,
         chat_template=chat_template,
         special=special_tokens(tokenizer),
-        options=row.template_options,
+        options=row.template_arguments,
     )
     return contexts["worse_ids"][0]
 
@@ -141,10 +158,10 @@ def describe_prompts(prompts: PromptSet) -> str:
     """How many prompts there are, why others are left out, and what the chat template leaves out of them."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in prompts.left_out.items())
     texts = [
-        f"; {count} prompts of which the chat template left text out ({name})"
+        f"; {counted(count, 'prompt')} of which the chat template left text out ({name})"
         for name, count in prompts.text_left_out.items()
     ]
-    return f"{len(prompts.rows)} prompts" + (f"; left out: {reasons}" if reasons else "") + "".join(texts)
+    return counted(len(prompts.rows), "prompt") + (f"; left out: {reasons}" if reasons else "") + "".join(texts)
 
 
 def end_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -4,31 +4,40 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
-from align.data.schema import Row, is_messages
+from align.cluster.connect import Cluster, on_cluster, worked
+from align.data.row_numbers import WEIGHT
+from align.data.schema import TEMPLATE_OPTIONS, Row, is_messages
+from align.data.tools import TOOLS
 from align.errors import UserError
 from align.evaluate.sampling import Sampled, completion_text
 from align.files import read_json, write_json
+from align.manifest import file_digest
+from align.model.load import LoadOptions
 from align.model.policy import Policy, load_policy
 from align.progress import progress
-from align.recipe import Recipe, load_recipe
+from align.recipe import Recipe, read_recipe
 from align.recipe.idle import say_idle
 from align.rollout.agreement import check_agreement
+from align.rollout.cluster_engine import ClusterEngine
 from align.rollout.config import Contrast
 from align.rollout.engine import Engine, Sampling, Weights
 from align.rollout.engines import check_engine, open_engine, sync_kind
 from align.rollout.journal import Journal, Line, read_lines
 from align.rollout.prompts import PromptSet, describe_prompts, read_prompts
 from align.rollout.weights import remove_older, write_weights, write_zeros
+from align.runs.log import start_log
 from align.runs.memory import scoring_in_words
-from align.runs.run_directory import RunDirectory, start_log
+from align.runs.run_directory import RunDirectory
+from align.runs.scorers import load_scorer
 from align.runs.start import start_from
-from rewards import load_scorer
+from rewards.types import Asked, Running
 
 log = logging.getLogger("align")
 
@@ -36,8 +45,12 @@ SCORED_AT_ONCE = 32
 """Lists that a scorer gets at a time; a kill costs no more."""
 
 
+WRITES = {"score": "rows.jsonl", "sample": "sampled.jsonl"}
+"""What each stage writes, the last stage first."""
+
+
 class Stages:
-    """The finished stages of an iteration, with their figures: `stages.json`."""
+    """The finished stages of an iteration, with their figures and the digest of what they wrote: `stages.json`."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,21 +60,43 @@ class Stages:
         """Stage -> figures."""
         return read_json(self.path) if self.path.exists() else {}
 
+    def check(self) -> None:
+        """Forget a stage whose file is not as it left it, and say so; what a later one was made of does not matter."""
+        done = self.read()
+        for name, file in WRITES.items():
+            path = self.path.with_name(file)
+            if name in done and _is_whole(path, done[name].get("sha256")):
+                break
+            if done.pop(name, None):
+                log.warning("%s: missing or damaged; it is made again", path)
+                path.unlink(missing_ok=True)
+                write_json(self.path, done)
+
     def do(self, name: str, stage: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run a stage unless it is finished; its figures, with the seconds that it took."""
         done = self.read()
         if name not in done:
             began = time.monotonic()
             figures = stage()
-            done |= {name: {**figures, "seconds": time.monotonic() - began}}
+            digest = file_digest(self.path.with_name(WRITES[name]))
+            done |= {name: {**figures, "seconds": time.monotonic() - began, "sha256": digest}}
             write_json(self.path, done)
         return done[name]
 
 
-def rollout(recipe: Recipe) -> Path:
+def _is_whole(file: Path, digest: str | None) -> bool:
+    """Whether a file is there, with the digest that it had if that was kept."""
+    return file.is_file() and digest in (None, file_digest(file))
+
+
+def rollout(recipe: Recipe, *, ray: str | None = None, actors: int | None = None, gpus: float | None = None) -> Path:
     """Sample the recipe's policy on the prompts of `data.sources`, into `output`/rollout/rows.jsonl.
 
     The same call on the same folder goes on where it stopped.
+
+    Args:
+        ray: address of a Ray cluster whose actors run the engine and the scorer, or `local`; the rows stay the same.
+        actors, gpus: how many actors, and of how many GPUs; by default what the cluster holds.
 
     Returns:
         The file of rows.
@@ -75,6 +110,11 @@ def rollout(recipe: Recipe) -> Path:
         raise UserError(
             f"{run.path}: holds a training; to sample it set policy.start_run={run.path} and another `output`"
         )
+    with on_cluster(ray, actors, gpus) as cluster, run.alone():
+        return _rollout(recipe, run, cluster)
+
+
+def _rollout(recipe: Recipe, run: RunDirectory, cluster: Cluster | None) -> Path:
     run.open(recipe)
     start_log(run, main=True)
     say_idle(recipe)
@@ -82,17 +122,18 @@ def rollout(recipe: Recipe) -> Path:
         torch.set_num_threads(recipe.train.threads)
     folder = run.path / "rollout"
     stages = Stages(folder)
+    stages.check()
     if "score" not in stages.read():
         prompts = read_prompts(recipe)
         log.info("%s", describe_prompts(prompts))
         if len({source.weight for source in recipe.data.sources}) > 1:
             log.info("data.sources: every prompt is sampled once, whatever its source's weight")
-        sampler = Sampler(recipe, run.path)
+        sampler = Sampler(recipe, run.path, cluster)
         try:
             figures = stages.do("sample", lambda: sampler.sample(folder, prompts, seed=recipe.train.seed))
         finally:
             sampler.close()
-        figures |= stages.do("score", lambda: score(recipe, folder))
+        figures |= stages.do("score", lambda: score(recipe, folder, cluster))
         log.info("%s", describe(figures))
     log.info("written to %s", folder / "rows.jsonl")
     return folder / "rows.jsonl"
@@ -101,11 +142,12 @@ def rollout(recipe: Recipe) -> Path:
 class Sampler:
     """The engine of a recipe, started when it is first needed, and the policy that it samples from."""
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, cluster: Cluster | None = None) -> None:
         """Args:
         folder: where weights for the engine and its log go.
+        cluster: whose actors run it, in place of this process.
         """
-        self.recipe, self.folder = recipe, folder
+        self.recipe, self.folder, self.cluster = recipe, folder, cluster
         self.engine: Engine | None = None
 
     def sample(
@@ -159,7 +201,7 @@ class Sampler:
     ) -> dict[str, Any]:
         """Load the policy into the engine, and see that the engine agrees with it."""
         began = time.monotonic()
-        self.engine = self.engine or open_engine(self.recipe, self.folder)
+        self.engine = self.engine or self._opened()
         weights = self._write_weights(trained, version)
         if weights:
             self.engine.load(weights)
@@ -174,18 +216,23 @@ class Sampler:
             )
         return figures
 
+    def _opened(self) -> Engine:
+        if self.cluster:
+            return ClusterEngine(self.recipe, self.folder, self.cluster)
+        return open_engine(self.recipe, self.folder)
+
     def _write_weights(self, trained: Path | None, version: int) -> Weights | None:
         """What the engine is to load, if anything: the policy, and the adapter that a contrast holds it against."""
         output, decoding = (self.folder / "weights").resolve(), self.recipe.rollout.decoding
-        dtype = self.recipe.policy.dtype
+        held: dict[str, Any] = {"dtype": self.recipe.policy.dtype, "trusted": self.recipe.policy.trust_remote_code}
         own = None
         if trained:
             kind, _ = sync_kind(self.recipe)
-            own = write_weights(trained, output, kind=kind, version=version, dtype=dtype)
+            own = write_weights(trained, output, kind=kind, version=version, **held)
         if not isinstance(decoding, Contrast) or decoding.against == "prompt":
             return own
         if decoding.against != "base":
-            other = write_weights(Path(decoding.against).expanduser(), output, kind="adapter", version=0, dtype=dtype)
+            other = write_weights(Path(decoding.against).expanduser(), output, kind="adapter", version=0, **held)
             zeros = output / f"base-{other.name}"
             own = own or Weights("adapter", str(write_zeros(Path(other.folder), zeros)), version, zeros.name)
             return replace(own, against=other.folder)
@@ -234,6 +281,9 @@ def sampled_line(
     if all(one.raw_logprobs is not None for one in completions):
         line["raw_logprobs"] = [_rounded(one.raw_logprobs) for one in completions]
         line["entropies"] = [_rounded(one.entropies) for one in completions]
+    line |= {TEMPLATE_OPTIONS: row.template_options} if chat and row.template_options else {}
+    line |= {TOOLS[0]: row.tools} if row.tools else {}
+    line |= {WEIGHT: row.loss_weight} if row.loss_weight != 1 else {}
     return line | ({"meta": row.meta} if row.meta else {})
 
 
@@ -241,8 +291,11 @@ def _rounded(values: list[float] | None) -> list[float]:
     return [round(value, 6) for value in values or []]
 
 
-def score(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """`folder`/sampled.jsonl with rewards, as `folder`/rows.jsonl."""
+def score(recipe: Recipe, folder: Path, cluster: Cluster | None = None) -> dict[str, Any]:
+    """`folder`/sampled.jsonl with rewards, as `folder`/rows.jsonl.
+
+    A block of lists follows from all of them, whatever is there already: what is scored beside them moves last digits.
+    """
     lines = list(read_lines(folder / "sampled.jsonl"))
     journal = Journal(folder / "rows.jsonl")
     left = [line for line in lines if line["id"] not in journal.lines]
@@ -251,17 +304,31 @@ def score(recipe: Recipe, folder: Path) -> dict[str, Any]:
         log.info("no rollout.reward: the rows have no rewards; `align score` puts them on")
         journal.append(left)
     elif left and reward:
-        scorer = load_scorer(reward)
+        missing = {line["id"] for line in left}
+        every = (lines[first : first + SCORED_AT_ONCE] for first in range(0, len(lines), SCORED_AT_ONCE))
+        blocks = (block for block in every if any(line["id"] in missing for line in block))
+        devices = int(isinstance(reward, Running))
         with progress("scoring", len(lines), unit="lists", start=len(lines) - len(left)) as advance:
-            for first in range(0, len(left), SCORED_AT_ONCE):
-                block = left[first : first + SCORED_AT_ONCE]
-                rewards = iter(rewards_of(scorer, reward, block))
-                journal.append([{**line, "rewards": [next(rewards) for _ in line["completions"]]} for line in block])
-                advance(len(block))
+            for block, rewards in worked(cluster, partial(_start_rewards, reward), blocks, devices=devices):
+                given = iter(rewards)
+                scored = [{**line, "rewards": [next(given) for _ in line["completions"]]} for line in block]
+                own = [line for line in scored if line["id"] in missing]
+                journal.append(own)
+                advance(len(own))
     if not journal.whole:
         journal.finish([line["id"] for line in lines])
     rewards_ = [reward for line in read_lines(folder / "rows.jsonl") for reward in line.get("rewards", [])]
     return {"mean_reward": fmean(rewards_)} if rewards_ else {}
+
+
+def _given(line: Line) -> dict[str, Any]:
+    """What a row gives a chat template besides its messages."""
+    tools = {TOOLS[0]: line[TOOLS[0]]} if line.get(TOOLS[0]) else {}
+    return {**line.get(TEMPLATE_OPTIONS, {}), **tools}
+
+
+def _start_rewards(reward: Any) -> Callable[[list[Line]], list[float]]:
+    return partial(rewards_of, load_scorer(reward), reward)
 
 
 def rewards_of(scorer: Any, config: Any, block: list[Line]) -> list[float]:
@@ -277,7 +344,7 @@ def rewards_of(scorer: Any, config: Any, block: list[Line]) -> list[float]:
     found: list[float] = []
     for lines in [[line] for line in block] if getattr(config, "listwise", False) else [block]:
         owners = [line for line in lines for _ in line["completions"]]
-        prompts = [line["prompt"] for line in owners]
+        prompts = [Asked.of(line["prompt"], _given(line)) for line in owners]
         texts = [text for line in lines for text in line["completions"]]
         answers = [] if column is None else [[_answer(line, column) for line in owners]]
         with scoring_in_words(config, "rollout.reward.tokens_per_batch={}", goes_on="what is scored already is kept"):
@@ -297,14 +364,16 @@ def load_trained(recipe: Recipe, trained: Path | None) -> Policy:
     Args:
         trained: the run that trained it, or an adapter; None for the recipe's own start.
     """
-    section: dict[str, Any] = {name: value for name, value in recipe.policy if name != "start_run"}
+    section, like = recipe.policy, None
     run = trained if trained and (trained / "recipe.yaml").exists() else None
     if run:
-        own = load_recipe(run / "recipe.yaml").policy
-        section |= {name: getattr(own, name) for name in ("model", "revision", "adapter", "start_adapter")}
-        section["like"] = RunDirectory(run).final_state()
+        own = read_recipe(run / "recipe.yaml").policy
+        names = ("model", "revision", "adapter", "start_adapter")
+        section = section.model_copy(update={name: getattr(own, name) for name in names})
+        like = RunDirectory(run).final_state()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = load_policy(**section, seed=recipe.train.seed, device=device, total_steps=1, keep_reference=False)
+    options = LoadOptions(seed=recipe.train.seed, device=device, total_steps=1, like=like)
+    policy = load_policy(section, options, keep_reference=False)
     if run:
         start_from(str(run), policy)
     return policy
@@ -318,7 +387,7 @@ def policy_version(run: str | None) -> int:
     if not directory.summary.exists():
         raise UserError(f"policy.start_run: {run} is no finished run; let `align train` end it")
     steps = read_json(directory.summary)["steps"]
-    return steps + policy_version(load_recipe(directory.recipe).policy.start_run)
+    return steps + policy_version(read_recipe(directory.recipe).policy.start_run)
 
 
 def describe(figures: dict[str, Any]) -> str:

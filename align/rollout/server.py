@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -108,7 +109,8 @@ class VllmServers:
 
     def _prepare(self, url: str) -> None:
         """See that a server has the base model and draws as it is asked to, and give it the policy: it may be new."""
-        served = [model["id"] for model in self._send(url, "/v1/models").get("data", [])]
+        listed = self._send(url, "/v1/models").get("data", [])
+        served = [str(own["id"]) for own in listed if isinstance(own, dict) and "id" in own]
         self.base = self.base or (served[0] if served else None)
         if self.base not in served:
             raise UserError(f"rollout.engine.urls: {url} serves {', '.join(served) or 'no model'}, not {self.base}")
@@ -186,9 +188,19 @@ class VllmServers:
         )
 
     def _choices(self, url: str, request: Answer) -> list[Answer]:
-        found = sorted(self._send(url, "/v1/completions", request)["choices"], key=lambda choice: choice["index"])
+        found = self._send(url, "/v1/completions", request).get("choices")
+        wanted = int(request.get("n", 1))
+        if not isinstance(found, list) or not all(isinstance(choice, dict) for choice in found):
+            raise UserError(f"rollout.engine.urls: {url} gives no `choices`; is it a server of vLLM's?")
         if any(not choice.get("token_ids") for choice in found):
             raise UserError(f"rollout.engine.urls: {url} gives no token ids; vLLM 0.25 or newer does")
+        if [c.get("index") for c in found] != list(range(wanted)):
+            found.sort(key=lambda choice: str(choice.get("index")).zfill(9))
+        if [c.get("index") for c in found] != list(range(wanted)) or not all(map(_is_whole, found)):
+            raise UserError(
+                f"rollout.engine.urls: {url} answers {wanted} completions with others in number, order or kind: each "
+                "is to have its own index, token ids, and a log-probability for each of them"
+            )
         return found
 
     def _send(self, url: str, path: str, content: Answer | None = None, needs: str = "") -> Answer:
@@ -204,9 +216,23 @@ class VllmServers:
             remedy = f" (start the server with {needs})" if needs else ""
             raise UserError(f"rollout.engine.urls: {url}{path} refuses: {error}{remedy}") from None
         try:
-            return json.loads(body)
-        except json.JSONDecodeError:  # some endpoints answer with a word, or with nothing
+            answer = json.loads(body)
+        except (ValueError, RecursionError):  # some endpoints answer with a word, or with nothing
             return {}
+        return answer if isinstance(answer, dict) else {}
+
+
+def _is_whole(choice: Answer) -> bool:
+    """Whether a choice has token ids and as many log-probabilities."""
+    ids, logprobs = choice["token_ids"], choice.get("logprobs")
+    values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
+    return (
+        isinstance(ids, list)
+        and isinstance(values, list)
+        and len(ids) == len(values)
+        and all(type(own) is int and own >= 0 for own in ids)
+        and all(type(own) in (int, float) and math.isfinite(own) for own in values)
+    )
 
 
 def _sampled(url: str, choice: Answer, sampling: Sampling) -> Sampled:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from align.errors import UserError
 from align.export.export import find_trained, write_files
-from align.files import write_json
+from align.files import replaced_folder, write_json
 from align.progress import stage
 from align.rollout.engine import Weights
 from rewards.files import file_digest
@@ -28,7 +27,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @stage("writing weights for the engine")
-def write_weights(trained: Path, output: Path, *, kind: Kind, version: int, dtype: str) -> Weights:
+def write_weights(
+    trained: Path, output: Path, *, kind: Kind, version: int, dtype: str, trusted: bool = False
+) -> Weights:
     """Make the folder that an engine loads, all of it or nothing; what is there already is used.
 
     Args:
@@ -37,22 +38,20 @@ def write_weights(trained: Path, output: Path, *, kind: Kind, version: int, dtyp
         kind: what the engine is to load; a whole model is always "merged".
         version: optimizer steps that made the policy.
         dtype: what merged weights are stored in.
+        trusted: whether this call consents to code that the model comes with.
 
     Raises:
         UserError: the adapter does not fit its base, or merging would change the policy.
     """
-    found = find_trained(trained)
+    found = find_trained(trained, trust_remote_code=trusted)
     digest = hashlib.sha256("".join(file_digest(file) for file in sorted(found.folder.glob("*.safetensors"))).encode())
     name = f"{kind}-v{version}-{digest.hexdigest()[:12]}"
     folder = output / name
     if not folder.exists():
-        partial = output / f"{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write_files(found, partial, merge=kind == "merged", dtype=dtype if kind == "merged" else None)
-        if kind == "merged":
-            add_head(partial)
-        os.replace(partial, folder)
+        with replaced_folder(folder) as partial:
+            write_files(found, partial, merge=kind == "merged", dtype=dtype if kind == "merged" else None)
+            if kind == "merged":
+                add_head(partial)
     return Weights(kind, str(folder.resolve()), version, name)
 
 

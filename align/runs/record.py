@@ -5,8 +5,9 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow
@@ -14,10 +15,10 @@ from datasets import Dataset
 
 from align.data.schema import Row
 from align.errors import UserError
-from align.files import read_json, write_json
+from align.files import read_json
 from align.model.identity import base_identity
 from align.model.load import model_folder
-from align.own_code import file_digest
+from align.own_code import GIVEN, file_digest, is_of_a_file
 from align.recipe import Recipe
 from align.runs.run_directory import RunDirectory
 
@@ -45,35 +46,46 @@ def record_lists(lists: Dataset) -> Part:
 def record_rows(rows: Sequence[Row]) -> Part:
     """The digests of rows that are no token ids yet: prompts to complete, or lists that are held out."""
     fields = ("prompt", "completions", "grades", "rewards", "weight", "meta")
-    texts = [json.dumps([getattr(row, name) for name in fields], sort_keys=True, default=str) for row in rows]
+    values = [[getattr(row, name) for name in fields] for row in rows]
+    values = [own + [row.loss_weight] * (row.loss_weight != 1) for own, row in zip(values, rows, strict=True)]
+    texts = [json.dumps(own, sort_keys=True, default=str) for own in values]
     return _part([row.source for row in rows], [_digest(text.encode()) for text in texts])
 
 
-def hold_to_record(run: RunDirectory, recipe: Recipe, parts: dict[str, Part], *, main: bool) -> None:
+def hold_to_record(
+    run: RunDirectory,
+    recipe: Recipe,
+    parts: dict[str, Part],
+    *,
+    main: bool,
+    functions: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write down what a new run is given, or make sure that one with work done is given the same again.
 
     Args:
         parts: `train` and `heldout`.
         main: whether this process writes.
+        functions: digests of code that was given as objects, by what it is.
 
     Raises:
         UserError: says which file's lists differ and how many, or that the base model or a function's file does.
     """
     policy = recipe.policy
     folder = model_folder(policy.model, policy.revision, trust_remote_code=policy.trust_remote_code)
-    functions = {place: file_digest(place) for place in recipe.own_functions}
+    functions = {place: file_digest(place) for place in recipe.own_functions} | dict(functions)
     given = {"base": base_identity(policy.model, folder), **parts, **({"functions": functions} if functions else {})}
-    if run.has_work() and run.given.exists():
+    damage = run.digests.problem([run.given.name])
+    if run.has_work() and run.given.exists() and not damage:
         before = read_json(run.given)
         if before["base"] != given["base"]:
             raise UserError(
                 f"{run.path} was trained from another base model than `policy.model` gives; start a new run"
             )
-        if changed := [place for place, own in functions.items() if before.get("functions", {}).get(place) != own]:
-            raise UserError(
-                f"{run.path} was begun with another {changed[0].rpartition(':')[0]}; put the old file back, or give "
-                "`output` a new folder"
-            )
+        if changed := sorted(functions.items() ^ before.get("functions", {}).items()):
+            place = changed[0][0]
+            what = place.rpartition(":")[0] if is_of_a_file(place) else place.removeprefix(f"{GIVEN}:")
+            back = "put the old file" if is_of_a_file(place) else "give the old one"
+            raise UserError(f"{run.path} was begun with another {what}; {back} back, or give `output` a new folder")
         if found := _difference(before, given):
             raise UserError(
                 f"{run.path}: the rows are not those that this run has trained on so far ({found}); put the old data "
@@ -81,9 +93,11 @@ def hold_to_record(run: RunDirectory, recipe: Recipe, parts: dict[str, Part], *,
             )
         return
     if run.has_work():
-        log.info("%s was begun by a version that kept no digest of the rows: whether they changed is unknown", run.path)
+        reason = damage or f"{run.given} is missing"
+        log.warning("%s; it is written again, and only checkpoints of the same rows will be gone on from", reason)
     if main:
-        write_json(run.given, given, indent=None)
+        run.before.unlink(missing_ok=True)  # it may be of other rows
+        run.write_json(run.given, given, indent=None)
 
 
 def _part(sources: Sequence[str], digests: list[str]) -> Part:

@@ -2,8 +2,9 @@
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,19 +13,23 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 
+from align.cluster.connect import Cluster, on_cluster, worked
 from align.data.schema import malformed
+from align.data.source_view import SourceView, mapping_of
 from align.errors import UserError
-from align.progress import progress, stage
+from align.files import replaced
+from align.progress import counted, progress, stage
 from align.scoring.assemble import assembled, part_names
 from align.scoring.cache import RewardCache, default_cache_dir
 from align.scoring.items import Item, windows
-from align.scoring.job import Job, replaced, write_rows
+from align.scoring.job import Job, write_rows
 from align.scoring.references import References
-from align.scoring.scoring import Part, score_window
+from align.scoring.scoring import Part
+from align.scoring.window import Scoring, Task, start_scoring
 from align.types import LONGEST_WAIT
 from rewards import Reward, read_reward
 from rewards.combine import Combination, transforms_for
-from rewards.digest import reads_text_without_template, scorer_digest
+from rewards.digest import scorer_digest
 from rewards.grading import GradeMethod
 from rewards.types import Running
 
@@ -41,12 +46,18 @@ def score_rows(
     grades: GradeMethod = "win_probability",
     split: str | None = None,
     ignore: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    where: str | None = None,
     on_error: OnError = "stop",
     window: int = 1024,
     exact: bool = False,
     tokens_per_batch: int | None = None,
     cache: str | Path | None = None,
     use_cache: bool = True,
+    ray: str | None = None,
+    actors: int | None = None,
+    gpus: float | None = None,
+    allow_code: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Put rewards and grades on rows; run again after a kill, it goes on and gives the same file.
@@ -56,6 +67,8 @@ def score_rows(
         output: a .jsonl, .jsonl.gz or .parquet file.
         rewards: what `rewards.read_reward` reads, one or more.
         ignore: columns that count as absent.
+        columns: `name=place` for each column that the rows have elsewhere.
+        where: a condition on the rows' own columns; others are left out.
         combination: how several rewards become one.
         grades: how rewards become grades.
         on_error: stop before the first reward if a row is malformed, or collect such rows in OUTPUT.errors.jsonl.
@@ -63,6 +76,9 @@ def score_rows(
         exact, tokens_per_batch: laid over the scorers' own settings.
         cache: folder of cached rewards; by default below the user's cache folder.
         use_cache: read and keep rewards there.
+        ray: address of a Ray cluster whose actors score the windows, or `local`; the files stay the same.
+        actors, gpus: how many actors, and of how many GPUs; by default what the cluster holds.
+        allow_code: consent to functions that a file of `rewards` names although it may be a stranger's.
 
     Returns:
         The summary, as in OUTPUT.summary.json.
@@ -74,43 +90,65 @@ def score_rows(
     Source: ours
     """
     console = console or Console()
+    seen = SourceView(mapping_of(columns), where)
     # Without a GPU accelerate starts no process group unless it is told that this is meant.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
-    specs = [_overlaid(read_reward(spec), exact, tokens_per_batch) for spec in rewards]
+    specs = [_overlaid(read_reward(spec, allow_code=allow_code), exact, tokens_per_batch) for spec in rewards]
     references = References(transforms_for(specs, combination), part_names(specs))
     with stage("reading the scorers' files"):
         parts = [Part(spec.scorer, scorer_digest(spec.scorer), k) for k, spec in enumerate(specs)]
     description = {
-        "input": _input_identity(path, split, output) | ({"ignore": list(ignore)} if ignore else {}),
-        "rewards": [spec.model_dump(mode="json") for spec in specs],
-        "digests": [part.digest for part in parts],
+        "input": _input_identity(path, split, output) | _chosen(ignore, columns, where),
+        **_described(specs, parts, references, output),
         **{"combination": combination, "grades": grades, "on_error": on_error, "window": window},
     }
-    if references.files:
-        description["references"] = [_input_identity(file, None, output) for file in references.files]
     job = Job(Path(output).expanduser(), description)
     job.check()
     if job.finished():
         return _print_finished(job, specs, console, main=state.is_main_process)
-    columns = [getattr(spec.scorer, "answer_column", None) for spec in specs]
+    answers = [getattr(spec.scorer, "answer_column", None) for spec in specs]
+    options: dict[str, Any] = {"split": split, "answer_columns": answers, "size": window, "check": references.of}
 
-    def read() -> Iterator:
-        return windows(path, split=split, answer_columns=columns, size=window, ignore=ignore, check=references.of)
+    def read(view: SourceView) -> Iterator:
+        return windows(path, **options, ignore=ignore, view=view)
 
-    count, total = _check_rows(read(), on_error)
-    store = RewardCache(Path(cache).expanduser() if cache else default_cache_dir()) if use_cache else None
-    if state.is_main_process:
-        job.open(store.state() if store else 0)
-    state.wait_for_everyone()
-    _score_windows(job, read(), parts, store, total, on_error, state)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        job.expect_parts(count)
-        rows = assembled(job, specs, references, combination, grades)
-        summary = _finish(job, rows, parts, store)
-        _print(console, job, summary, specs)
-    state.wait_for_everyone()
+    held = job.alone() if state.is_main_process else nullcontext()
+    with on_cluster(ray, actors, gpus) as cluster:
+        count, total = _check_rows(read(seen), on_error)
+        if seen.left_out and state.is_main_process:
+            console.print(f"{counted(seen.left_out, 'row')} left out by --where")
+        store = RewardCache(Path(cache).expanduser() if cache else default_cache_dir()) if use_cache else None
+        with held:
+            if state.is_main_process:
+                job.open(store.state() if store else 0)
+            state.wait_for_everyone()
+            again = read(SourceView(seen.columns, where))
+            _score_windows(job, again, Scoring(parts), store, total, on_error, state, cluster)
+            state.wait_for_everyone()
+            if state.is_main_process:
+                job.expect_parts(count)
+                rows = assembled(job, specs, references, combination, grades)
+                summary = _finish(job, rows, parts, store)
+                _print(console, job, summary, specs)
+            state.wait_for_everyone()
     return summary if state.is_main_process else {}
+
+
+def _described(specs: Sequence[Reward], parts: Sequence[Part], references: References, output: str) -> dict[str, Any]:
+    """The scorers by their settings and contents, and the rows that they are compared with."""
+    described: dict[str, Any] = {
+        "rewards": [spec.model_dump(mode="json") for spec in specs],
+        "digests": [part.digest for part in parts],
+    }
+    if references.files:
+        described["references"] = [_input_identity(file, None, output) for file in references.files]
+    return described
+
+
+def _chosen(ignore: Sequence[str], columns: Sequence[str], where: str | None) -> dict[str, Any]:
+    """What of the input is read, and under which names; what is not given is left out, as older outputs have it."""
+    given = {"ignore": list(ignore), "columns": list(columns), "where": where}
+    return {name: value for name, value in given.items() if value}
 
 
 def _overlaid(reward: Reward, exact: bool, tokens_per_batch: int | None) -> Reward:
@@ -158,40 +196,31 @@ def _check_rows(read: Iterator, on_error: OnError) -> tuple[int, int]:
 def _score_windows(
     job: Job,
     read: Iterator,
-    parts: Sequence[Part],
+    scoring: Scoring,
     store: RewardCache | None,
     total: int,
     on_error: OnError,
     state: Any,
+    cluster: Cluster | None,
 ) -> None:
-    """Score this process's share of the windows that have no part yet."""
+    """Score this process's share of the windows that have no part yet, here or in a cluster."""
     cache_state = job.cache_state()
-    shown = state.is_main_process
-    of_chats = any(reads_text_without_template(part.config) for part in parts)
-    with progress("score", total, unit="completions", show=shown) as advance:
-        for number, (window, completions) in enumerate(read):
-            if number % state.num_processes == state.process_index and not job.part(number).exists():
-                began, before = time.monotonic(), _tallies(parts)
-                scored = score_window(window, parts, store, cache_state)
-                failed = [own.item.reason for own in scored if own.item.reason is not None]
-                if failed and on_error == "stop":
-                    raise UserError(failed[0] + COLLECT)
-                counts = {name: value - before[name] for name, value in _tallies(parts).items()}
-                counts |= {"rows": len(scored) - len(failed), "errors": len(failed)}
-                counts["text_rows_without_template"] = sum(own.item.is_text for own in scored) * of_chats
-                counts["completions"] = sum(len(own.item.completions) for own in scored if own.rewards)
-                job.write_part(number, scored, {**counts, "seconds": time.monotonic() - began})
-            advance(completions)
+    with progress("score", total, unit="completions", show=state.is_main_process) as advance:
 
+        def left() -> Iterator[Task]:
+            for number, (items, completions) in enumerate(read):
+                if number % state.num_processes == state.process_index and not job.part(number).exists():
+                    yield Task(number, items, completions, scoring.cached(items, store, cache_state))
+                else:
+                    advance(completions)
 
-def _tallies(parts: Sequence[Part]) -> dict[str, float]:
-    tallies = [part.scorer.tally for part in parts if part.scorer is not None]
-    return {
-        "scored": sum(tally.completions for tally in tallies),
-        "tokens": sum(tally.tokens for tally in tallies),
-        "truncated": sum(tally.truncated for tally in tallies),
-        "cached": sum(part.cached for part in parts),
-    }
+        start = partial(start_scoring, scoring.parts) if cluster else lambda: scoring
+        devices = int(any(isinstance(part.config, Running) for part in scoring.parts))
+        for task, (text, reason) in worked(cluster, start, left(), devices=devices):
+            if reason is not None and on_error == "stop":
+                raise UserError(reason + COLLECT)
+            job.write_part(task.number, text)
+            advance(task.completions)
 
 
 @stage("writing the output")

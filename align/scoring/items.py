@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.data import Row, stream_rows
-from align.data.schema import TEMPLATE_OPTIONS, BadRow
+from align.data.row_numbers import WEIGHT
+from align.data.schema import TEMPLATE_OPTIONS, BadRow, UnusableRow
+from align.data.source_view import WHERE, SourceView
 from align.data.sources import StreamedRow
+from align.data.tools import TOOLS
+from rewards.types import Asked
 
 GIVEN = {"rewards": "given_rewards", "grades": "given_grades"}
 """What a row brings of what is computed here -> the column that keeps it."""
@@ -43,6 +47,7 @@ def windows(
     answer_columns: Sequence[str | None],
     size: int,
     ignore: Sequence[str] = (),
+    view: SourceView | None = None,
     check: Callable[[dict[str, Any]], object] = lambda row: None,
 ) -> Iterator[tuple[list[Item], int]]:
     """The rows in windows of at least `size` completions, the last one excepted, and how many completions each has.
@@ -51,6 +56,7 @@ def windows(
         path: a file, a folder or a hub data set.
         answer_columns: for each scorer, the column of its reference answers, or None.
         ignore: columns that count as absent.
+        view: the mapping of the rows' columns and the condition on them; a row that is not asked for is in no window.
         check: raises BadRow for a row, in the output's form, that could not be finished once it is scored.
 
     Raises:
@@ -58,7 +64,9 @@ def windows(
     """
     window: list[Item] = []
     held = 0
-    for record in stream_rows(path, split=split, ignore=ignore):
+    for record in stream_rows(path, split=split, ignore=ignore, view=view):
+        if isinstance(record.row, UnusableRow) and str(record.row) == WHERE:
+            continue
         item = _item(record, answer_columns, ignore, check)
         window.append(item)
         held += max(len(item.completions), 1)
@@ -106,7 +114,8 @@ def _item(
         check(kept)
     except BadRow as error:
         return Item(source, number, record.raw, error.message(source, number))
-    return Item(source, number, raw, None, row.prompt, row.completions, answers, kept)
+    prompt = Asked.of(row.prompt, row.template_arguments)  # type: ignore[arg-type]
+    return Item(source, number, raw, None, prompt, row.completions, answers, kept)
 
 
 def _answer(column: str | None, raw: dict[str, Any], row: Row) -> Any:
@@ -123,9 +132,12 @@ def _kept(raw: dict[str, Any], row: Row, ignore: Sequence[str]) -> dict[str, Any
     canonical: dict[str, Any] = {"id": raw["id"]} if raw.get("id") is not None else {}
     canonical |= {"prompt": row.prompt, "completions": list(row.completions)}
     canonical |= {TEMPLATE_OPTIONS: row.template_options} if row.template_options else {}
-    unread = (*row.meta, *ignore, "meta")
+    canonical |= {TOOLS[0]: row.tools} if row.tools else {}
+    unread = (*row.meta, *ignore, "meta", WEIGHT)
     others = {name: value for name, value in raw.items() if name in unread and value is not None}
     others |= {name: row.meta[name] for name in row.unread}
+    made = row.meta.keys() - raw.keys() - (raw.get("meta") or {}).keys()
+    others |= {name: own for name, own in row.meta.items() if name in made}
     given = {GIVEN[name]: list(getattr(row, name)) for name in GIVEN if getattr(row, name) is not None}
     return {**canonical, **given, **{name: value for name, value in others.items() if name not in canonical}}
 

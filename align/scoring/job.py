@@ -1,19 +1,28 @@
 """The files of one `align score`: parts that are whole or absent, and what says that they belong together."""
 
 import gzip
+import hashlib
 import json
-import os
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from align.data.schema import is_messages
+from align.data.tools import TOOLS
 from align.errors import UserError
-from align.files import write_json
-from align.runs.run_directory import differing_keys
+from align.files import read_json, replaced, write_json, write_text
+from align.locks import alone
+from align.manifest import json_digest
+from align.runs.trees import differing_keys
 from align.scoring.items import as_json
 from align.scoring.scoring import Scored
+from rewards.spelling import with_text_arguments
+
+log = logging.getLogger("align")
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -32,7 +41,7 @@ class Job:
         """Whether the output of this very job is there."""
         if not (self.output.exists() and self.summary.exists()):
             return False
-        return bool(json.loads(self.summary.read_text()).get("job") == self.description)
+        return bool(read_json(self.summary).get("job") == self.description)
 
     def check(self) -> None:
         """Refuse to mix with, or write over, what another job has left.
@@ -45,7 +54,7 @@ class Job:
         if not self.output.absolute().parent.is_dir():
             raise UserError(f"{self.output}: there is no folder {self.output.parent}; make it first")
         if self.parts():
-            old = json.loads((self.folder / "job.json").read_text())["job"]
+            old = self._begun()["job"]
             changed = sorted(differing_keys(old, self.description))
             if changed:
                 raise UserError(
@@ -55,32 +64,51 @@ class Job:
         elif self.output.exists() and not self.finished():
             raise UserError(f"{self.output}: is there already; give another output, or remove it")
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the parts against other processes.
+
+        Raises:
+            UserError: another process holds them, or has left what `check` refuses.
+        """
+        with alone(self.folder, instead="give another output"):
+            self.check()
+            yield
+
     def open(self, cache_state: int) -> None:
-        """Start, or go on: the cache is read as it was at the first start, so that the results stay the same."""
-        self.folder.mkdir(exist_ok=True)
+        """Start, or go on: the cache is read as it was at the first start, so that the results stay the same; damaged
+        parts are said, removed and made again."""
+        for path in self.parts():
+            digest, _, text = path.read_bytes().partition(b"\n")
+            if digest != _digest(text):
+                log.warning("%s: damaged; its rows are scored again", path)
+                path.unlink()
         if not self.parts():  # what a job that failed before its first part has left may be another's
-            write_json(self.folder / "job.json", {"job": self.description, "cache_state": cache_state})
+            value = {"job": self.description, "cache_state": cache_state}
+            write_json(self.folder / "job.json", value | {"digest": json_digest(value)})
 
     def cache_state(self) -> int:
         """How far the cache reached when the job was started first."""
-        return int(json.loads((self.folder / "job.json").read_text())["cache_state"])
+        return int(self._begun()["cache_state"])
+
+    def _begun(self) -> dict[str, Any]:
+        """What the job was when it was started first."""
+        file = self.folder / "job.json"
+        if not file.exists():
+            raise UserError(f"{file}: is missing; remove {self.folder}, and the job begins anew")
+        value = read_json(file)
+        if value.pop("digest", None) != json_digest(value):
+            raise UserError(
+                f"{file}: damaged, it is not as it was written; remove {self.folder}, and the job begins anew"
+            )
+        return value
 
     def part(self, number: int) -> Path:
         return self.folder / f"part-{number:07d}.jsonl"
 
-    def write_part(self, number: int, window: Sequence[Scored], counts: dict[str, float]) -> None:
-        """A window's rows behind a line of counts; the whole file or none."""
-        lines = [as_json(counts)]
-        for scored in window:
-            item = scored.item
-            if item.reason is None:
-                lines.append(as_json({"row": item.kept, "answers": item.answers, "rewards": scored.rewards}))
-            else:
-                error = {"source": item.source, "row": item.number, "reason": item.reason, "raw": item.raw}
-                lines.append(json.dumps({"error": error}, default=str))  # ASCII: it may hold what is no Unicode
-        temporary = self.part(number).with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(temporary, self.part(number))
+    def write_part(self, number: int, text: str) -> None:
+        """What `as_part` gave for a window; the whole file or none."""
+        write_text(self.part(number), f"{_digest(text.encode()).decode()}\n{text}")
 
     def expect_parts(self, count: int) -> None:
         """Make sure that no window is without its part.
@@ -100,6 +128,7 @@ class Job:
         totals: dict[str, float] = {}
         for path in self.parts():
             with path.open(encoding="utf-8") as lines:
+                next(lines)  # the digest
                 for name, value in json.loads(next(lines)).items():
                     totals[name] = totals.get(name, 0) + value
         return totals
@@ -115,8 +144,7 @@ class Job:
     def _entries(self) -> Iterator[dict[str, Any]]:
         for path in self.parts():
             with path.open(encoding="utf-8") as lines:
-                next(lines)
-                yield from map(json.loads, lines)
+                yield from map(json.loads, islice(lines, 2, None))
 
     def close(self, summary: dict[str, Any]) -> None:
         """Say that the output is whole, and remove the parts."""
@@ -124,12 +152,21 @@ class Job:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A file to write that becomes `path` when it is whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    yield temporary
-    os.replace(temporary, path)
+def _digest(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode()
+
+
+def as_part(window: Sequence[Scored], counts: dict[str, float]) -> str:
+    """A window's rows behind a line of counts."""
+    lines = [as_json(counts)]
+    for scored in window:
+        item = scored.item
+        if item.reason is None:
+            lines.append(as_json({"row": item.kept, "answers": item.answers, "rewards": scored.rewards}))
+        else:
+            error = {"source": item.source, "row": item.number, "reason": item.reason, "raw": item.raw}
+            lines.append(json.dumps({"error": error}, default=str))  # ASCII: it may hold what is no Unicode
+    return "\n".join(lines) + "\n"
 
 
 def write_rows(path: Path, rows: Callable[[], Iterator[dict[str, Any]]]) -> None:
@@ -158,16 +195,32 @@ def _write_parquet(path: Path, temporary: Path, rows: Callable[[], Iterator[dict
 
     try:
         schema = pa.schema([])
-        for chunk in _chunks(rows()):
+        for chunk in _chunks(map(_for_parquet, rows())):
             schema = pa.unify_schemas([schema, pa.Table.from_pylist(chunk).schema], promote_options="permissive")
         with parquet.ParquetWriter(temporary, schema) as writer:
-            for chunk in _chunks(rows()):
+            for chunk in _chunks(map(_for_parquet, rows())):
                 writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        why = str(error).splitlines()[0]
         raise UserError(
-            f"{path}: a column holds values of different kinds, which Parquet cannot ({str(error).splitlines()[0]}); "
+            f"{path}: a column holds values of different kinds, or none, which Parquet cannot ({why}); "
             "give an output that ends with .jsonl"
         ) from None
+
+
+def _for_parquet(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose tools and arguments of calls are JSON text: as objects every one would get the keys of all others."""
+    tools = {TOOLS[0]: json.dumps(row[TOOLS[0]], ensure_ascii=False)} if row.get(TOOLS[0]) else {}
+    completions = [_with_text_arguments(own) for own in row["completions"]]
+    return {**row, **tools, "prompt": _with_text_arguments(row["prompt"]), "completions": completions}
+
+
+def _with_text_arguments(text: Any) -> Any:
+    if not is_messages(text):
+        return text
+    return [
+        {**own, "tool_calls": with_text_arguments(own["tool_calls"])} if "tool_calls" in own else own for own in text
+    ]
 
 
 def _chunks(rows: Iterator[dict[str, Any]], size: int = 1000) -> Iterator[list[dict[str, Any]]]:

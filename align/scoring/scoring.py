@@ -1,14 +1,18 @@
 """A window of rows -> the raw rewards of every scorer, or the reason why a row has none."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from align.runs.memory import scoring_in_words
-from align.scoring.cache import RewardCache, reward_key
+from align.runs.scorers import load_scorer
+from align.scoring.cache import reward_key
 from align.scoring.items import Item
-from rewards import RowError, load_scorer
+from rewards import RowError
+from rewards.broken import why_not_finite
 from rewards.config import ScorerConfig
 from rewards.texts import text_key
 
@@ -47,8 +51,8 @@ class Part:
             more.append(str(item.answers[self.place]))
         return [reward_key(self.digest, [prompt, completion, *more]) for completion in own]
 
-    def rewards(self, items: Sequence[Item], cache: RewardCache | None, state: int) -> dict[bytes, float]:
-        """The reward of every key of the items; equal texts are scored once.
+    def rewards(self, items: Sequence[Item], cached: Mapping[bytes, float]) -> dict[bytes, float]:
+        """The reward of every key of the items; equal texts are scored once, and cached ones not at all.
 
         Raises:
             RowError: one of them cannot be scored.
@@ -57,7 +61,7 @@ class Part:
         for item in items:
             for k, key in enumerate(self.keys(item)):
                 todo.setdefault(key, (item, k))
-        known = cache.read(list(todo), state) if cache else {}
+        known = {key: cached[key] for key in todo if key in cached}
         self.cached += len(known)
         left = [(key, item, k) for key, (item, k) in todo.items() if key not in known]
         if not self.listwise:
@@ -79,22 +83,27 @@ class Part:
             found = self.scorer.score(prompts, completions, *answers)
         for value in found:
             if not math.isfinite(value):
-                raise RowError(f"scorer {self.config.name} gives {value}; no reward can be compared with it")
+                model = getattr(self.scorer, "model", None)
+                why = why_not_finite(model, value) if isinstance(model, nn.Module) else ""
+                raise RowError(f"scorer {self.config.name} gives {value}; {why or 'no reward can be compared with it'}")
         return [(key, value) for (key, _, _), value in zip(entries, found, strict=True)]
 
 
-def score_window(window: Sequence[Item], parts: Sequence[Part], cache: RewardCache | None, state: int) -> list[Scored]:
+def score_window(window: Sequence[Item], parts: Sequence[Part], cached: Mapping[bytes, float]) -> list[Scored]:
     """Every row of a window, in order, with its rewards; a row that cannot be scored gets a reason.
+
+    Args:
+        cached: rewards that are known already, by their keys.
 
     Raises:
         ScorerError: a scorer does not work at all.
     """
     items = [item for item in window if item.reason is None]
     try:
-        found = [(part, part.rewards(items, cache, state)) for part in parts]
+        found = [(part, part.rewards(items, cached)) for part in parts]
     except RowError as error:
         if len(window) > 1:  # which of them it is, each by itself tells
-            return [scored for item in window for scored in score_window([item], parts, cache, state)]
+            return [scored for item in window for scored in score_window([item], parts, cached)]
         (item,) = window
         return [Scored(replace(item, reason=f"{item.source}, row {item.number}: {error}"), [])]
     return [

@@ -1,31 +1,36 @@
 """What frozen models say about the rows, as columns: reference log-probabilities, token rewards, CHES."""
 
-import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from accelerate import PartialState
-from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
+from datasets import Dataset, List, Value
 from rich.console import Console
 from rich.table import Table
 
+from align.cluster.connect import Cluster, on_cluster
+from align.cluster.pool import Pool
 from align.data import Prepared
 from align.data.ches import ches_scores, choose_lists
 from align.errors import UserError
 from align.model.adapters import Full
-from align.model.config import TrainedSection
+from align.model.config import PolicySection, TrainedSection
+from align.model.identity import Identity
+from align.model.load import LoadOptions
 from align.model.policy import Policy, load_policy
-from align.model.reference import flat_values, read_lists
-from align.model.value_cache import Kind, Values
+from align.model.reference import Block, ListReader, Spread, flat_values, read_lists
+from align.model.token_rewards import CONTEXTS, contrast_rewards, learnt_in, squashed, with_token_column
+from align.model.value_cache import Found, Kind, Values
 from align.recipe import Recipe
 from align.runs.build import build_policy, check_objectives, prepare
+from align.runs.digests import check_of_run
 from align.runs.memory import in_memory
 from align.types import LONGEST_WAIT
 
@@ -34,8 +39,8 @@ SHARE_ABOVE = 0.05
 IDLE_SHARE = 0.01
 """With fewer such tokens than this a contrast does nothing."""
 CHES_PERCENTILES = (5, 25, 50, 75, 95)
-CONTEXTS = ("better_ids", "worse_ids")
-LIST_COLUMNS = ("prompt_ids", "completion_ids", "grades")
+FIRST = 256
+"""Rows that an adapter which starts from rows may look at."""
 
 log = logging.getLogger("align")
 
@@ -50,10 +55,21 @@ class Annotated:
     """Of the training lists, for the summary."""
 
 
-def annotate(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
+def annotate(
+    recipe: Recipe,
+    console: Console | None = None,
+    *,
+    ray: str | None = None,
+    actors: int | None = None,
+    gpus: float | None = None,
+) -> dict[str, Any]:
     """Compute all that frozen models say about the recipe's rows into the cache, CHES included, and print a summary.
 
     Run it again after an interruption, and it goes on; `align train` finds what it has computed.
+
+    Args:
+        ray: address of a Ray cluster whose actors compute it, or `local`; the values stay the same.
+        actors, gpus: how many actors, and of how many GPUs; by default what the cluster holds.
 
     Returns:
         What is printed, of the training lists.
@@ -64,136 +80,156 @@ def annotate(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     state = PartialState(timeout=LONGEST_WAIT)
-    with state.main_process_first():
-        prepared = prepare(recipe)
-    check_objectives(recipe, prepared)
+    with on_cluster(ray, actors, gpus) as cluster:
+        with state.main_process_first():
+            prepared = prepare(recipe)
+        check_objectives(recipe, prepared)
 
-    def compute(own: Recipe) -> Annotated:
-        policy = build_policy(own, prepared, total_steps=1, device=state.device, keep_reference=False)
-        return annotate_lists(own, policy, prepared, reference=True, ches=True)
+        def compute(own: Recipe) -> Annotated:
+            policy = build_policy(own, prepared, total_steps=1, device=state.device, keep_reference=False)
+            if cluster is None:
+                return annotate_lists(own, policy, prepared, reference=True, ches=True)
+            with closing(_Spread(cluster, own, prepared)) as spread:
+                return annotate_lists(own, policy, prepared, reference=True, ches=True, spread=spread)
 
-    annotated: Annotated = in_memory(recipe, compute, goes_on=lambda: "goes on from what is in the cache")
+        annotated: Annotated = in_memory(recipe, compute, goes_on=lambda: "goes on from what is in the cache")
     if state.is_main_process:
         (console or Console()).print(annotation_table(annotated.figures, len(annotated.train)))
     return annotated.figures
 
 
+class _Spread:
+    """A cluster's actors, which read blocks for one policy at a time and stay from one call to the next."""
+
+    def __init__(self, cluster: Cluster, recipe: Recipe, prepared: Prepared) -> None:
+        first = prepared.train.select(range(min(FIRST, len(prepared.train))))
+        few = Dataset.from_list(first.to_list(), features=first.features)  # in memory: a file may not be there
+        rows = replace(prepared, train=few, heldout=few.select([]), train_rows=[], heldout_rows=[])
+        self.cluster, self.start = cluster, partial(_start_reading, recipe, rows)
+        self.pool: Pool | None = None
+        self.trained = False
+
+    def __call__(self, policy: Policy, *, trained: bool) -> Spread:
+        """What computes blocks of the recipe's policy, or of the trained model: the same as this process has."""
+        return partial(self._read, policy.reference_identity(), trained)
+
+    def _read(self, identity: Identity, trained: bool, blocks: Iterator[Block]) -> Iterator[tuple[Block, list[Found]]]:
+        if self.pool is None or trained != self.trained:
+            self.close()  # which may hold all GPUs
+            self.pool, self.trained = self.cluster.pool(partial(self.start, identity, trained)), trained
+        yield from self.pool.map(blocks)
+
+    def close(self) -> None:
+        if self.pool:
+            self.pool.close()
+
+
+def _start_reading(recipe: Recipe, prepared: Prepared, identity: Identity, trained: bool) -> ListReader:
+    """The reference of an actor.
+
+    Raises:
+        UserError: on the actor's machine it would say something else.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    policy: Policy | None = build_policy(recipe, prepared, total_steps=1, device=device, keep_reference=False)
+    if trained and policy:
+        policy = _trained_model(recipe, policy)
+    assert policy is not None
+    if policy.reference_identity() != identity:
+        raise UserError(
+            f"--ray: {recipe.policy.model} is another model on a machine of the cluster than here: its files, or the "
+            "versions of the libraries differ; make them equal"
+        )
+    return ListReader(policy, recipe.train.batch_tokens, recipe.train.precision)
+
+
 def annotate_lists(
-    recipe: Recipe, policy: Policy, prepared: Prepared, *, reference: bool, ches: bool = False
+    recipe: Recipe,
+    policy: Policy,
+    prepared: Prepared,
+    *,
+    reference: bool,
+    ches: bool = False,
+    spread: Callable[..., Spread] | None = None,
 ) -> Annotated:
     """The lists with the columns that the recipe needs, computed or read from the cache; warns of an idle contrast.
 
-    Columns: `reference_logprobs` and, where token-level members are asked for, `token_rewards`, both per completion
+    Columns: `reference_logprobs` and, where token-level members are asked for, `token_rewards`, both per learnt
     token; `ches` and `ches_normalised` of the best completion against every worse one.
 
     Args:
         policy: at its start.
         reference: whether the training lists need the reference's log-probabilities.
         ches: whether the training lists get CHES even if the recipe does not filter by it.
+        spread: gives what computes a policy's values elsewhere; by default they are computed here.
 
     Raises:
         UserError: the model that token rewards come from does not exist or does not fit.
     """
     source = _trained_model(recipe, policy) if recipe.needs_token_rewards else None
-    cached = recipe.reference.cache
-    ches = ches or recipe.data.ches is not None
-    train = _annotate_part(recipe, policy, source, prepared.train, reference=cached and reference, ches=ches)
-    heldout = _annotate_part(recipe, policy, source, prepared.heldout, reference=cached, ches=cached)
+    moving = recipe.reference.name == "moving"
+    if moving and reference:
+        log.info("the reference moves: training computes it in every step; what is held out is measured by its start")
+    cached, ches = recipe.reference.cache, ches or recipe.data.ches is not None
+    read = _reader(recipe, policy, spread)
+    read_trained = _reader(recipe, source, spread, trained=True) if source else None
+    wanted = cached and reference and not moving
+    train = _annotate_part(recipe, read, read_trained, prepared.train, reference=wanted, ches=ches)
+    heldout = _annotate_part(recipe, read, read_trained, prepared.heldout, reference=cached or moving, ches=cached)
     figures = _figures(train)
     _warn_if_idle(figures)
     return Annotated(train, heldout, figures)
 
 
+def _reader(
+    recipe: Recipe, policy: Policy, spread: Callable[..., Spread] | None, *, trained: bool = False
+) -> Callable[..., Found]:
+    """`read_lists` of a policy, as the recipe has it."""
+    return partial(
+        read_lists,
+        policy=policy,
+        tokens_per_batch=recipe.train.batch_tokens,
+        cache_dir=recipe.reference.cache_dir,
+        precision=recipe.train.precision,
+        spread=spread(policy, trained=trained) if spread else None,
+    )
+
+
 def _annotate_part(
-    recipe: Recipe, policy: Policy, source: Policy | None, lists: Dataset, *, reference: bool, ches: bool
+    recipe: Recipe,
+    read: Callable[..., Found],
+    read_trained: Callable[..., Found] | None,
+    lists: Dataset,
+    *,
+    reference: bool,
+    ches: bool,
 ) -> Dataset:
     if not len(lists):
         return lists
-    options: dict[str, Any] = {
-        "tokens_per_batch": recipe.train.batch_tokens,
-        "cache_dir": recipe.reference.cache_dir,
-        "precision": recipe.train.precision,
-    }
-    wanted: dict[Kind, bool] = {"logprobs": reference or source is not None, "gram": ches}
+    wanted: dict[Kind, bool] = {"logprobs": reference or read_trained is not None, "gram": ches}
     kinds = tuple(kind for kind, want in wanted.items() if want)
     plain = lists.remove_columns([name for name in CONTEXTS if name in lists.column_names])
-    found = read_lists(plain, policy, kinds=kinds, **options) if kinds else {}
+    found = read(plain, kinds=kinds) if kinds else {}
     annotated = plain
     if reference:
         annotated = with_token_column(annotated, "reference_logprobs", flat_values(plain, found["logprobs"]))
-    if source is not None:
-        trained = read_lists(plain, source, label="trained model", **options)["logprobs"]
+    if read_trained is not None:
+        trained = read_trained(plain, label="trained model")["logprobs"]
         ratio = flat_values(plain, trained) - flat_values(plain, found["logprobs"])
         squash = isinstance(recipe.token_rewards, TrainedSection) and recipe.token_rewards.squash
-        annotated = with_token_column(annotated, "token_rewards", _squashed(ratio) if squash else ratio)
+        annotated = with_token_column(annotated, "token_rewards", squashed(ratio) if squash else ratio)
     elif recipe.needs_token_rewards:
-        annotated = with_token_column(annotated, "token_rewards", contrast_rewards(lists, policy, **options))
+        annotated = with_token_column(annotated, "token_rewards", contrast_rewards(lists, read))
     return _with_ches(annotated, found["gram"]) if ches else annotated
-
-
-def contrast_rewards(lists: Dataset, policy: Policy, **options: Any) -> np.ndarray:
-    """T-REG's token rewards of all completion tokens, one list after the other.
-
-    rhat_t = sigmoid(log p_ref(y_t | better, y_<t) - log p_ref(y_t | worse, y_<t)) - 0.5
-
-    Args:
-        lists: with better_ids and worse_ids.
-        options: as for `read_lists`.
-
-    Source: T-REG, arXiv:2412.02685 (published notes).
-    """
-    contexts = lists.map(
-        _one_list_per_context,
-        batched=True,
-        remove_columns=lists.column_names,
-        features=Features({name: lists.features[name] for name in LIST_COLUMNS} | {"better": Value("bool")}),
-        desc="contexts",
-    )
-    stored = read_lists(contexts, policy, label="token rewards", **options)["logprobs"]
-    better = np.array(contexts["better"][:])
-    sides = [flat_values(contexts.select(np.flatnonzero(better == side)), stored) for side in (True, False)]
-    return _squashed(sides[0] - sides[1])
-
-
-def _one_list_per_context(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Every list under each of its contexts: all completions under one, or each under its own."""
-    out: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "grades": [], "better": []}
-    for row, completions in enumerate(batch["completion_ids"]):
-        for name in CONTEXTS:
-            contexts = batch[name][row]
-            groups = [completions] if len(contexts) == 1 else [[ids] for ids in completions]
-            for context, own in zip(contexts, groups, strict=True):
-                out["prompt_ids"].append(context)
-                out["completion_ids"].append(own)
-                out["grades"].append([0.0] * len(own))
-                out["better"].append(name == "better_ids")
-    return out
-
-
-def with_token_column(lists: Dataset, name: str, flat: np.ndarray) -> Dataset:
-    """The lists with a column of one float32 per completion token, from all lists' values one after the other."""
-    lengths = [[len(ids) for ids in row["completion_ids"]] for row in lists.select_columns(["completion_ids"])]
-    inner = pa.ListArray.from_arrays(_offsets([n for row in lengths for n in row]), pa.array(flat, pa.float32()))
-    outer = pa.ListArray.from_arrays(_offsets([len(row) for row in lengths]), inner)
-    fingerprint = Hasher.hash([lists._fingerprint, name, hashlib.sha256(flat.tobytes()).hexdigest()])
-    return lists.add_column(name, outer, new_fingerprint=fingerprint, feature=List(List(Value("float32"))))
-
-
-def _offsets(sizes: Sequence[int]) -> pa.Array:
-    return pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
-
-
-def _squashed(ratio: np.ndarray) -> np.ndarray:
-    return (torch.from_numpy(ratio).sigmoid() - 0.5).numpy()
 
 
 def _with_ches(lists: Dataset, stored: Values) -> Dataset:
     grams = np.split(flat := flat_values(lists, stored), np.cumsum([len(g) ** 2 for g in lists["grades"][:]])[:-1])
     assert len(flat), "a list has completions"
     columns: dict[str, list[list[float]]] = {"ches": [], "ches_normalised": []}
-    for gram, ids, grades in zip(grams, lists["completion_ids"][:], lists["grades"][:], strict=True):
+    for gram, counts, grades in zip(grams, learnt_in(lists), lists["grades"][:], strict=True):
         size = len(grades)
-        for name, values in zip(columns, ches_scores(gram.reshape(size, size), [*map(len, ids)], grades), strict=True):
+        for name, values in zip(columns, ches_scores(gram.reshape(size, size), counts, grades), strict=True):
             columns[name].append(values.tolist())
     for name, column in columns.items():
         lists = lists.add_column(name, column, feature=List(Value("float64")))  # type: ignore[arg-type]
@@ -210,12 +246,15 @@ def _trained_model(recipe: Recipe, policy: Policy) -> Policy | None:
     if run and not (folder / "adapter").exists():
         raise UserError(f"token_rewards.model: {folder}: the run has not finished; let `align train` end it")
     folder = folder / "adapter" if run else folder
-    arguments: dict[str, Any] = {"dtype": recipe.policy.dtype, "device": policy.model.device}
-    arguments |= {"packing": recipe.train.packing, "attention": recipe.policy.attention}
+    check_of_run(folder)
+    options = LoadOptions(device=policy.model.device, packing=recipe.train.packing)
+    names = ("dtype", "attention", "trust_remote_code")
+    held: dict[str, Any] = {name: getattr(recipe.policy, name) for name in names}
     if (folder / "adapter_config.json").exists():
-        trained = load_policy(recipe.policy.model, start_adapter=str(folder), **arguments)
+        start = PolicySection(model=recipe.policy.model, start_adapter=str(folder), **held)
     else:
-        trained = load_policy(str(folder) if run else section.model, adapter=Full(), keep_reference=False, **arguments)
+        start = PolicySection(model=str(folder) if run else section.model, adapter=Full(), **held)
+    trained = load_policy(start, options, keep_reference=start.start_adapter is not None)
     if trained.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise UserError(
             f"token_rewards.model: {section.model} has another tokenizer than the policy; give one of its own"

@@ -3,22 +3,26 @@
 import logging
 import math
 from collections.abc import Mapping
-from itertools import count
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import parse_flag_from_env, patch_environment
 from datasets import Dataset
 from transformers import TrainingArguments, get_scheduler
 
 from align.data.steps import plan_steps
 from align.errors import UserError
-from align.model.adapters import AdaLora, AdapterConfig
+from align.model.sharding import tell_accelerate
 from align.recipe import Recipe
 from align.recipe.settings import TrainSection
-from align.runs.run_directory import RunDirectory, complete_checkpoints
+from align.runs.checkpoints import step_of
+from align.runs.run_directory import RunDirectory
+from align.runs.told import told_by_main
+from align.training.processes import check_installed, check_processes
+from align.training.zero import load_whole, zero_asked
 from align.types import LONGEST_WAIT
 
 log = logging.getLogger("align")
@@ -32,21 +36,6 @@ def planned_steps(train: TrainSection, lists: Dataset) -> list[list[int]]:
         epochs=train.epochs,
         steps=train.steps,
         seed=train.seed,
-    )
-
-
-def check_ranks_can_move(adapter: AdapterConfig, steps: int) -> None:
-    """Refuse a run in which AdaLoRA has seen no gradient by the step in which it settles on its ranks.
-
-    Raises:
-        UserError: says how many steps it needs.
-    """
-    if not isinstance(adapter, AdaLora) or steps - int(adapter.settle * steps) > 1:
-        return
-    needed = next(n for n in count(2) if n - int(adapter.settle * n) > 1)
-    raise UserError(
-        f"policy.adapter: adalora settles on its ranks by the gradients of earlier steps, and a run of {steps} has "
-        f"none; train {needed} steps or more, lower `settle`, or take lora"
     )
 
 
@@ -68,10 +57,33 @@ def training_arguments(
         run_name: what trackers call the run.
         recipe_values: what they are told besides.
     """
+    check_installed()
     on_cpu = not torch.accelerator.is_available()
+    # accelerate passes over DeepSpeed where it is told of a CPU; without, it needs to be told how processes talk.
+    zero_on_cpu = on_cpu and zero_asked() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    cpu = (on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")) and not zero_on_cpu
+    backend = {"backend": "gloo"} if zero_on_cpu else {}
     # transformers makes this too, but on a CPU without a timeout.
-    PartialState(cpu=on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=LONGEST_WAIT)
-    arguments = Arguments(
+    world = PartialState(cpu=cpu, timeout=LONGEST_WAIT, **backend)
+    check_processes(world.num_processes, train.precision)
+    # Without use_cpu transformers refuses bfloat16 there.
+    options: dict[str, Any] = {"use_cpu": on_cpu and not zero_on_cpu, "ddp_backend": backend.get("backend")}
+    with _named_without_a_number(cpu=cpu):
+        arguments = _arguments(train, checkpoints=checkpoints, run_name=run_name, **options)
+    load_whole()
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else one process with several GPUs splits each batch over them
+    arguments.recipe_values = recipe_values or {}
+    tell_accelerate(train.precision)  # last, as transformers forgets what accelerate was told before
+    return arguments
+
+
+def _named_without_a_number(*, cpu: bool) -> AbstractContextManager[None]:
+    """accelerate calls each process's CPU cpu:0, cpu:1 and so on, where torch.load knows of no device."""
+    return patch_environment(ACCELERATE_TORCH_DEVICE="cpu") if cpu else nullcontext()
+
+
+def _arguments(train: TrainSection, *, checkpoints: Path, run_name: str, **options: Any) -> Arguments:
+    return Arguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=1,  # of the data loader, whose items are whole optimizer steps
         learning_rate=train.learning_rate,
@@ -81,13 +93,14 @@ def training_arguments(
         adam_beta1=train.adam_beta1,
         adam_beta2=train.adam_beta2,
         max_grad_norm=train.max_grad_norm,
-        use_cpu=on_cpu,  # else bf16 is refused there
         bf16=train.precision == "bfloat16",
         fp16=train.precision == "float16",
         logging_steps=1,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if train.eval_steps else "no",
         eval_steps=train.eval_steps,
+        metric_for_best_model=train.keep_best or "loss",  # which callbacks of the user's own look at
+        greater_is_better=train.keep_best not in (None, "loss"),
         save_strategy="steps",
         report_to=list(train.report_to) or "none",
         run_name=run_name,
@@ -97,9 +110,8 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         label_names=[],
         project=train.project,
+        **options,
     )
-    arguments.recipe_values = recipe_values or {}
-    return arguments
 
 
 def grow(run: RunDirectory, recipe: Recipe, before: list[list[int]], plan: list[list[int]], *, main: bool) -> None:
@@ -112,10 +124,11 @@ def grow(run: RunDirectory, recipe: Recipe, before: list[list[int]], plan: list[
     Raises:
         UserError: says why it would have done other things.
     """
-    if isinstance(recipe.policy.adapter, AdaLora):
-        raise UserError(f"{run.path}: adalora plans its ranks by the number of steps, so the run may not grow")
-    done = complete_checkpoints(run.checkpoints)
-    steps = [int(checkpoint.name.split("-")[1]) for checkpoint in done]
+    adapter = recipe.policy.adapter
+    if adapter.needs_steps:
+        raise UserError(f"{run.path}: {adapter.name} plans its ranks by the number of steps, so the run may not grow")
+    done = told_by_main(run.saved.whole)
+    steps = [step_of(checkpoint) for checkpoint in done]
     rates = [_rates(recipe.train, total=len(one), steps=max(steps, default=0)) for one in (before, plan)]
     fitting = [c for c, s in zip(done, steps, strict=True) if before[:s] == plan[:s] and rates[0][:s] == rates[1][:s]]
     if done and not fitting:

@@ -1,5 +1,6 @@
 """What a run measures of its policy before and after training."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ from align.evaluate.samples import Measured
 from align.evaluate.sampling import sample_completions
 from align.evaluate.token_view import TokenView
 from align.model.policy import Policy
+from align.model.sharding import gathered
 from align.progress import progress, stage
 from align.recipe import Recipe
 from align.report.summary import ROWS
 from align.runs.memory import scoring_in_words
+from align.runs.scorers import load_scorer
+from align.runs.told import told_by_main
 from align.training.parts import RunParts
-from rewards import load_scorer
+from rewards.types import Asked
+
+log = logging.getLogger("align")
 
 
 class Meter:
@@ -32,20 +38,25 @@ class Meter:
         rows = parts.prepared.heldout_rows[: recipe.sampling.prompts] if samples else []
         self.prompts = [_for_scorer(row, policy) for row in rows]
         count = recipe.sampling.token_lists if samples else 0
-        self.view = TokenView(trainer.scorer, policy, parts.heldout, trainer.accelerator, count=count)
+        lists = (trainer.scorer, policy, parts.heldout, trainer.accelerator)
+        self.view = TokenView(*lists, count=count, weights=lambda batch: trainer.loss.message_weights(batch))
 
     def before(self, known: Path | None) -> Measured:
-        """What was measured before the first step, once: a resumed run no longer has the initial policy.
+        """What was measured before the first step: once, unless its file is damaged.
 
         Args:
             known: where it stands already, measured of the same policy by another run.
         """
-        path = self.parts.run.before
-        if path.exists():
-            return Measured.load(path)
+        run = self.parts.run
+        problem = told_by_main(lambda: run.digests.problem([run.before.name]))
+        if run.before.exists() and not problem:
+            return Measured.load(run.before)
+        if problem:
+            log.warning("%s; it is measured again", problem)
         measured = Measured.load(known) if known else self.measure("before")
         if self.parts.trainer.is_world_process_zero():
-            measured.save(path)
+            with run.replaced(run.before) as file:
+                measured.save(file)
         return measured
 
     def measure(self, when: str) -> Measured:
@@ -56,7 +67,7 @@ class Meter:
         by_list = {
             name: [value for _, value in sorted(gather_object(list(own.items())))] for name, own in found.items()
         }
-        with trainer.accelerator.autocast():
+        with trainer.accelerator.autocast(), gathered(trainer.scorer):
             completions = _sample(self.parts.recipe, self.parts.policy, self.parts.heldout) if self.prompts else []
         reward, run = self.parts.recipe.sampling.reward, self.parts.run
         with scoring_in_words(reward, "sampling.reward.tokens_per_batch={}", goes_on=f"it {run.goes_on()}"):
@@ -94,4 +105,4 @@ def _for_scorer(row: Row, policy: Policy) -> Any:
     """A prompt as a scorer reads it: text or messages; token ids are decoded."""
     if isinstance(row.prompt, list) and row.prompt and isinstance(row.prompt[0], int):
         return policy.tokenizer.decode(row.prompt, skip_special_tokens=True)
-    return row.prompt
+    return Asked.of(row.prompt, row.template_arguments)  # type: ignore[arg-type]

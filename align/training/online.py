@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import random
 import shutil
 import time
@@ -17,16 +16,19 @@ from accelerate import PartialState
 from align.data import Row, read_source
 from align.errors import UserError
 from align.evaluate.sampling import row_seed
-from align.files import read_json, write_json, write_text
-from align.model.adapters import AdaLora, Full, Loftq, Lora, Olora, Pissa
+from align.files import read_json, write_json
+from align.model.adapters import Full, Lora
 from align.recipe import Recipe, SourceSection
 from align.report.summary import ROWS, figure
 from align.rollout.engines import check_engine, rests
 from align.rollout.prompts import PromptSet, describe_prompts, read_prompts
 from align.rollout.sample import Sampler, Stages, describe, policy_version, score
+from align.runs.log import start_log
 from align.runs.record import Part, hold_to_record, record_rows
-from align.runs.run_directory import RunDirectory, start_log
-from align.training.run import RunResult, conclude, is_finished, open_run, train_rows
+from align.runs.run_directory import RunDirectory
+from align.runs.told import told_by_main
+from align.training.result import RunResult
+from align.training.run import conclude, is_finished, open_run, train_rows
 
 log = logging.getLogger("align")
 
@@ -41,10 +43,10 @@ def train_online(recipe: Recipe) -> RunResult:
         UserError: something in the recipe cannot work.
     """
     check_online(recipe)
-    run, arguments = open_run(recipe)
-    finished = is_finished(run)
-    _iterate(recipe, run)
-    return conclude(recipe, run, finished=finished, main=arguments.process_index == 0)
+    with open_run(recipe) as (run, arguments):
+        finished = is_finished(run)
+        _iterate(recipe, run)
+        return conclude(recipe, run, finished=finished, main=arguments.process_index == 0)
 
 
 def _iterate(recipe: Recipe, run: RunDirectory) -> None:
@@ -90,8 +92,7 @@ def _parts(recipe: Recipe, prompts: PromptSet) -> dict[str, Part]:
     """What is sampled, and what every iteration is measured on, as digests."""
     rows: list[Row] = []
     for source in recipe.data.eval_sources:
-        options = {"split": source.split, "revision": source.revision, "limit": recipe.data.limit}
-        rows += read_source(source.path, **options).rows  # type: ignore[arg-type]
+        rows += read_source(source.path, **source.reading, limit=recipe.data.limit).rows
     return {"train": record_rows(prompts.rows), "heldout": record_rows(rows)}
 
 
@@ -129,9 +130,7 @@ def check_online(recipe: Recipe) -> None:
     check_engine(recipe)
     assert recipe.online is not None
     wanted, adapter = recipe.online.reference, recipe.policy.adapter
-    if wanted == "initial":
-        return
-    if isinstance(adapter, Pissa | Olora | AdaLora | Loftq) or (wanted == "moving" and isinstance(adapter, Full)):
+    if wanted not in adapter.references:
         raise UserError(f"online.reference: {wanted} does not go with the adapter {adapter.name}; use initial, or lora")
 
 
@@ -168,6 +167,7 @@ def _sample_and_score(recipe: Recipe, run: RunDirectory, iteration: int, prompts
     assert recipe.online is not None
     folder = iteration_folder(run, iteration)
     stages = Stages(folder)
+    stages.check()
     if "score" in stages.read():
         return
     log.info("iteration %d of %d", iteration, recipe.online.iterations)
@@ -196,7 +196,8 @@ def _version(recipe: Recipe, run: RunDirectory, iteration: int) -> int:
 def _train_iteration(recipe: Recipe, run: RunDirectory, iteration: int, *, main: bool) -> None:
     own = iteration_recipe(recipe, run, iteration)
     began = time.monotonic()
-    finished = RunDirectory(own.output).summary.exists()
+    there = RunDirectory(own.output)
+    finished = told_by_main(lambda: there.summary.exists() and not there.digests.problem())
     result = train_rows(own, measured=_measured(recipe, run, iteration), show=False) if not finished else None
     start_log(run, main=main)  # which the training has turned to its own folder
     if result and main:
@@ -228,18 +229,15 @@ def _finish(recipe: Recipe, run: RunDirectory) -> None:
     folders = [iteration_folder(run, i) for i in range(1, recipe.online.iterations + 1)]
     runs = [RunDirectory(folder / "train") for folder in folders]
     summaries = [read_json(one.summary) for one in runs]
-    temporary = run.path / "adapter.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(runs[-1].adapter, temporary)
-    shutil.rmtree(run.adapter, ignore_errors=True)
-    os.replace(temporary, run.adapter)
+    with run.replaced_folder(run.adapter) as temporary:
+        shutil.copytree(runs[-1].adapter, temporary, dirs_exist_ok=True)
     lines, steps, iterations = [], 0, []
     for number, (folder, one, summary) in enumerate(zip(folders, runs, summaries, strict=True), start=1):
         for line in one.read_metrics():
             lines.append({**line, "iteration": number, "step": steps + line["step"]})
         iterations.append(_iteration_figures(number, Stages(folder).read(), summary))
         steps += summary["steps"]
-    write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in lines))
+    run.write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in lines))
     seconds = sum(summary["train_seconds"] for summary in summaries)
     tokens = sum(summary["tokens_per_second"] * summary["train_seconds"] for summary in summaries)
     whole = summaries[-1] | {
@@ -250,7 +248,7 @@ def _finish(recipe: Recipe, run: RunDirectory) -> None:
         "samples": _spanning(summaries[0]["samples"], summaries[-1]["samples"]),
         "iterations": iterations,
     }
-    write_json(run.summary, whole)
+    run.write_json(run.summary, whole)
     shutil.rmtree(run.path / "weights", ignore_errors=True)  # the adapter has them
 
 

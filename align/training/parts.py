@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from align.data import Audit, Prepared, in_one_line, render
 from align.data.ratings import with_ratings
 from align.data.select import with_trained_places
+from align.errors import UserError
 from align.losses.reward_loss import (
     check_ratings,
     columns_read,
@@ -24,6 +25,7 @@ from align.model.checks import check_token_ids
 from align.model.policy import Policy
 from align.model.precision import hold_frozen
 from align.model.reward import RewardModel, load_reward_model
+from align.model.sharding import is_sharded, keep_stream_exact, read_sharding, shard, sharding_asked
 from align.recipe import Recipe
 from align.runs.build import build_policy, check_objectives, check_positions, load_options, prepare
 from align.runs.record import hold_to_record, record_lists
@@ -31,7 +33,8 @@ from align.runs.run_directory import RunDirectory
 from align.runs.start import start_from
 from align.training.advice import advise
 from align.training.annotate import Annotated, annotate_lists, filter_by_ches
-from align.training.arguments import check_ranks_can_move, fit_to_plan, grow, planned_steps
+from align.training.arguments import fit_to_plan, grow, planned_steps
+from align.training.given import Given
 from align.training.trainer import AlignTrainer
 
 log = logging.getLogger("align")
@@ -60,7 +63,12 @@ class RunParts:
     trainer: AlignTrainer
 
 
-def read_rows(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -> Rows:
+def read_rows(
+    recipe: Recipe,
+    run: RunDirectory,
+    arguments: TrainingArguments,
+    given: Given = Given(),  # noqa: B008, frozen
+) -> Rows:
     """The recipe's rows, with ratings for a reward model; refused where the run has worked on others.
 
     Raises:
@@ -73,7 +81,7 @@ def read_rows(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments) -
         check_ratings(rated.train, recipe.objective, recipe.reward.outputs)
     lists = rated or prepared
     parts = {"train": record_lists(lists.train), "heldout": record_lists(lists.heldout)}
-    hold_to_record(run, recipe, parts, main=arguments.process_index == 0)
+    hold_to_record(run, recipe, parts, functions=given.digests, main=arguments.process_index == 0)
     return Rows(prepared, rated)
 
 
@@ -90,7 +98,14 @@ def _rated(recipe: Recipe, prepared: Prepared) -> Annotated:
     return Annotated(lists, heldout, {})
 
 
-def assemble(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments, rows: Rows, loss: Any) -> RunParts:
+def assemble(
+    recipe: Recipe,
+    run: RunDirectory,
+    arguments: TrainingArguments,
+    rows: Rows,
+    loss: Any,
+    given: Given = Given(),  # noqa: B008, frozen
+) -> RunParts:
     """The policy at its start, its lists and its trainer.
 
     Raises:
@@ -103,8 +118,10 @@ def assemble(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments, ro
         _show(prepared.audit)
     policy, annotated = _load(recipe, rows, loss, device=arguments.device)
     lists, heldout = filter_by_ches(recipe, prepared, annotated.train), _heldout(recipe, annotated)
+    _check_measured(recipe, heldout)
     plan = _plan(recipe, run, lists, arguments)
-    _advise(recipe, run, prepared.audit, steps=len(plan), lists=len(lists))
+    if arguments.process_index == 0:
+        _advise(recipe, run, prepared.audit, steps=len(plan), lists=len(lists))
     start_from(recipe.policy.start_run, policy)
     trainer = AlignTrainer(
         policy=policy,
@@ -113,11 +130,11 @@ def assemble(recipe: Recipe, run: RunDirectory, arguments: TrainingArguments, ro
         plan=plan,
         heldout=heldout,
         run=run,
-        tokens_per_batch=recipe.train.batch_tokens,
-        keep_checkpoints=recipe.train.keep_checkpoints,
-        keep_best=recipe.train.keep_best,
+        section=recipe.train,
         args=arguments,
+        given=given,
     )
+    trainer.bad.rows = prepared.train_rows
     _set_checkpointing(recipe, trainer)
     return RunParts(recipe, run, prepared, annotated, heldout, policy, trainer)
 
@@ -130,20 +147,35 @@ def _show(audit: Audit) -> None:
 def _load(recipe: Recipe, rows: Rows, loss: Any, *, device: torch.device) -> tuple[Policy, Annotated]:
     """The reward model and its rated lists, or the policy and the lists with what frozen models say about them."""
     prepared = rows.prepared
-    check_ranks_can_move(recipe.policy.adapter, len(planned_steps(recipe.train, prepared.train)))
+    recipe.policy.adapter.check_steps(len(planned_steps(recipe.train, prepared.train)))
     if rows.rated:
-        return _load_reward_model(recipe, prepared, device=device), rows.rated
+        model = _load_reward_model(recipe, prepared, device=device)
+        _shard(recipe, model)
+        return model, rows.rated
     # KTO's baseline needs the reference of completions that no cache holds.
-    keep_reference = loss.needs_baseline or not recipe.reference.cache
+    moving = recipe.reference.name == "moving"
+    keep_reference = moving or loss.needs_baseline or not recipe.reference.cache
     steps = len(planned_steps(recipe.train, prepared.train))
     policy = build_policy(recipe, prepared, total_steps=steps, device=device, keep_reference=keep_reference)
+    if moving:
+        policy.follow(every=recipe.reference.every, mixture=recipe.reference.mixture)
+    _shard(recipe, policy)
     return policy, annotate_lists(recipe, policy, prepared, reference=loss.needs_reference)
+
+
+def _shard(recipe: Recipe, policy: Policy) -> None:
+    """Cut the weights over the processes, where accelerate's configuration says so."""
+    if sharding_asked() and not is_sharded(policy.scorer()):
+        shard(policy.scorer(), read_sharding(recipe.train.precision))
+        if recipe.train.precision == "bfloat16":
+            keep_stream_exact(policy.model)
 
 
 def _load_reward_model(recipe: Recipe, prepared: Prepared, *, device: torch.device) -> RewardModel:
     names = recipe.reward.outputs
     steps = len(planned_steps(recipe.train, prepared.train))
-    model = load_reward_model(outputs=names, **load_options(recipe, prepared, total_steps=steps, device=device))
+    options = load_options(recipe, prepared, total_steps=steps, device=device)
+    model = load_reward_model(recipe.policy, options, outputs=names)
     check_token_ids(model.model, model.tokenizer, [prepared.train, prepared.heldout])
     if recipe.train.precision == "bfloat16":
         hold_frozen(model.model, torch.bfloat16)
@@ -159,6 +191,15 @@ def _heldout(recipe: Recipe, annotated: Annotated) -> Dataset:
             "the held-out loss is of the completions that training would keep of a list; the rest is of whole lists"
         )
     return lists
+
+
+def _check_measured(recipe: Recipe, heldout: Dataset) -> None:
+    for key in ("keep_best", "early_stopping"):
+        if getattr(recipe.train, key) and not len(heldout):
+            raise UserError(
+                f"train.{key}: no list is held out, so nothing says which policy is better; set data.eval_fraction, or "
+                "give data.eval_sources"
+            )
 
 
 def _plan(recipe: Recipe, run: RunDirectory, lists: Dataset, arguments: TrainingArguments) -> list[list[int]]:

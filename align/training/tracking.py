@@ -1,23 +1,30 @@
 """Experiment trackers: transformers' integrations, told the recipe, the held-out figures and the samples as well."""
 
 import importlib
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.training.last_words import LAST_WORDS, LastWords
+
 if TYPE_CHECKING:
     from transformers import TrainerCallback
+
+log = logging.getLogger("align")
 
 PROJECT_VARIABLES = (
     "WANDB_PROJECT",
     "COMET_PROJECT_NAME",
     "MLFLOW_EXPERIMENT_NAME",
     "CLEARML_PROJECT",
-    "SWANLAB_PROJECT",
 )
 """Where transformers' integrations read a project's name; what a user has set there stays."""
-SAMPLE_COLUMNS = ("prompt", "before", "after", "reward_before", "reward_after")
+NAME_VARIABLES = ("CLEARML_TASK",)
+"""Where those read the run's name that are not told it otherwise."""
+_set_here: dict[str, str] = {}
 
 
 def run_name(path: Path) -> str:
@@ -26,10 +33,26 @@ def run_name(path: Path) -> str:
     return f"{path.parents[2].name}-{path.parent.name}" if path.parent.parent.name == "iterations" else path.name
 
 
-def set_project(name: str) -> None:
-    """Let every tracker put the run into this project, unless the environment names another one."""
-    for variable in PROJECT_VARIABLES:
-        os.environ.setdefault(variable, name)
+SWANLAB_PROJECT = "SWANLAB_PROJECT"
+
+
+@contextmanager
+def clear_environment_of(variable: str) -> Iterator[None]:
+    """Inside, a variable is not in the environment."""
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value
+
+
+def set_names(project: str, run: str) -> None:
+    """Let every tracker put the run into this project under this name, unless the environment names others."""
+    for name, variables in ((project, PROJECT_VARIABLES), (run, NAME_VARIABLES)):
+        for variable in variables:
+            if os.environ.get(variable) == _set_here.get(variable):  # not there, or of a run before this one
+                os.environ[variable] = _set_here[variable] = name
 
 
 def flat(tree: Any, path: str) -> dict[str, Any]:
@@ -47,93 +70,89 @@ def _has_sections(value: Any) -> bool:
 class Tracking:
     """The trackers of a training, open until its last figures are known: transformers ends them with the last step."""
 
-    def __init__(self, callbacks: Sequence["TrainerCallback"]) -> None:
+    def __init__(self, callbacks: Sequence["TrainerCallback"], project: str) -> None:
         """Args:
         callbacks: a Trainer's; those of trackers are kept from ending.
+        project: what the run is filed under.
         """
         from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
         kinds = {kind: name for name, kind in INTEGRATION_TO_CALLBACK.items()}
         self.trackers = {kinds[type(own)]: own for own in callbacks if type(own) in kinds}
+        if "swanlab" in self.trackers:
+            swanlab: Any = self.trackers["swanlab"]
+            swanlab._swanlab = _SwanLab(swanlab._swanlab, project)
         self.ends: list[Callable[..., None]] = [own.on_train_end for own in self.trackers.values()]
         self.theirs = {name for name, own in self.trackers.items() if name in RUNNING and RUNNING[name](own)}
         """Those whose run was open before this one, which goes on in it and leaves it open."""
         for own in self.trackers.values():
             own.on_train_end = lambda *_, **__: None  # type: ignore[method-assign]
 
-    def end(self, samples: Sequence[Mapping[str, Any]], summary: Mapping[str, float], step: int, *event: Any) -> None:
-        """The last words: a table of samples, figures of the whole run, and what transformers does at the end.
+    def begin(self, recipe: Mapping[str, Any]) -> None:
+        """Tell trackers the recipe whose integration reads fields of the arguments alone, once they are open.
 
         Args:
-            samples: as in a run's summary.
-            summary: figures that have no curve.
-            step: optimizer steps taken.
+            recipe: as `flat` gives it.
+        """
+        clearml: Any = self.trackers.get("clearml")
+        if clearml is not None and clearml._clearml_task is not None:
+            clearml._clearml_task.update_parameters(
+                {f"Recipe/{key.removeprefix('recipe.')}": str(value) for key, value in recipe.items()}
+            )
+
+    def end(self, last: LastWords, *event: Any) -> None:
+        """The last words, and what transformers does at the end. A tracker that fails is told of: the run is done.
+
+        Args:
             event: the arguments, state and control that callbacks get.
         """
-        columns = [name for name in SAMPLE_COLUMNS if samples and name in samples[0]]
-        rows = [[sample[name] for name in columns] for sample in samples]
         for name, tracker in self.trackers.items():
             if name in LAST_WORDS:
-                LAST_WORDS[name](tracker, columns, rows, summary, step)
-        for end in self.ends:
-            end(*event)
+                self._try(name, LAST_WORDS[name], tracker, last)
+        for name, end in zip(self.trackers, self.ends, strict=True):
+            self._try(name, end, *event)
         for name, tracker in self.trackers.items():
             if name in CLOSE and name not in self.theirs:
-                CLOSE[name](tracker)
+                self._try(name, CLOSE[name], tracker)
+
+    @staticmethod
+    def _try(name: str, function: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except Exception as error:
+            log.warning("%s was not told all of the run's end (%s: %s)", name, type(error).__name__, error)
 
 
-def _tensorboard(tracker: Any, columns: list[str], rows: list[list[Any]], summary: Mapping, step: int) -> None:
-    if tracker.tb_writer is None:
-        return
-    for name, value in summary.items():
-        tracker.tb_writer.add_scalar(f"summary/{name}", value, step)
-    cells = [columns, ["---"] * len(columns), *rows]
-    lines = ["| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in row) + " |" for row in cells]
-    if rows:
-        tracker.tb_writer.add_text("samples", "\n".join(lines), step)
+class _SwanLab:
+    """The module as transformers knows it.
+
+    Newer releases raise where there is no run and used to return None, and refuse the variable that transformers reads
+    the project's name from.
+    """
+
+    def __init__(self, module: Any, project: str) -> None:
+        self._module, self._project = module, os.environ.get(SWANLAB_PROJECT, project)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def init(self, **options: Any) -> Any:
+        with clear_environment_of(SWANLAB_PROJECT):
+            return self._module.init(**options | {"project": self._project})
+
+    def get_run(self) -> Any:
+        has_run = getattr(self._module, "has_run", None)
+        return None if has_run is not None and not has_run() else self._module.get_run()
 
 
-def _wandb(tracker: Any, columns: list[str], rows: list[list[Any]], summary: Mapping, step: int) -> None:
-    if tracker._wandb.run is None:
-        return
-    tracker._wandb.run.summary.update({f"summary/{name}": value for name, value in summary.items()})
-    if rows:
-        tracker._wandb.log({"samples": tracker._wandb.Table(columns=columns, data=rows)})
-
-
-def _trackio(tracker: Any, columns: list[str], rows: list[list[Any]], summary: Mapping, step: int) -> None:
-    import pandas
-
-    tracker._trackio.log({f"summary/{name}": value for name, value in summary.items()})
-    if rows:
-        tracker._trackio.log({"samples": tracker._trackio.Table(dataframe=pandas.DataFrame(rows, columns=columns))})
-
-
-def _mlflow(tracker: Any, columns: list[str], rows: list[list[Any]], summary: Mapping, step: int) -> None:
-    if tracker._ml_flow.active_run() is None:
-        return
-    tracker._ml_flow.log_metrics({f"summary/{name}": value for name, value in summary.items()}, step=step)
-    if rows:
-        table = {name: [row[place] for row in rows] for place, name in enumerate(columns)}
-        tracker._ml_flow.log_table(table, "samples.json")
-
-
-def _comet(tracker: Any, columns: list[str], rows: list[list[Any]], summary: Mapping, step: int) -> None:
-    if tracker._experiment is None:
-        return
-    tracker._experiment.log_metrics({f"summary/{name}": value for name, value in summary.items()}, step=step)
-    if rows:
-        tracker._experiment.log_table("samples.csv", tabular_data=rows, headers=columns)
-
-
-LAST_WORDS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow, "comet_ml": _comet}
-"""Trackers that show tables -> how each is told; the others get every figure that has a curve."""
 RUNNING: dict[str, Callable[[Any], Any]] = {
     "wandb": lambda tracker: tracker._wandb.run,
+    "swanlab": lambda tracker: tracker._swanlab.get_run(),
     "comet_ml": lambda tracker: importlib.import_module("comet_ml").get_running_experiment(),
 }
 CLOSE: dict[str, Callable[[Any], Any]] = {
     "wandb": lambda tracker: tracker._wandb.finish(),
+    "swanlab": lambda tracker: tracker._swanlab.get_run() and tracker._swanlab.finish(),
     "comet_ml": lambda tracker: tracker._experiment and tracker._experiment.end(),
 }
 """What transformers leaves to the end of the process, where an online run's next iteration would go on in it."""

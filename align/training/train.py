@@ -1,18 +1,29 @@
 """The one place that decides how a recipe is trained: on rows that are there, or on what the policy samples."""
 
+from align.errors import UserError
 from align.recipe import Recipe
 from align.recipe.idle import say_idle
+from align.stopping import limited
+from align.training.given import Given
 from align.training.online import train_online
-from align.training.run import RunResult, train_rows
+from align.training.result import RunResult
+from align.training.run import train_rows
 
 __all__ = ["RunResult", "train"]
 
 
-def train(recipe: Recipe) -> RunResult:
+def train(recipe: Recipe, given: Given | None = None) -> RunResult:
     """Train the recipe's policy; a run that is already in `recipe.output` goes on where it stopped.
+
+    Args:
+        given: objects of the caller's own; see `align.Trainer`.
 
     Raises:
         UserError: the recipe, its data or its model cannot work; said before the first step.
+        Stopped: by a signal or at the end of `train.time_limit`; the same call goes on.
     """
     say_idle(recipe)
-    return train_online(recipe) if recipe.online else train_rows(recipe)
+    if recipe.online and given:
+        raise UserError("online: an online run takes no objects; give callbacks and functions by their file's name")
+    with limited(recipe.train.time_limit):
+        return train_online(recipe) if recipe.online else train_rows(recipe, given=given or Given())

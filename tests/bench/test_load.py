@@ -84,6 +84,17 @@ def test_both_sides_make_the_same_of_conversations(shared_data, tmp_path, monkey
     assert (result["rows_kept_by_align_alone"], result["rows_kept_by_trl_alone"]) == (0, 0)
 
 
+def test_both_sides_make_the_same_of_answers_of_several_turns(shared_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(load, "_apart", lambda *_: 0)
+    monkeypatch.setattr(load, "MAX_LENGTH", 100_000)
+    chats = load._read(shared_data / "chat_pairs_demo" / "pairs.jsonl.gz")
+    rows = [load._trajectory(row) for row in chats if len(row["messages"]) > 2][:10]
+    result = load.measure(rows, tmp_path / "chats", beside=True, rounds=1)
+    assert all(len(row["chosen"]) > 1 for row in rows)
+    assert result["rows_equal"] == result["rows"] == 10
+
+
 def test_memory_is_measured_in_a_process_of_its_own():
     assert load._apart(os.getpid) != os.getpid()
 
@@ -91,8 +102,8 @@ def test_memory_is_measured_in_a_process_of_its_own():
 def test_a_cached_run_tokenises_nothing(lists, tmp_path, monkeypatch):
     import align.data.tokenize as module
 
-    batches, original = [], module._encode_texts
-    monkeypatch.setattr(module, "_encode_texts", lambda *a: batches.append(1) or original(*a))
+    batches, original = [], module.encoder
+    monkeypatch.setattr(module, "encoder", lambda *a: batches.append(1) or original(*a))
     monkeypatch.setattr(load, "_apart", lambda *a: 0)
     load.measure(lists, tmp_path / "lists", beside=False, rounds=2)
     cold = 1 + 1 + 2  # the check, then a warm-up and two rounds

@@ -6,8 +6,9 @@ from copy import deepcopy
 
 import pyarrow.parquet
 import pytest
+from read_rows import read_rows
 
-from align.data import Source, prepare_data, read_source
+from align.data import read_source
 from align.errors import UserError
 
 GOOD = b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
@@ -65,18 +66,19 @@ BAD = {
     "(found: text); give `score`, or remove the row",
     b'{"prompt": "p", "items": [{"words": "a", "score": 1}]}': ", field items[0]: no text (keys: words, score); "
     "name it one of text, completion, response, answer, content",
-    b'{"prompt": [{"from": "human", "value": "p"}], "chosen": "a", "rejected": "b"}': ", field prompt[0]: "
-    "a message with the keys from, value; name them `role` and `content`",
-    b'{"prompt": [{"role": "bot", "content": "p"}], "chosen": "a", "rejected": "b"}': ", field prompt[0].role: "
-    "unknown role 'bot'; use one of system, developer, user, assistant",
+    b'{"prompt": [{"from": "human", "text": "p"}], "chosen": "a", "rejected": "b"}': ", field prompt[0]: "
+    "a message with the keys role, text; name them `role` and `content`",
+    b'{"prompt": [{"role": "narrator", "content": "p"}], "chosen": "a", "rejected": "b"}': ", field prompt[0].role: "
+    "unknown role 'narrator'; use one of system, developer, user, assistant, tool",
     b'{"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "a", "rejected": "b"}': ", field "
-    "prompt[0].content: a list, not text; content parts (images, audio) are not supported; give text",
-    b'{"prompt": [{"role": "tool", "content": "4"}], "chosen": "a", "rejected": "b"}': ", field prompt[0]: "
-    "a tool call or its result; tools are not supported; remove the row",
+    "prompt[0].content[0]: a part of type 'image', not text; only text, reasoning, tool calls and their results are "
+    "read; give text, or remove the row",
+    b'{"prompt": [{"role": "user", "tool_calls": [{"name": "f"}]}], "chosen": "a", "rejected": "b"}': ", field "
+    "prompt[0]: a tool call of the user's; only the assistant calls tools; mend or remove the row",
     b'{"prompt": "p", "images": ["x.png"], "chosen": "a", "rejected": "b"}': ", field images: "
-    "images, audio, video and tools are not supported; remove the column",
+    "images, audio and video are not supported; remove the column",
     b'{"prompt": "p", "tools": [{"name": "f"}], "chosen": "a", "rejected": "b"}': ", field tools: "
-    "images, audio, video and tools are not supported; remove the column",
+    "tools beside a prompt that is no conversation; give the prompt as messages",
     b'{"prompt": "p", "completion": "c", "label": "good"}': ", field label: 'good' is neither true nor false; "
     "give true for a good completion, else false",
     b'{"prompt": "p", "completions": [[{"role": "user", "content": "a"}]]}': ", field completions[0]: "
@@ -89,7 +91,7 @@ BAD = {
     b'"rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]}': ", field chosen: "
     "a conversation without the text of `prompt`; give the assistant's message alone, or leave it out with "
     "data.ignore=[prompt] (without a recipe --ignore prompt)",
-    b'{"instruction": "Add.", "input": "1 2", "chosen": "3", "rejected": "4"}': ", field input: "
+    b'{"prompt": "Add.", "input": "1 2", "chosen": "3", "rejected": "4"}': ", field input: "
     "it looks like the prompt and would stay unread; put all of the prompt in one column, `prompt`, or leave it out "
     "with data.ignore=[input] (without a recipe --ignore input)",
     b'{"prompt": "p", "completions": ["a", "b"], "scores": [1, 0], "ranks": [2, 1]}': ", field ranks: it orders the "
@@ -97,8 +99,8 @@ BAD = {
     "(without a recipe --ignore ranks)",
     b'{"prompt": "[{\\"role\\": \\"user\\", \\"content\\": \\"p\\"}]", "chosen": "a", "rejected": "b"}': ", "
     "field prompt: a conversation written as text; give it as a list of messages, not as its JSON",
-    b'{"prompt": [{"role": "user", "content": "p", "weight": 0}], "chosen": "a", "rejected": "b"}': ", field "
-    "prompt[0].weight: a weight of one message; the whole completion is learnt, and nothing else; remove it",
+    b'{"prompt": "p", "chosen": [{"role": "assistant", "content": "a", "weight": 0}], "rejected": "b"}': ", field "
+    "chosen: every message of the assistant's has the weight 0; nothing is learnt; remove the row",
     b'{"system": "s", "prompt": [{"role": "system", "content": "t"}, {"role": "user", "content": "p"}], "chosen": "a", '
     b'"rejected": "b"}': ", field system: another text than the conversation's own system message; keep one of the two",
     b'{"system": "s", "prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}': ", field system: "
@@ -205,7 +207,7 @@ def test_nothing_to_read(tmp_path, content):
 def prepared(tmp_path, tokenizer, *rows, **options):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return prepare_data(sources=[Source(str(file))], eval_fraction=0.0, tokenizer=tokenizer, **options)
+    return read_rows(str(file), eval_fraction=0.0, tokenizer=tokenizer, **options)
 
 
 CHAT = {"messages": [{"role": "user", "content": "p"}], "chosen": "a", "rejected": "b"}
@@ -214,7 +216,7 @@ UNFIT = {
         [{"prompt": "p", "completion": "a", "label": True}] * 2,
         {},
         "{file}, row 1, field completions: 1 completion, and learning from preferences needs 2 or more; "
-        "give more, or train with `objective: {{name: kto}}` or `task: sft` (and 1 more malformed rows)",
+        "give more, or train with `objective: {{name: kto}}` or `task: sft` (and 1 more malformed row)",
     ),
     "no grades": (
         [{"prompt": "p", "completions": ["a", "b"]}],
@@ -225,7 +227,7 @@ UNFIT = {
         [CHAT],
         {},
         "{file}, row 1, field prompt: a conversation, and the tokenizer has no chat template; "
-        "set `policy.chat_template: plain`",
+        "set `policy.chat_template: plain` (without a recipe --chat-template plain)",
     ),
     "a template that refuses": (
         [CHAT],

@@ -1,18 +1,23 @@
 """No column is lost in silence: each is read, ignored by request, counted in the audit, or refused by its name."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from read_rows import read_rows
 from transformers import AutoTokenizer
 
-from align.data import Source, prepare_data
 from align.data.audit import in_one_line
+from align.data.columns import how_to_ignore
 from align.data.formats import read_prompt, read_row
 from align.data.schema import BadRow, UnusableRow
 from align.errors import UserError
+from rewards.dropped import IGNORE
 
 STORY = Path(__file__).parents[2] / "data" / "story-policy"
 USER = [{"role": "user", "content": "Say hi"}]
@@ -66,7 +71,16 @@ REFUSED = [
     ({**PAIR, "question": "Where is Paris?"}, "question"),
     ({**PAIR, "context": "Paris is in France."}, "context"),
     ({"context": "Paris is in France.", "question": "In what land?", "chosen": "a", "rejected": "b"}, "question"),
-    ({**PAIR, "history": [["Hello there", "Hi you"]]}, "history"),
+    ({**PAIR, "history": "Hello there"}, "history"),
+    ({**PAIR, "history": "[Hello]"}, "history"),
+    ({**PAIR, "contents": "Hello there"}, "contents"),
+    ({**PAIR, "enable_thinking": False}, "enable_thinking"),
+    ({**PAIR, "thinking": True}, "thinking"),
+    ({**PAIR, "reasoning_effort": "low"}, "reasoning_effort"),
+    ({**PAIR, "template_kwargs": {"a": 1}}, "template_kwargs"),
+    ({**PAIR, "reasoning_content": "They want a greeting."}, "reasoning_content"),
+    ({**PAIR, "screenshot": "a.png"}, "screenshot"),
+    ({**PAIR, "reject": "Never"}, "reject"),
     ({**PAIR, "conversations": [{"from": "human", "value": "Hello there"}]}, "conversations"),
     ({**PAIR, "earlier": [{"role": "user", "content": "Hello there"}]}, "earlier"),
     ({**PAIR, "notes": "<|im_start|>user\nHello<|im_end|>"}, "notes"),
@@ -76,20 +90,26 @@ REFUSED = [
     ({**PAIR, "sys": "Be kind."}, "sys"),
     ({**PAIR, "documents": ["Paris is in France."]}, "documents"),
     ({**PAIR, "question": "法国的首都是哪里？"}, "question"),
-    ({"instruction": "Translate", "input": "Hello", "chosen": "Salut", "rejected": "Adieu"}, "input"),
+    ({"prompt": "Translate", "input": "Hello", "chosen": "Salut", "rejected": "Adieu"}, "input"),
     ({"anfrage": "法国的首都是哪里？", "chosen": "它是 巴黎", "rejected": "它是 伦敦"}, "anfrage"),
     ({**PAIR, "system": [{"type": "text", "text": "Be kind."}]}, "system"),
     ({**PAIR, "rejected_2": "Never"}, "rejected_2"),
     ({**PAIR, "model_output": "Never"}, "model_output"),
     ({**PAIR, "response_a": "Never", "response_b": "Ever"}, "response_a, response_b"),
     ({**PAIR, "template": "alpaca"}, "template"),
-    ({**PAIR, "functions": "[{}]"}, "functions"),
-    ({**PAIR, "weight": 2}, "weight"),
+    ({**PAIR, "rejected_tools": "[{}]"}, "rejected_tools"),
+    ({**PAIR, "sample_weight": 2}, "sample_weight"),
     ({**PAIR, "kto_tag": False}, "kto_tag"),
+    ({**PAIR, "winner": "rejected"}, "winner"),
+    ({**PAIR, "preference": " Tie "}, "preference"),
+    ({**PAIR, "label": 0}, "label"),
+    ({**PAIR, "label": -1}, "label"),
+    ({**PAIR, "safer": 1}, "safer"),
+    ({**LISTED, "winner": 2}, "winner"),
     ({**LISTED, "is_chosen": True}, "is_chosen"),
     ({**LISTED, "responses": ["Hm", "Ha"]}, "responses"),
-    ({**LONE, "rejected_response": "Go away"}, "rejected_response"),
-    ({**LONE, "rejected_messages": [{"role": "assistant", "content": "Go away"}]}, "rejected_messages"),
+    ({**PAIR, "rejected_response": "Never"}, "rejected_response"),
+    ({**PAIR, "rejected_messages": [{"role": "assistant", "content": "Never"}]}, "rejected_messages"),
     ({**LONE, "thumbs_up": False}, "thumbs_up"),
     ({**LONE, "preference": 0}, "preference"),
     ({**LONE, "label": True, "kto_tag": True}, "kto_tag"),
@@ -106,7 +126,7 @@ def test_what_looks_like_a_part_of_the_preference_is_refused_with_the_remedy(row
     first, *others = names.split(", ")
     assert error.value.field == first and "would stay unread" in error.value.problem
     assert all(name in error.value.problem for name in others)
-    assert f"data.ignore=[{','.join([first, *others])}]" in error.value.remedy
+    assert how_to_ignore(first, *others) in error.value.remedy
     try:
         ignored = read_row(row, "rows.jsonl", 7, ignore=[first, *others])
     except UnusableRow as reason:
@@ -118,10 +138,11 @@ def test_what_looks_like_a_part_of_the_preference_is_refused_with_the_remedy(row
 # columns of public sets that say something about the row and are no part of it
 FACTS = {
     "prompt_id": "0f", "source": "the web", "chosen_model": "gpt 4", "num_responses": 7, "turns": 1,
-    "label": "a1", "winner": "model_a", "topic": "small talk", "reference_answer": "Say hello", "category": "chit chat",
+    "label": 2, "winner": "model_a", "topic": "small talk", "reference_answer": "Say hello", "category": "chit chat",
     "messages": [{"role": "user", "content": "Say hi to me"}, {"role": "assistant", "content": "Salut"}],
     "labelling_prompt": [{"role": "user", "content": "Which is better?"}],
-    "original_chosen": "Go away", "question": "hi", "input": "", "history": [], "images": [], "margin": 2.5,
+    "original_chosen": "Go away", "question": "hi", "input": "", "history": [], "images": [],
+    "num_thinking_tokens": 5, "judge_reasoning": "It is kind.", "reasoning": "", "contents": [], "enable": "",
     "raw_labelling_response": "Rating: 5", "instruction_id_list": ["length:words"], "language": "French text",
 }  # fmt: skip
 
@@ -212,7 +233,7 @@ def test_answers_that_are_whole_dialogues_are_refused_beside_their_prompt(mark):
 
 def test_a_prompt_that_ends_with_one_of_the_answers_is_refused():
     said = [*USER, {"role": "assistant", "content": "Salut"}]
-    with pytest.raises(BadRow, match="ends with one of the completions") as error:
+    with pytest.raises(BadRow, match="ends with an answer of the assistant") as error:
         read(messages=said, chosen="Salut", rejected="Go away")
     assert error.value.field == "messages"
     other = [*USER, {"role": "assistant", "content": "Go away"}]
@@ -235,7 +256,7 @@ def test_two_labels_that_contradict_each_other_are_refused():
     "mark", [{"training": False}, {"trainable": False}, {"loss_mask": 0}, {"training_detail": [1]}]
 )
 def test_a_message_that_is_not_to_be_learnt_is_refused(mark):
-    with pytest.raises(BadRow, match="a weight of one message"):
+    with pytest.raises(BadRow, match="has the weight 0|weights of parts of a message"):
         read(messages=[*USER, {"role": "assistant", "content": "Salut", **mark}], label=True)
 
 
@@ -258,7 +279,7 @@ def tokenizer():
 def prepare(tmp_path, rows, tokenizer, **options):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return prepare_data(sources=[Source(str(file))], eval_fraction=0.0, tokenizer=tokenizer, **options)
+    return read_rows(str(file), eval_fraction=0.0, tokenizer=tokenizer, **options)
 
 
 def test_the_audit_counts_the_columns(tmp_path, tokenizer):
@@ -267,8 +288,8 @@ def test_the_audit_counts_the_columns(tmp_path, tokenizer):
     (source,) = prepared.audit.to_dict()["sources"]
     assert source["columns_not_read"] == {"topic": 2, "lang": 1} and source["columns_ignored"] == {"context": 1}
     line = in_one_line(prepared.audit)
-    assert "columns not read: topic (2 rows), lang (1 rows)" in line
-    assert "columns ignored by request: context (1 rows)" in line
+    assert "columns not read: topic (2 rows), lang (1 row)" in line
+    assert "columns ignored by request: context (1 row)" in line
 
 
 def test_a_name_to_ignore_that_no_row_has_is_refused(tmp_path, tokenizer):
@@ -295,7 +316,7 @@ def test_the_reward_of_a_lone_completion_is_no_label(tmp_path, tokenizer, name):
 
 def test_a_completion_that_is_labelled_bad_is_not_imitated(tmp_path, tokenizer):
     rows = [{"prompt": "Say hi", "completion": text, "label": text == "Salut"} for text in ("Salut", "Go away")]
-    prepared = prepare(tmp_path, rows, tokenizer, min_completions=1, select="best")
+    prepared = prepare(tmp_path, rows, tokenizer, min_completions=1, imitate=True)
     assert prepared.audit.refused == {"its only completion is graded 0, as a label that is false": 1}
     assert [row.completions for row in prepared.train_rows] == [("Salut",)]
 
@@ -344,3 +365,19 @@ def test_every_text_is_in_the_token_ids_or_in_the_audit_or_refused(shape, texts,
     assert prompt in decoded and best in decoded
     for name, text in extra.items():
         assert text in decoded or name in unread, name
+
+
+@pytest.mark.parametrize(
+    "names", [["winner"], ["items[].system"], ["winner", "a[].b"], ["my column"], ["it's"], ["été"]]
+)
+def test_what_a_refusal_says_to_type_is_read_as_the_columns(names):
+    """Through a shell's words and YAML, as the command line reads them."""
+    said = re.fullmatch(r"leave it out with (.*) \(without a recipe (.*)\)", how_to_ignore(*names))
+    (override,) = shlex.split(said[1])
+    assert yaml.safe_load(override.removeprefix("data.ignore=")) == names
+    assert [word for word in shlex.split(said[2]) if word != "--ignore"] == names
+
+
+def test_what_a_template_drops_says_what_to_type():
+    said = re.search(r"'data.ignore=.*?\]'", IGNORE.format("name"))[0]
+    assert yaml.safe_load(shlex.split(said)[0].removeprefix("data.ignore=")) == ["chosen[].name"]

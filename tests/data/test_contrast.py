@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from read_rows import read_rows
 from transformers import AutoTokenizer
 
-from align.data import Source, prepare_data
 from align.data.boundary import special_tokens
 from align.data.contrast import contrast_contexts, default_template
 
@@ -20,7 +20,7 @@ def prepared(tmp_path, tokenizer):
     def prepare(rows: list[dict], **options):
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return prepare_data(sources=[Source(str(path))], eval_fraction=0.0, tokenizer=tokenizer, **options).train
+        return read_rows(str(path), eval_fraction=0.0, tokenizer=tokenizer, **options).train
 
     return prepare
 
@@ -146,3 +146,16 @@ def test_a_refused_row_has_no_contexts_and_does_no_harm(prepared):
 def test_the_default_templates_differ_by_kind_of_prompt_and_hold_it():
     texts = [default_template(side, chat=chat) for side in ("better", "worse") for chat in (True, False)]
     assert len(set(texts)) == 4 and all(text.count("{prompt}") == 1 for text in texts)
+
+
+def test_before_what_is_not_the_assistants_its_last_message_is_over(prepared, tokenizer):
+    """Whole conversations that part after an answer: the context ends where the prompt does, behind the end of turn."""
+    template = "{% for m in messages %}{{ 'w9' if m.role == 'user' else 'w8' }} {{ m.content }} w39 {% endfor %}"
+    said = [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4"}]
+    more = [[{"role": "user", "content": own}, {"role": "assistant", "content": "w7"}] for own in ("w5", "w6")]
+    templates = {"better": "w30 {prompt}", "worse": "w31 {prompt}"}
+    rows = [{"prompt": said, "completions": more, "grades": [1.0, 0.0]}]
+    (row,) = prepared(rows, chat_template=template, contrast=templates, append_eos=False)
+    assert row["prompt_ids"] == words(tokenizer, "w9 w3 w39 w8 w4 w39")
+    assert row["better_ids"] == [words(tokenizer, "w9 w30 w3 w39 w8 w4 w39")]
+    assert row["worse_ids"] == [words(tokenizer, "w9 w31 w3 w39 w8 w4 w39")]

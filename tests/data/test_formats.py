@@ -1,11 +1,14 @@
-"""Every format through its reader: the first row of its fixture, typed out."""
+"""Every format through its reader: a row of it and what is read of it, typed out; and what holds for any format."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 
-from align.data.formats import FORMATS, find_reader, read_prompt, read_row
+from align.data.formats import FORMAT, Format, find_format, read_prompt, read_row
+from align.data.formats.base import in_order
+from align.data.parts import parts_of
 from align.data.schema import BadRow, UnusableRow
 from align.data.sources import read_source
 
@@ -13,6 +16,8 @@ FOLDER = Path(__file__).parents[2] / "data" / "formats"
 PROMPT = "Name a fruit that is yellow."
 DIALOGUE = f"\n\nHuman: {PROMPT}\n\nAssistant:"
 USER = [{"role": "user", "content": "Name a fruit that is yellow."}]
+BRIEF = [{"role": "system", "content": "Be brief."}, *USER]
+SIDES = ("chosen", "rejected")
 THREE = ("A banana.", "Lemons, which are sour.", "A cherry.")
 THREE_CHAT = tuple([{"role": "assistant", "content": text}] for text in THREE)
 PAIR = ("A banana.", "A cherry.")
@@ -52,9 +57,215 @@ EXPECTED = {
     "sft": (PROMPT, PAIR[:1], None, None, {}),
     "sft_messages": (USER, PAIR_CHAT[:1], None, None, {}),
     "sampled": (PROMPT, THREE, None, (3.0, 2.0, 0.0), {"policy_version": 40}),
+    "openai_preference": (USER, PAIR_CHAT, (1.0, 0.0), None, {"input[].parallel_tool_calls": True}),
+    "gemini_preference": (BRIEF, PAIR_CHAT[::-1], (0.0, 1.0), None, {}),
+    "nova_preference": (BRIEF, PAIR_CHAT, (1.0, 0.0), None, {"schemaVersion": "bedrock-conversation-2024"}),
+    "sharegpt": (USER, PAIR_CHAT, (1.0, 0.0), None, {}),
+    "swift_pair": (USER, PAIR_CHAT, (1.0, 0.0), None, {}),
+    "alpaca": (
+        [
+            {"role": "user", "content": "Hello."},
+            {"role": "assistant", "content": "Hello, what is it?"},
+            {"role": "user", "content": f"Answer in a sentence.\n{PROMPT}"},
+        ],
+        PAIR_CHAT,
+        (1.0, 0.0),
+        None,
+        {},
+    ),
+    "orca_pair": (f"Be brief.\n\n{PROMPT}", PAIR, (1.0, 0.0), None, {}),
+    "distilabel": (
+        PROMPT,
+        THREE,
+        None,
+        (3.0, 2.0, 0.0),
+        {
+            "rationales": ["so", "so", "so"],
+            "raw_generation_responses": [f" {text}\n" for text in THREE],
+            "chosen": USER + THREE_CHAT[0],
+            "rejected": USER + THREE_CHAT[2],
+        },
+    ),
+    "distilabel_pair": (
+        USER,
+        PAIR_CHAT,
+        (1.0, 0.0),
+        (3.0, 0.0),
+        {
+            "conversation": [{"input": PROMPT, "output": THREE[1]}],
+            "original_response": THREE[1],
+            "generation_prompt": [f"You are a helpful assistant. {PROMPT}"],
+            "raw_generation_responses": [THREE[2], "Something else."],
+        },
+    ),
+    "whole_completion": (USER, PAIR_CHAT[:1], (1.0,), None, {}),
+    "argilla_record": (PROMPT, THREE, None, (3.5, 2.5, 0.5), {"status": "completed"}),
+    "chosen_response": (PROMPT, PAIR, (1.0, 0.0), (3.0, 0.0), {}),
+    "prometheus": (
+        PROMPT,
+        PAIR[::-1],
+        (0.0, 1.0),
+        None,
+        {"orig_criteria": "Is it true?", "instruction": f"###Task: which is better? {PROMPT}"},
+    ),
+    "step_pair": (
+        [*USER, {"role": "assistant", "content": "Step 1: I think of it.\nStep 2: "}],
+        PAIR_CHAT,
+        (1.0, 0.0),
+        None,
+        {
+            f"full_{side}": f"Step 1: I think of it.\nStep 2: {text} The end."
+            for side, text in zip(SIDES, PAIR, strict=True)
+        },
+    ),
     "token_ids": (list(PROMPT.encode()), tuple(list(t.encode()) for t in THREE), (3.0, 2.0, 0.0), None, {}),
     "token_ids_pair": (list(PROMPT.encode()), tuple(list(t.encode()) for t in PAIR), (1.0, 0.0), None, {}),
 }
+
+# a row without a fixture, in front of what is expected of it as above
+TYPED = {
+    "token_ids_one": (
+        {"prompt_ids": [1, 2], "completion_ids": [3], "label": False},
+        ([1, 2], ([3],), (0.0,), None, {}),
+    ),
+    "response_ratings": (
+        {"question": "q", "response": "r", "scores": {"helpfulness": 3}},
+        ("q", ("r",), None, None, {"attributes": [{"helpfulness": 3}]}),
+    ),
+}
+
+
+def rated(helpfulness: int) -> dict[str, int]:
+    return {"helpfulness": helpfulness, "correctness": 2, "coherence": 2, "complexity": 2, "verbosity": 2}
+
+
+# votes, ratings and rankings as they were published
+EXPECTED |= {
+    "helpsteer": (USER, THREE_CHAT, None, (3.0, 2.0, 0.0), {"attributes": [rated(3), rated(2), rated(0)]}),
+    "helpsteer2_preference": (
+        USER,
+        PAIR_CHAT,
+        (1.0, 0.0),
+        None,
+        {"split": "train", "strength": 2.0, "preference_statement": "The first is better than the second."},
+    ),
+    "helpsteer3": (
+        USER,
+        PAIR_CHAT[::-1],
+        (0.0, 1.0),
+        None,
+        {
+            "domain": "general",
+            "language": "english",
+            "strength": 3.0,
+            "individual_preference": [
+                {"score": 3, "reasoning": "It is right.", "feedback1": "Wrong.", "feedback2": "Right."}
+            ],
+        },
+    ),
+    "arena": (
+        USER,
+        PAIR_CHAT[::-1],
+        (0.0, 1.0),
+        None,
+        {"question_id": "0f", "model_a": "m", "model_b": "n", "turn": 1, "language": "English"},
+    ),
+    "arena_table": (USER, PAIR_CHAT, (1.0, 0.0), None, {"model_a": "m", "model_b": "n"}),
+    "safe_rlhf": (
+        PROMPT,
+        PAIR[::-1],
+        (0.0, 1.0),
+        None,
+        {"is_response_0_safe": True, "is_response_1_safe": True, "safer_response_id": 0},
+    ),
+    "numbered_pair": (PROMPT, PAIR[::-1], (0.0, 1.0), None, {"raw_preference": 4}),
+    "shp": (PROMPT, PAIR, (1.0, 0.0), (30.0, 1.0), {"post_id": "0f", "score_ratio": 30.0}),
+    "webgpt": (
+        PROMPT,
+        PAIR,
+        None,
+        (0.5, -0.5),
+        {"quotes_0": {"title": ["Fruit"], "extract": ["Bananas are yellow."]}},
+    ),
+    "summary_comparison": (
+        f"SUBREDDIT: r/AskReddit\n\nTITLE: {PROMPT}\n\nPOST: I would like to know. {PROMPT}\n\nTL;DR:",
+        (" A cherry.", " A banana."),
+        (0.0, 1.0),
+        None,
+        {"summaries[].policy": ["sup", "ref"], "summaries[].note": ["", ""], "worker": "w"},
+    ),
+    "summary_axes": (
+        f"Article:\n\nSomebody asked this. {PROMPT}\n\nTL;DR:",
+        (" A banana.",),
+        None,
+        (6.0,),
+        {"attributes": [{"overall": 6, "accuracy": 7}], "worker": "w"},
+    ),
+    "stack_exchange": (
+        PROMPT,
+        THREE,
+        None,
+        (3.0, 2.0, 0.0),
+        {
+            "qid": 5,
+            "answers[].answer_id": [6, 6, 6],
+            "answers[].selected": [True, False, False],
+            "date": "2020/01/01",
+            "metadata": ["https://example.com/q/5"],
+        },
+    ),
+    "ultrafeedback": (
+        PROMPT,
+        THREE,
+        None,
+        (3.0, 2.0, 0.0),
+        {
+            "source": "s",
+            "models": ["m", "m", "m"],
+            "attributes": [{"helpfulness": 3.0}, {"helpfulness": 2.0}, {"helpfulness": 0.0}],
+            "completions[].model": ["m", "m", "m"],
+            "completions[].custom_system_prompt": ["Be helpful."] * 3,
+            "completions[].annotations": [
+                {"helpfulness": {"Rating": str(rating), "Rationale": "So."}, "honesty": {"Rating": "N/A"}}
+                for rating in (3, 2, 0)
+            ],
+        },
+    ),
+    "oasst_tree": (
+        USER,
+        THREE_CHAT,
+        None,
+        (0.0, -1.0, -2.0),
+        {"message_tree_id": PROMPT, "tree_state": "ready_for_export"},
+    ),
+    "oasst_messages": (USER, THREE_CHAT, None, (0.0, -1.0, -2.0), {"message_tree_id": PROMPT}),
+}
+OWN_IDS = {"oasst_tree": PROMPT, "oasst_messages": PROMPT}
+
+# fixture -> its format, where that has another name
+DETECTED = {
+    **dict.fromkeys(("canonical", "canonical_chat", "completions_ranks", "responses_rewards"), "lists"),
+    **dict.fromkeys(("messages_answers_ratings", "generated_scores"), "lists"),
+    **dict.fromkeys(("items_scores", "items_ranks_chat", "items_grades"), "items"),
+    **dict.fromkeys(("completion_objects", "answer_objects", "context_completions"), "items"),
+    **dict.fromkeys(("preference_chat", "preference_whole_chat", "preference_messages", "orca_pair"), "preference"),
+    **dict.fromkeys(("preference_implicit", "preference_implicit_chat"), "implicit_preference"),
+    **dict.fromkeys(("unpaired", "unpaired_chat", "sft", "response_ratings"), "completion"),
+    **dict.fromkeys(("labelled_messages", "sft_messages"), "conversation"),
+    **dict.fromkeys(("token_ids_one", "token_ids_pair"), "token_ids"),
+}
+
+
+@pytest.mark.parametrize("name", [*EXPECTED, *TYPED])
+def test_a_row_is_of_its_own_format(name):
+    assert find_format(rows()[name]).name == DETECTED.get(name, name)
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_a_row_as_it_is_typed_here(name):
+    raw, expected = TYPED[name]
+    row = read(**deepcopy(raw))
+    assert (row.prompt, row.completions, row.grades, row.rewards, row.meta) == expected
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -63,15 +274,122 @@ def test_first_row_of_the_fixture(name):
     row = source.rows[0]
     assert (row.prompt, row.completions, row.grades, row.rewards, row.meta) == EXPECTED[name]
     assert (source.read, len(source.rows), source.refused) == (4, 4, {})
-    assert (row.source, row.number, row.id) == (str(FOLDER / f"{name}.jsonl"), 1, f"{FOLDER / name}.jsonl:1")
+    identity = OWN_IDS.get(name, f"{FOLDER / name}.jsonl:1")
+    assert (row.source, row.number, row.id) == (str(FOLDER / f"{name}.jsonl"), 1, identity)
 
 
-def test_every_fixture_is_tested_and_every_format_has_one():
+def test_every_fixture_is_tested_and_every_format_has_a_row():
     assert {file.stem for file in FOLDER.glob("*.jsonl")} == set(EXPECTED)
     index = (FOLDER / "README.md").read_text()
     assert all(f"`{name}.jsonl`" in index for name in EXPECTED)
-    readers = {find_reader(_first(file)) for file in FOLDER.glob("*.jsonl")}
-    assert readers == {reader for _, reader in FORMATS.values()}
+    assert {find_format(row) for row in rows().values()} == set(FORMAT.classes.values())
+
+
+@pytest.mark.parametrize("own", FORMAT.classes.values(), ids=list(FORMAT.classes))
+def test_a_format_says_what_it_is(own):
+    assert own.__doc__ and own.shape and own.read is not Format.read
+    assert not own.detect({}), "it takes every row: name the columns that it needs"
+
+
+@pytest.mark.parametrize("name", [*EXPECTED, *TYPED])
+def test_a_row_of_two_formats_is_read_by_the_one_that_says_it_comes_before(name):
+    row = rows()[name]
+    first, *others = [own.name for own in FORMAT.classes.values() if own.detect(row)]
+    missing = [other for other in others if not is_before(first, other)]
+    assert not missing, f"`{first}` and {missing} both detect this row: one must name the other in `before`"
+
+
+def is_before(first: str, other: str) -> bool:
+    later = FORMAT.classes[first].before
+    return other in later or any(is_before(name, other) for name in later)
+
+
+WRONG = (None, True, 5, "", "a word", {}, {"a": 1}, [], [None], [5], ["x"], [[]], [{}], [{"role": "user"}])
+
+
+@pytest.mark.parametrize("name", [*EXPECTED, *TYPED])
+def test_whatever_a_column_holds_a_row_is_read_or_refused_in_words(name):
+    row = rows()[name]
+    broken = [{other: value for other, value in row.items() if other != column} for column in row]
+    broken += [{**row, column: wrong} for column in row for wrong in WRONG]
+    for raw in broken:
+        for reader in (read_row, read_prompt):
+            try:
+                reader(deepcopy(raw), "rows.jsonl", 1)
+            except (BadRow, UnusableRow) as error:
+                assert str(error)
+
+
+def new_format(name: str, **own) -> type[Format]:
+    return type("New", (Format,), {"name": name, "shape": "{new}", **own})
+
+
+def test_a_format_is_asked_before_those_it_names_wherever_its_module_stands():
+    for name in ("a_new_one", "zz_new_one"):
+        order = [*in_order({**FORMAT.classes, name: new_format(name, before=("completion",))})]
+        assert order.index(name) < order.index("completion")
+        assert [own for own in order if own != name] == [*FORMAT.classes]
+
+
+@pytest.mark.parametrize(
+    ("formats", "said"),
+    [
+        ([new_format("new", before=("complection",))], "`complection`, which is no format"),
+        ([new_format("a", before=("b",)), new_format("b", before=("a",))], "cycle"),
+    ],
+)
+def test_an_order_that_cannot_be_is_refused(formats, said):
+    with pytest.raises(ValueError, match=said):
+        in_order({**FORMAT.classes, **{own.name: own for own in formats}})
+
+
+def test_two_formats_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two classes are the format `lists`"):
+        FORMAT.add(new_format("lists"))
+
+
+@pytest.fixture
+def duel(monkeypatch):
+    """A format that a module might bring: two answers beside the winner's number, which a general one would misread."""
+
+    class Duel(Format):
+        """Two answers and the number of the better one."""
+
+        name, shape, published = "duel", "{ask, completions, winner}", "Somebody"
+        needs, keeps, before = ("ask", "winner"), ("response",), ("lists",)
+
+        @staticmethod
+        def read(columns):
+            best, answers = columns.pop("winner"), columns.pop("completions")
+            grades = [float(k == best) for k in range(len(answers))]
+            return parts_of(columns.pop("ask"), answers, "completions[{}]", grades=grades, prompt_called="ask[{}]")
+
+    monkeypatch.setattr(FORMAT, "classes", in_order({**FORMAT.classes, "duel": Duel}))
+
+
+def test_a_new_format_is_read_before_the_general_one_with_what_it_keeps(duel):
+    row = read(ask="p", completions=["a", "b"], winner=1, response="what else it has", topic="t")
+    assert (row.prompt, row.completions, row.grades, row.unread) == ("p", ("a", "b"), (0.0, 1.0), ("topic",))
+    assert row.meta == {"response": "what else it has", "topic": "t"}
+    assert read_prompt({"ask": "p", "completions": ["a", "b"], "winner": 1}, "rows.jsonl", 7).prompt == "p"
+
+
+def test_a_new_formats_prompt_is_called_as_the_file_calls_it(duel):
+    with pytest.raises(BadRow) as error:
+        read(ask=[{"role": "user"}], completions=["a", "b"], winner=1)
+    assert error.value.field == "ask[0]"
+
+
+def test_an_unknown_row_is_told_the_general_formats(duel):
+    with pytest.raises(BadRow) as error:
+        read(quest="p", a=1)
+    assert "{prompt, chosen, rejected}" in error.value.remedy and "{ask, completions, winner}" not in error.value.remedy
+
+
+def rows() -> dict[str, dict]:
+    """A row of each fixture and each of TYPED."""
+    typed = {name: deepcopy(raw) for name, (raw, _) in TYPED.items()}
+    return {name: _first(FOLDER / f"{name}.jsonl") for name in EXPECTED} | typed
 
 
 def _first(file: Path) -> dict:
@@ -183,7 +501,7 @@ def test_sampled_ids_are_checked(ids, field):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_prompt_of_any_format(name):
-    row = read_prompt(_first(FOLDER / f"{name}.jsonl"), "rows.jsonl", 1)
+    row = read_source(str(FOLDER / f"{name}.jsonl"), read_one=read_prompt).rows[0]
     assert (row.prompt, row.completions, row.rewards, row.completion_ids) == (EXPECTED[name][0], (), None, None)
 
 

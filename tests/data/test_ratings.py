@@ -13,6 +13,7 @@ ONE = [[4.0, 2.0]]
 TWO = [[4.0, 2.0], [1.0, math.nan]]
 ROWS = {
     "HelpSteer2": ({"prompt": "p", "response": "a", "helpfulness": 4, "verbosity": 1, "depth": 2}, ONE),
+    "cells": ({"prompt": "p", "response": "a", "helpfulness": "4", "depth": "2.0"}, ONE),
     "scores": ({"prompt": "p", "completion": "a", "scores": {"helpfulness": 4, "depth": 2}}, ONE),
     "missing": ({"prompt": "p", "response": "a", "scores": {"helpfulness": 4, "depth": None}}, [[4.0, math.nan]]),
     "items": (

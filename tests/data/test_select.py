@@ -1,16 +1,27 @@
 """What is held out, and which completions stay."""
 
+import hashlib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from align.data.schema import Row
-from align.data.select import hold_out, reduce_row, without_prompts_of
+from align.data.select import hold_out as held_out
+from align.data.select import prompt_digest, reduce_row
 
 
 def make(prompt, grades=(1.0, 0.0), id="x"):
     completions = tuple(f"c{k}" for k in range(len(grades)))
     return Row(id, prompt, completions, tuple(grades), None, {}, "rows.jsonl", 1)
+
+
+def hold_out(rows, fraction, seed):
+    digests = np.array([prompt_digest(row.prompt, seed) for row in rows], dtype="S16")
+    held = held_out(digests, fraction)
+    return [row for row, own in zip(rows, held, strict=True) if not own], [
+        row for row, own in zip(rows, held, strict=True) if own
+    ]
 
 
 ROWS = [make(f"p{n % 20}", id=str(n)) for n in range(60)]
@@ -46,8 +57,13 @@ def test_a_single_prompt_is_trained_on():
     assert hold_out([make("p")], 0.5, seed=0) == ([make("p")], [])
 
 
-def test_shared_prompts_are_left_out():
-    assert without_prompts_of([make("a"), make("b")], [make("b")]) == [make("a")]
+@pytest.mark.parametrize("seed", range(20))
+def test_the_smallest_digests_are_held_out(seed):
+    """The definition, written out over the prompts' whole digests; a digest may end with zero bytes."""
+    prompts = [f"p{n % 300}" for n in range(700)]
+    order = sorted(set(prompts), key=lambda own: hashlib.sha256(f'{seed} "{own}"'.encode()).digest())
+    held = {row.prompt for row in hold_out([make(own) for own in prompts], 0.3, seed)[1]}
+    assert held == set(order[:90])
 
 
 def test_best_worst():

@@ -84,16 +84,16 @@ def test_folder_with_splits_needs_a_name(tmp_path):
 def test_folder_without_rows(tmp_path):
     with pytest.raises(UserError) as refusal:
         prompts(tmp_path)
-    endings = ".jsonl, .jsonl.gz, .json, .json.gz, .parquet, .arrow"
+    endings = ".jsonl, .jsonl.gz, .json, .json.gz, .parquet, .arrow, .csv, .csv.gz, .tsv, .tsv.gz"
     assert str(refusal.value) == f"{tmp_path}: no file with one of the endings {endings}; give a folder that holds some"
 
 
 def test_file_of_another_kind(tmp_path):
-    (tmp_path / "rows.csv").write_text("prompt,chosen\n")
+    (tmp_path / "rows.xlsx").write_text("prompt,chosen\n")
     with pytest.raises(UserError) as refusal:
-        prompts(tmp_path / "rows.csv")
-    known = ".jsonl, .jsonl.gz, .json, .json.gz, .parquet, .arrow"
-    assert str(refusal.value) == f"{tmp_path}/rows.csv: not a file that holds rows; known endings are {known}"
+        prompts(tmp_path / "rows.xlsx")
+    known = ".jsonl, .jsonl.gz, .json, .json.gz, .parquet, .arrow, .csv, .csv.gz, .tsv, .tsv.gz"
+    assert str(refusal.value) == f"{tmp_path}/rows.xlsx: not a file that holds rows; known endings are {known}"
 
 
 def test_misspelt_file_gets_the_nearest_name(tmp_path):

@@ -8,13 +8,15 @@ from types import SimpleNamespace
 import pytest
 from chat_templates import END, TEMPLATES, with_their_tokens
 from datasets import Dataset
+from read_rows import read_rows
 
-from align.data import Source, in_one_line, prepare_data
+from align.data import in_one_line
+from align.data.config import SourceSection
 from align.data.schema import Row
-from align.data.tokenize import encode_prompt, tokenize_rows
+from align.data.tokenize import Reading, encode_prompt, tokenize_rows
 from align.errors import UserError
 
-OPTIONS = {"max_length": 100_000, "max_prompt_length": None, "overlong": "truncate", "append_eos": True, "workers": 1}
+OPTIONS = {"max_length": 100_000, "max_prompt_length": None, "overlong": "truncate", "append_eos": True}
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "inlet", "jetty", "knoll", "ledge")
 
 
@@ -31,8 +33,8 @@ def row(prompt, *completions, options=None, number=1):
 
 
 def tokenize(rows, tokenizer, name, **options):
-    given = {**OPTIONS, "chat_template": TEMPLATES.get(name), **options}
-    return list(tokenize_rows(rows, tokenizer=tokenizer, **given))
+    reading = Reading(**{**OPTIONS, "chat_template": TEMPLATES.get(name), **options})
+    return list(tokenize_rows(rows, tokenizer=tokenizer, reading=reading))
 
 
 def text_of(draw, used):
@@ -71,8 +73,27 @@ def bare(text):
     return re.sub(r"\s", "", text)
 
 
+@pytest.fixture
+def refused(monkeypatch):
+    """What would be refused, place and key, in the place of a refusal."""
+    import align.data.rendering as rendering
+    from rewards.dropped import Dropped, refuse_lost
+
+    found = []
+
+    def note(conversation, lost, answers):
+        for own in lost:
+            try:
+                refuse_lost(conversation, [own], answers)
+            except Dropped as error:
+                found.append((conversation[own[0]]["role"], own[1], own[0] in answers, str(error)))
+
+    monkeypatch.setattr(rendering, "refuse_lost", note)
+    return found
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_every_text_of_every_message_is_in_the_tokens_or_counted_and_not_both(name, tokenizer):
+def test_every_text_of_every_message_is_in_the_tokens_or_counted_and_not_both(name, tokenizer, refused):
     draw = random.Random(name)
     rows = [conversation_of(draw) for _ in range(60)]
     said, present = 0, 0
@@ -100,11 +121,11 @@ def test_every_text_of_every_message_is_in_the_tokens_or_counted_and_not_both(na
 @pytest.mark.parametrize(
     ("name", "key", "text"),
     [
-        ("chatml", "reasoning_content", "user"),  # a word of the template's own
-        ("chatml", "reasoning_content", "yes"),  # the content again
+        ("chatml", "notes", "user"),  # a word of the template's own
+        ("chatml", "notes", "yes"),  # the content again
         ("llama3", "thinking", "e"),
         ("glm", "thinking", "the same long thought and content"),
-        ("harmony", "reasoning_content", "You are a machine."),
+        ("harmony", "notes", "You are a machine."),
     ],
 )
 def test_a_text_that_also_stands_elsewhere_is_not_taken_for_its_other(name, key, text, tokenizer):
@@ -131,7 +152,7 @@ def test_short_texts_that_are_there_are_not_said_to_be_missing(tokenizer):
 
 def write(path, *rows):
     path.write_text("".join(json.dumps(own) + "\n" for own in rows))
-    return Source(str(path))
+    return SourceSection(path=str(path))
 
 
 def pair(chosen, rejected, **columns):
@@ -146,36 +167,39 @@ def thought(content, reasoning):
     return {"content": content, "reasoning_content": reasoning}
 
 
+def noted(content, notes):
+    return {"content": content, "notes": notes}
+
+
 def prepared(tmp_path, tokenizer, name, *rows):
     source = write(tmp_path / "r.jsonl", *rows)
-    return prepare_data(sources=[source], eval_fraction=0, tokenizer=tokenizer, chat_template=TEMPLATES[name])
+    return read_rows(source, eval_fraction=0, tokenizer=tokenizer, chat_template=TEMPLATES[name])
 
 
 def test_the_audit_names_what_is_left_out_by_key_everywhere_a_count_is_shown(tmp_path, tokenizer):
-    rows = [pair(thought("a", "good"), thought("b", "bad")), pair("a", "b")]
+    rows = [pair(noted("a", "good"), noted("b", "bad")), pair("a", "b")]
     audit = prepared(tmp_path, tokenizer, "chatml", *rows).audit
-    assert audit.to_dict()["completions_left_out"] == {"reasoning_content": 2}
-    assert "2 completions of which the chat template left text out (reasoning_content)" in in_one_line(audit)
+    assert audit.to_dict()["completions_left_out"] == {"notes": 2}
+    assert "2 completions of which the chat template left text out (notes)" in in_one_line(audit)
+    rows = [pair(thought("a", "good"), thought("b", "bad")), pair("a", "b")]
     assert prepared(tmp_path, tokenizer, "qwen3", *rows).audit.completions_left_out == {}
 
 
 def test_lists_that_differ_only_in_what_is_left_out_are_refused_for_that(tmp_path, tokenizer):
-    rows = [pair(thought("same", "good"), thought("same", "bad")), pair("a", "b")]
+    rows = [pair(noted("same", "good"), noted("same", "bad")), pair("a", "b")]
     reason = (
-        "completions that differ only in text that the chat template leaves out (reasoning_content; give "
+        "completions that differ only in text that the chat template leaves out (notes; give "
         "`policy.chat_template` one that writes it)"
     )
     assert prepared(tmp_path, tokenizer, "chatml", *rows).audit.refused == {reason: 1}
+    rows = [pair(thought("same", "good"), thought("same", "bad")), pair("a", "b")]
     assert prepared(tmp_path, tokenizer, "qwen3", *rows).audit.refused == {}
-    cut = [pair("<think>good</think>same", "<think>bad</think>same")]
-    with pytest.raises(UserError, match=r"no training row is left of 1 \(1 completions that differ only .* \(content;"):
-        prepared(tmp_path, tokenizer, "r1", *cut)
 
 
 def test_lists_that_max_length_alone_makes_equal_are_not_said_to_differ_in_what_is_left_out(tmp_path, tokenizer):
-    source = write(tmp_path / "r.jsonl", pair(thought("the same a", "x"), thought("the same b", "y")), pair("a", "b"))
+    source = write(tmp_path / "r.jsonl", pair(noted("the same a", "x"), noted("the same b", "y")), pair("a", "b"))
     options = {"eval_fraction": 0, "tokenizer": tokenizer, "chat_template": TEMPLATES["chatml"]}
-    audit = prepare_data(sources=[source], max_length=30, **options).audit
+    audit = read_rows(source, max_length=30, **options).audit
     assert audit.refused == {"all completions identical within max_length": 1}
 
 
@@ -247,15 +271,20 @@ def test_a_plain_answer_repeats_neither_the_prompts_end_nor_its_own(tokenizer):
 
 
 def trl_ids(tokenizer, template, rows, monkeypatch):
-    """What TRL's DPOTrainer makes of the rows before it trains."""
+    """What TRL's DPOTrainer makes of the rows before it trains, what was thought under the key that harmony reads."""
     from trl import DPOTrainer
+
+    def spell(messages):
+        if template != TEMPLATES["harmony"]:
+            return messages
+        return [{"thinking": own.get("reasoning_content"), **own} for own in messages]
 
     monkeypatch.setattr(tokenizer, "chat_template", template)
     data = [
         {
-            "prompt": own.prompt,
-            "chosen": own.completions[0],
-            "rejected": own.completions[1],
+            "prompt": spell(own.prompt),
+            "chosen": spell(own.completions[0]),
+            "rejected": spell(own.completions[1]),
             "chat_template_kwargs": own.template_options,
         }
         for own in rows
@@ -267,7 +296,7 @@ def trl_ids(tokenizer, template, rows, monkeypatch):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_ids_are_trls_but_for_white_space_behind_the_end(name, tokenizer, monkeypatch):
+def test_ids_are_trls_but_for_white_space_behind_the_end(name, tokenizer, monkeypatch, refused):
     draw = random.Random(name)
     used = set()
     rows = []
@@ -299,7 +328,7 @@ def test_template_options_are_a_rows_own_and_change_its_tokens(tmp_path, tokeniz
     assert found.audit.duplicate_rows == 0
     text = {"prompt": "p", "chosen": "a", "rejected": "b", "chat_template_kwargs": {"enable_thinking": False}}
     audit = prepared(tmp_path, tokenizer, "qwen3", text).audit
-    assert "1 rows whose chat_template_kwargs.enable_thinking no chat template reads" in in_one_line(audit)
+    assert "1 row whose chat_template_kwargs.enable_thinking no chat template reads" in in_one_line(audit)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from read_rows import read_rows
 from transformers import AutoTokenizer
 
-from align.data import Source, prepare_data
 from align.errors import UserError
 from align.losses.list_loss import build_loss
 from align.objectives.pairwise import Logistic
@@ -31,7 +31,7 @@ def prepared(tmp_path, tiny_policy):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
         options = {"token_weights": True, "append_eos": False} | options
-        return prepare_data(sources=[Source(str(path))], eval_fraction=0.0, tokenizer=tokenizer, **options).train
+        return read_rows(str(path), eval_fraction=0.0, tokenizer=tokenizer, **options).train
 
     return prepare
 

@@ -9,7 +9,7 @@ import pytest
 from align.data.boundary import common_prefix, special_tokens
 from align.data.schema import Row
 from align.data.texts import prompt_text, read_chat_template
-from align.data.tokenize import encode_prompt, tokenize_rows
+from align.data.tokenize import Reading, encode_prompt, tokenize_rows
 from align.errors import UserError
 
 PLAIN = Path(__file__).parents[2] / "recipes" / "templates" / "plain.jinja"
@@ -24,7 +24,6 @@ OPTIONS = {
     "max_prompt_length": None,
     "overlong": "truncate",
     "append_eos": True,
-    "workers": 1,
 }
 # pairs of prompt and completions whose tokens merge, or not, at the seam
 SEAMS = [
@@ -44,7 +43,8 @@ def rows_of(*texts, grades=None):
 
 
 def tokenize(rows, tokenizer, **options):
-    return list(tokenize_rows(rows, tokenizer=tokenizer, **{**OPTIONS, **options}))
+    extra = {name: options.pop(name) for name in ("workers", "token_weights") if name in options}
+    return list(tokenize_rows(rows, tokenizer=tokenizer, reading=Reading(**OPTIONS | options), **extra))
 
 
 def together(text, tokenizer):
@@ -265,6 +265,29 @@ def test_encode_prompt_is_the_prompt_that_is_trained_on(any_tokenizer):
         assert len(encode_prompt(row, any_tokenizer, template)) == len(entry["prompt_ids"]) + entry["moved_tokens"]
 
 
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        ({"content": "sat"}, None),
+        ({"content": "sat on <b>"}, None),
+        ({"content": "sat<|end|>"}, "has the token that ends its turn"),
+        ({"content": "sat<|end|>\n"}, "has the token that ends its turn"),
+        ({"content": "sat</s>"}, "has the token that ends its turn"),
+        ({"content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}, "calls a tool"),
+    ],
+)
+def test_nothing_is_sampled_behind_a_message_of_the_assistants_that_is_over(byte_level, last, said):
+    prompt = [{"role": "user", "content": "the cat"}, {"role": "assistant", **last}]
+    row = replace(rows_of(("", ("a", "b")))[0], prompt=prompt)
+    if said is None:
+        assert byte_level.decode(encode_prompt(row, byte_level, CHATML)).endswith(f"assistant:{last['content']}")
+        return
+    with pytest.raises(UserError) as refusal:
+        encode_prompt(row, byte_level, CHATML)
+    assert str(refusal.value).startswith(f"{row.place}: the prompt ends with a message of the assistant's that is over")
+    assert f"since it {said}; end it" in str(refusal.value)
+
+
 def test_prompt_text(byte_level):
     row = rows_of(chat([("user", "hi")], "a", "b"))[0]
     assert prompt_text(row, byte_level, CHATML) == "<s>user:hi<|end|>\n<s>assistant:"
@@ -306,60 +329,6 @@ def test_a_worker_that_refuses_a_row_says_so_like_a_single_process(byte_level):
     rows = rows_of(*[chat([("user", "hi")], "a", "b")] * 3)
     with pytest.raises(UserError, match=r"rows.jsonl, row 1: the chat template refuses the conversation \(no\)"):
         tokenize(rows, byte_level, chat_template="{{ raise_exception('no') }}", workers=2)
-
-
-class Counting:
-    """Counts the batches that reach the tokenizer."""
-
-    def __init__(self, monkeypatch):
-        import align.data.tokenize as module
-
-        self.batches, original = 0, module._encode_texts
-
-        def encode(*args):
-            self.batches += 1
-            return original(*args)
-
-        monkeypatch.setattr(module, "_encode_texts", encode)
-
-
-def test_cache_is_reused(byte_level, monkeypatch):
-    counting, rows = Counting(monkeypatch), rows_of(*SEAMS)
-    first = tokenize(rows, byte_level)
-    byte_level(["a", "bb"], padding=True, truncation=True, max_length=1)  # leaves its settings behind
-    again = tokenize(rows, deepcopy(byte_level))
-    assert (counting.batches, again) == (1, first)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"max_length": 9},
-        {"max_prompt_length": 3},
-        {"overlong": "drop_list"},
-        {"append_eos": False},
-        {"chat_template": BARE},
-    ],
-)
-def test_cache_follows_every_option(options, byte_level, monkeypatch):
-    counting, rows = Counting(monkeypatch), rows_of(*SEAMS)
-    tokenize(rows, byte_level)
-    tokenize(rows, byte_level, **options)
-    assert counting.batches == 2
-
-
-def test_cache_follows_rows_and_tokenizer(byte_level, monkeypatch):
-    counting, rows = Counting(monkeypatch), rows_of(*SEAMS)
-    tokenize(rows, byte_level)
-    tokenize([replace(rows[0], completions=("x", "y")), *rows[1:]], byte_level)
-    tokenize([replace(rows[0], grades=(5.0, 4.0)), *rows[1:]], byte_level)
-    other = deepcopy(byte_level)
-    other.add_tokens(["cat"])
-    tokenize(rows, other)
-    templated = deepcopy(byte_level)
-    templated.chat_template = BARE
-    tokenize(rows, templated)
-    assert counting.batches == 5
 
 
 def test_a_reward_model_reads_what_a_scorer_reads(any_tokenizer, byte_level):

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from align.data.select import with_trained_places
 from align.evaluate.lists import evaluate_lists
+from align.model.config import PolicySection
 from align.model.forward import TokenScorer
 from align.model.policy import load_policy
 from align.runs.build import loss_of, prepare
@@ -29,7 +30,7 @@ def measured(policy, recipe, lists, budget):
 def test_it_is_the_loss_of_the_reduced_lists(make_recipe, tiny_policy, objective, score, data):
     recipe = make_recipe(objective=objective, score=score, data=data | {"eval_fraction": 0.5})
     lists = prepare(recipe).heldout
-    policy = load_policy(str(tiny_policy), adapter=recipe.policy.adapter)
+    policy = load_policy(PolicySection(model=str(tiny_policy), adapter=recipe.policy.adapter))
     marked = with_trained_places(lists, select=recipe.data.select, list_size=recipe.data.list_size, seed=0)
 
     def reduced(row):

@@ -81,6 +81,23 @@ def test_what_align_score_wrote_is_measured_by_the_grades_that_were_given(tmp_pa
     assert found["overall"]["accuracy"] == pytest.approx((0.5 + 1 + 0) / 3)  # rewards 1, 1, and less
 
 
+def test_a_mapping_and_a_condition_choose_what_is_measured(tmp_path):
+    rows = [{"q": "p", "good": "a", "bad": "bb", "rewards": [1, 0][::step], "n": step} for step in (1, -1)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    columns = ["prompt=q", "chosen=good", "rejected=bad"]
+    for where, accuracy in (("n == 1", 1), ("n == -1", 0), (None, 0.5)):
+        found = evaluate_rewards(path, columns=columns, where=where, console=quiet())
+        assert found["overall"]["accuracy"] == accuracy
+
+
+def test_a_weight_of_a_row_is_refused_since_every_row_counts_once(tmp_path):
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "bb", "rewards": [1, 0], **own} for own in ({}, {"weight": 2})]
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=r"row 2, field weight: 2, and here every row counts once; .*--ignore weight"):
+        evaluate_rewards(path, console=quiet())
+    assert evaluate_rewards(path, ignore=["weight"], console=quiet())["overall"]["accuracy"] == 1
+
+
 LISTS = [
     {"prompt": "p", "completions": ["1", "22", "333"], "grades": [2, 1, 0], "answer": "1"},
     {"prompt": "q", "completions": ["4444", "55555"], "grades": [0, 1], "answer": "55555"},

@@ -74,3 +74,16 @@ def test_tokens_joined_are_the_completion(shared_data):
     strings = token_strings(tokenizer, prompt, ids)
     assert len(strings) == len(ids)
     assert "".join(strings) == text
+
+
+def test_a_long_completion_in_chunks_is_the_whole_decoded_each_time(shared_data):
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260k")
+    prompt = tokenizer("Once upon a time", add_special_tokens=True)["input_ids"]
+    text = " there was a café, 日本, \n a cat." * 12
+    ids = tokenizer("Once upon a time" + text, add_special_tokens=True)["input_ids"][len(prompt) :]
+    whole = [str(tokenizer.decode([*prompt, *ids[:end]])) for end in range(len(ids) + 1)]
+    expected, shown = [], len(whole[0])
+    for own in whole[1:]:
+        expected.append("" if own.endswith("\N{REPLACEMENT CHARACTER}") else own[shown:])
+        shown = shown if not expected[-1] else len(own)
+    assert len(ids) > 200 and token_strings(tokenizer, prompt, ids) == expected

@@ -85,6 +85,41 @@ def test_no_less_exact_than_torch(isa: str, dtype: torch.dtype, mode: str, softc
         assert (g.double() - t).abs().max() <= (p.double() - t).abs().max() + resolution, position
 
 
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("mode", ["none", "direction", "recompute", "store"])
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+def test_mean_logits_and_the_likeliest_token(device, dtype, mode, softcap, columns):
+    """Against float64 of the same inputs; they add nothing to gradients, and chunks of rows make no difference."""
+    inputs = make(dtype, columns)
+    hidden = inputs["hidden"].requires_grad_(mode != "none")
+    lora = (inputs["lora_a"], inputs["lora_b"], 0.5)
+    exact = [inputs[name].detach().double() for name in ("hidden", "weight", "bias", "lora_a", "lora_b")]
+    h, w, bias, a, b = exact
+    z = (h @ w.T + 0.5 * (h @ a.T) @ b.T + bias) * OPTIONS["logit_scale"]
+    z = (softcap * (z / softcap).tanh() if softcap else z) / OPTIONS["temperature"]
+    learnt = (inputs["targets"] >= 0).any(dim=1)
+    first = inputs["targets"][:, 0].clone()
+    first[9] = inputs["targets"][9, 0] = z[9].argmax()
+    given = {k: inputs[k] for k in ("weight", "targets", "bias")}
+    names = ("logprob", "mean_logit", "is_top")
+    out = linear_logprobs(
+        hidden, **given, softcap=softcap, lora=lora, **OPTIONS, outputs=names, grad=mode, chunk_rows=4
+    )
+    close = {"rtol": 1e-5, "atol": 1e-4} if dtype != torch.float64 else {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(out.mean_logit.double(), z.mean(dim=1).where(learnt, 0.0), **close)
+    checked = learnt & (first >= 0)
+    likeliest = (z.argmax(dim=1) == first).double()
+    assert likeliest[checked].sum() >= 1
+    assert torch.equal(out.is_top.double()[checked], likeliest[checked]) and not out.is_top[~learnt].any()
+    if mode == "none":
+        return
+    assert not out.mean_logit.requires_grad and not out.is_top.requires_grad
+    plain = linear_logprobs(hidden, **given, softcap=softcap, lora=lora, **OPTIONS, grad=mode, chunk_rows=4)
+    (with_them,), (without,) = (torch.autograd.grad(x.logprob.sum(), [hidden]) for x in (out, plain))
+    assert torch.equal(with_them, without)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_logprobs_within_2e5_of_float64_on_a_large_vocabulary(isa: str, dtype: torch.dtype) -> None:
     hidden, weight = torch.randn(9, 64).to(dtype), (torch.randn(20011, 64) * 0.5).to(dtype)

@@ -6,27 +6,16 @@ import pytest
 import torch
 import transformers as t
 from peft import PeftModel
+from small_configs import SMALL, WITHOUT_GROUPS
 from torch.testing import assert_close
 
 from align.errors import UserError
 from align.model.adapters import Full, Lora
 from align.model.checks import check_forward
+from align.model.config import PolicySection
 from align.model.forward import TokenScorer, head_of
 from align.model.policy import load_policy
 
-SMALL = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "initializer_range": 0.4,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-WITHOUT_GROUPS = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
 CONFIGS = {
     "llama": lambda: t.LlamaConfig(**SMALL),
@@ -95,7 +84,7 @@ def alone(model, lists):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_packed_lora_step_is_plain_pefts(name, tmp_path, save_tokenizer, ragged):
     kind = save(CONFIGS[name](), tmp_path / "model", save_tokenizer)
-    policy = load_policy(str(tmp_path / "model"), adapter=Lora(rank=3, alpha=6))
+    policy = load_policy(PolicySection(model=str(tmp_path / "model"), adapter=Lora(rank=3, alpha=6)))
     policy.save_adapter(tmp_path / "adapter")
     batch = policy.collate(ragged)
     ours = TokenScorer(policy).train()(batch).logprobs[batch.completion_mask]
@@ -144,10 +133,17 @@ def test_a_soft_cap_is_seen_under_bfloat16_too(monkeypatch):
 def test_the_attentions_soft_cap_is_kept_or_said(tmp_path, save_tokenizer, ragged, caplog):
     save(CONFIGS["gemma2, soft-caps"](), tmp_path, save_tokenizer)
     with caplog.at_level(logging.INFO, logger="align"):
-        capped = load_policy(str(tmp_path), adapter=Full(), keep_reference=False)
-        uncapped = load_policy(str(tmp_path), adapter=Full(), keep_reference=False, attention="sdpa")
+        capped = load_policy(PolicySection(model=str(tmp_path), adapter=Full()), keep_reference=False)
+        messages = [record.getMessage() for record in caplog.records]
+        assert any("soft-cap of 2, so it runs as `policy.attention: eager`" in message for message in messages)
+        assert str(capped.model.config._attn_implementation).endswith("eager")
+        plain = PolicySection(model=str(tmp_path), adapter=Full(), attention="sdpa")
+        if not t.Gemma2ForCausalLM._supports_sdpa:  # transformers 5.24 and later
+            with pytest.raises(UserError, match="does not support an attention implementation"):
+                load_policy(plain, keep_reference=False)
+            return
+        uncapped = load_policy(plain, keep_reference=False)
     messages = [record.getMessage() for record in caplog.records]
-    assert any("soft-cap of 2, so it runs as `policy.attention: eager`" in message for message in messages)
     assert any("sdpa leaves out its attention's soft-cap of 2" in message for message in messages)
     values = [TokenScorer(p)(p.collate(ragged)).logprobs for p in (capped, uncapped)]
     assert (values[0] - values[1]).abs().max() > 1e-3
@@ -165,7 +161,7 @@ def test_the_attentions_soft_cap_is_kept_or_said(tmp_path, save_tokenizer, ragge
 def test_what_has_another_head_is_refused_in_a_sentence(config, sentence, tmp_path, save_tokenizer):
     save(config, tmp_path, save_tokenizer)
     with pytest.raises(UserError, match=sentence):
-        load_policy(str(tmp_path))
+        load_policy(PolicySection(model=str(tmp_path)))
 
 
 def test_a_model_that_trains_otherwise_than_it_is_measured_is_told(tmp_path, save_tokenizer, caplog):
@@ -175,13 +171,13 @@ def test_a_model_that_trains_otherwise_than_it_is_measured_is_told(tmp_path, sav
         save_tokenizer,
     )
     with caplog.at_level(logging.WARNING, logger="align"):
-        load_policy(str(tmp_path), adapter=Lora(rank=3))
+        load_policy(PolicySection(model=str(tmp_path), adapter=Lora(rank=3)))
     assert any("computes otherwise in training mode" in record.getMessage() for record in caplog.records)
 
 
 def test_layers_that_are_no_plain_linear_ones_get_no_adapter(tmp_path, save_tokenizer, caplog):
     save(CONFIGS["llama4, text"](), tmp_path, save_tokenizer)
     with caplog.at_level(logging.INFO, logger="align"):
-        policy = load_policy(str(tmp_path), adapter=Lora(rank=3))
+        policy = load_policy(PolicySection(model=str(tmp_path), adapter=Lora(rank=3)))
     assert not any("router" in name for name, p in policy.model.named_parameters() if p.requires_grad)
     assert any("none on" in record.getMessage() and "router" in record.getMessage() for record in caplog.records)

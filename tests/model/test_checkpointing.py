@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from align.model.adapters import Lora
-from align.model.checkpointing import checkpoint_layers, layers_to_checkpoint
+from align.model.checkpointing import OnHost, checkpoint_layers, layers_to_checkpoint
+from align.model.config import PolicySection
 from align.model.forward import TokenScorer
 from align.model.policy import load_policy
 
@@ -13,7 +14,7 @@ HIDDEN = 16
 
 @pytest.fixture
 def policy(model_folder):
-    policy = load_policy(str(model_folder), adapter=Lora(rank=3))
+    policy = load_policy(PolicySection(model=str(model_folder), adapter=Lora(rank=3)))
     for name, parameter in policy.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -65,7 +66,7 @@ def test_the_budget_decides_how_many_layers(policy, lists):
 
 def test_the_count_is_the_least_that_fits(model_folder, lists, monkeypatch):
     """needs(n) = (L - n) kept + n inputs + kept of one that computes again, for L layers of equal cost."""
-    policy = load_policy(str(model_folder), adapter=Lora(rank=3))
+    policy = load_policy(PolicySection(model=str(model_folder), adapter=Lora(rank=3)))
     scorer, batch = TokenScorer(policy).train(), policy.collate(lists)
     layers = [torch.nn.Identity() for _ in range(12)]
     monkeypatch.setattr("align.model.checkpointing._layers", lambda base: layers)
@@ -74,3 +75,25 @@ def test_the_count_is_the_least_that_fits(model_folder, lists, monkeypatch):
     for n in range(2, 12):
         needs = (12 - n) * each + n * inputs + each
         assert layers_to_checkpoint(scorer, batch, tokens=tokens, budget=needs + 1) == n
+
+
+@pytest.mark.parametrize("count", [0, None])
+def test_activations_that_wait_on_the_host_give_the_same_gradients(policy, lists, count, monkeypatch):
+    batch = policy.collate(lists)
+    wanted = gradients(policy, batch)
+    if count is None:
+        checkpoint_layers(policy.model, count)
+    monkeypatch.setattr("align.model.checkpointing.SMALL", 0)
+    weights = {p.data_ptr() for p in policy.model.parameters()}
+    moved = []
+    own_empty = torch.empty
+
+    def empty(*shape, **options):
+        moved.append(own_empty(*shape, **options))
+        return moved[-1]
+
+    monkeypatch.setattr("align.model.checkpointing.torch.empty", empty)
+    with OnHost(policy.model):
+        found = gradients(policy, batch)
+    assert moved and not weights & {x.data_ptr() for x in moved}
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))

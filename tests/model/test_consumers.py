@@ -12,6 +12,7 @@ from align.errors import UserError
 from align.evaluate.rows import evaluate_rows, load_run
 from align.export.export import export
 from align.model.adapters import Full
+from align.model.config import PolicySection
 from align.model.forward import TokenScorer, score_tokens
 from align.model.policy import load_policy
 from align.packing.batch import collate
@@ -47,7 +48,7 @@ def test_every_reader_of_a_run_has_the_policy_that_was_trained(name, make_recipe
     start = score_tokens(AutoModelForCausalLM.from_pretrained(base), batch).logprobs.detach()
     assert (expected - start).abs().max() > 1e-3, "it has moved"
 
-    measured, _, _ = load_run(run, None, "cpu")
+    measured, _ = load_run(run, None, "cpu")
     with torch.no_grad():
         assert_close(TokenScorer(measured).eval()(batch).logprobs, expected, atol=1e-5, rtol=0)
         with measured.reference():
@@ -59,7 +60,7 @@ def test_every_reader_of_a_run_has_the_policy_that_was_trained(name, make_recipe
     assert "pair_accuracy" in figures
 
     merged = export(run, tmp_path / "merged", merge=True, dtype="float32")
-    again = load_policy(str(merged), adapter=Full(), keep_reference=False)
+    again = load_policy(PolicySection(model=str(merged), adapter=Full()), keep_reference=False)
     with torch.no_grad():
         assert_close(TokenScorer(again).eval()(batch).logprobs, expected, atol=2e-5, rtol=0)
 
@@ -69,7 +70,7 @@ def test_every_reader_of_a_run_has_the_policy_that_was_trained(name, make_recipe
         train={"steps": 3, "learning_rate": 1e-9},
         sampling={"prompts": 0},
     )
-    again, _, _ = load_run(train(further).path, None, "cpu")
+    again, _ = load_run(train(further).path, None, "cpu")
     with torch.no_grad():
         assert_close(TokenScorer(again).eval()(batch).logprobs, expected, atol=1e-4, rtol=0)
 
@@ -94,7 +95,7 @@ def test_a_start_adapter_with_weights_of_the_base_is_refused_and_can_be_merged(o
             parameter.add_(0.1 * torch.randn(parameter.shape))
     wrapped.save_pretrained(tmp_path / "adapter")
     with pytest.raises(UserError, match=f"policy.start_adapter: .* has `{next(iter(options))}: .*merge it"):
-        load_policy(str(folder), start_adapter=str(tmp_path / "adapter"))
+        load_policy(PolicySection(model=str(folder), start_adapter=str(tmp_path / "adapter")))
     ids = torch.tensor([ragged[0]["prompt_ids"] + ragged[0]["completion_ids"][0]])
     merged = export(tmp_path / "adapter", tmp_path / "merged", merge=True)
     assert_close(AutoModelForCausalLM.from_pretrained(merged)(ids).logits, wrapped(ids).logits, atol=1e-5, rtol=1e-5)
@@ -104,7 +105,7 @@ def test_an_adapter_that_peft_reads_only_in_part_is_refused(tiny_policy, tmp_pat
     base = AutoModelForCausalLM.from_pretrained(tiny_policy)
     wrapped = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     wrapped.save_pretrained(tmp_path)
-    load_policy(str(tiny_policy), start_adapter=str(tmp_path))
+    load_policy(PolicySection(model=str(tiny_policy), start_adapter=str(tmp_path)))
     original = PeftModel.load_adapter
 
     def in_part(self, *args, **kwargs):
@@ -115,4 +116,4 @@ def test_an_adapter_that_peft_reads_only_in_part_is_refused(tiny_policy, tmp_pat
 
     monkeypatch.setattr(PeftModel, "load_adapter", in_part)
     with pytest.raises(UserError, match="PEFT does not read .*lora_B"):
-        load_policy(str(tiny_policy), start_adapter=str(tmp_path))
+        load_policy(PolicySection(model=str(tiny_policy), start_adapter=str(tmp_path)))

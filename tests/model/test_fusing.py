@@ -3,40 +3,23 @@
 import logging
 
 import pytest
+import small_configs
 import torch
 import transformers as t
 from peft import LoraConfig, get_peft_model
+from small_configs import SMALL
 from torch.testing import assert_close
 
 from align.model.adapters import Full, Lora
+from align.model.config import PolicySection
 from align.model.forward import TokenScorer, score_tokens
 from align.model.fusing import enable_fusing
 from align.model.policy import load_policy
 from align.packing import packed_collate
 from align.packing.batch import collate
 
-SMALL = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-CONFIGS = {
-    "llama": t.LlamaConfig(**SMALL),
-    "llama with biases": t.LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True),
-    "qwen2": t.Qwen2Config(**SMALL),
-    "qwen3": t.Qwen3Config(**SMALL, head_dim=8),
-    "qwen3 moe": t.Qwen3MoeConfig(**SMALL, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8),
-    "gemma2": t.Gemma2Config(**SMALL, head_dim=8),
-    "phi3": t.Phi3Config(**SMALL),
-    "gpt2": t.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=40, initializer_range=0.3),
-    "gpt_neox": t.GPTNeoXConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}),
+CONFIGS = small_configs.CONFIGS | {
+    "llama with biases": lambda: t.LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True)
 }
 
 
@@ -61,7 +44,7 @@ def values_and_gradients(model, batch, weights):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_values_and_gradients_stay(name, ragged):
-    model = with_adapter(CONFIGS[name], lora_dropout=0.0)
+    model = with_adapter(CONFIGS[name](), lora_dropout=0.0)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -91,7 +74,7 @@ def layers_run(model, function):
 
 
 def test_the_layers_do_run_fused(ragged):
-    model = with_adapter(CONFIGS["llama"])
+    model = with_adapter(CONFIGS["llama"]())
     batch = collate(ragged, pad_id=0)
     assert len(layers_run(model, lambda: score_tokens(model, batch))) == 14 * 3  # base, A and B of every projection
     assert enable_fusing(model, name="llama")
@@ -100,7 +83,7 @@ def test_the_layers_do_run_fused(ragged):
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_norms_run_fused_where_their_weight_is_frozen(name, ragged, monkeypatch):
-    model, batch = with_adapter(CONFIGS[name]), collate(ragged, pad_id=0)
+    model, batch = with_adapter(CONFIGS[name]()), collate(ragged, pad_id=0)
     norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
     assert enable_fusing(model, name=name)
     values = score_tokens(model, batch).logprobs
@@ -114,7 +97,7 @@ def test_norms_run_fused_where_their_weight_is_frozen(name, ragged, monkeypatch)
 
 
 def test_the_last_layer_computes_the_rows_that_predict(model_folder, ragged):
-    policy = load_policy(str(model_folder), adapter=Lora(rank=3))
+    policy = load_policy(PolicySection(model=str(model_folder), adapter=Lora(rank=3)))
     rows = {}
 
     def count(place, name):
@@ -135,7 +118,7 @@ def test_the_last_layer_computes_the_rows_that_predict(model_folder, ragged):
     "options", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}], ids=["dropout", "dora", "bias"]
 )
 def test_what_is_more_than_two_factors_runs_as_it_is(options, ragged):
-    model = with_adapter(CONFIGS["llama"], **options)
+    model = with_adapter(CONFIGS["llama"](), **options)
     batch = collate(ragged, pad_id=0)
 
     def run():
@@ -150,7 +133,7 @@ def test_what_is_more_than_two_factors_runs_as_it_is(options, ragged):
 
 
 def test_a_model_that_computes_otherwise_is_left_alone(ragged, caplog):
-    model = with_adapter(CONFIGS["llama"])
+    model = with_adapter(CONFIGS["llama"]())
     mlp_class = type(model.get_base_model().model.layers[0].mlp)
 
     class Doubled(mlp_class):
@@ -168,7 +151,7 @@ def test_a_model_that_computes_otherwise_is_left_alone(ragged, caplog):
 
 
 def test_the_frozen_copy_of_full_training_has_weights_of_its_own(model_folder, ragged):
-    policy = load_policy(str(model_folder), adapter=Full())
+    policy = load_policy(PolicySection(model=str(model_folder), adapter=Full()))
     scorer, batch = TokenScorer(policy).eval(), packed_collate(ragged)
     start = scorer(batch).logprobs.detach()
     with torch.no_grad():
@@ -180,7 +163,7 @@ def test_the_frozen_copy_of_full_training_has_weights_of_its_own(model_folder, r
 
 
 def test_the_reference_switches_the_factors_off(model_folder, ragged):
-    policy = load_policy(str(model_folder), adapter=Lora(rank=3))
+    policy = load_policy(PolicySection(model=str(model_folder), adapter=Lora(rank=3)))
     scorer, batch = TokenScorer(policy).eval(), policy.collate(ragged)
     start = scorer(batch).logprobs.detach()
     for name, parameter in policy.model.named_parameters():

@@ -7,39 +7,29 @@ import pytest
 import torch
 import transformers as t
 from safetensors.torch import load_file
+from small_configs import SMALL
 from torch.testing import assert_close
 
 from align.export.export import export
 from align.model.adapters import Full, Lora
 from align.model.checkpoint import export_tokenizer
+from align.model.config import PolicySection
 from align.model.forward import TokenScorer
 from align.model.policy import load_policy
 
-TEXT = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "initializer_range": 0.4,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 EYE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 EYE |= {"image_size": 8, "patch_size": 4}
 MODELS = {
     "llava": lambda: t.LlavaForConditionalGeneration(
         t.LlavaConfig(
-            text_config=t.LlamaConfig(**TEXT, attention_dropout=0.1),
+            text_config=t.LlamaConfig(**SMALL, attention_dropout=0.1),
             vision_config=t.CLIPVisionConfig(**EYE, projection_dim=16),
             image_token_index=39,
         )
     ),
     "qwen2 vl": lambda: t.Qwen2VLForConditionalGeneration(
         t.Qwen2VLConfig(
-            text_config=TEXT
+            text_config=SMALL
             | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}},
             vision_config={"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "mlp_ratio": 2},
             image_token_id=37,
@@ -50,7 +40,7 @@ MODELS = {
     ),
     "gemma3": lambda: t.Gemma3ForConditionalGeneration(
         t.Gemma3Config(
-            text_config=t.Gemma3TextConfig(**TEXT, head_dim=8),
+            text_config=t.Gemma3TextConfig(**SMALL, head_dim=8),
             vision_config=t.SiglipVisionConfig(**EYE),
             mm_tokens_per_image=4,
             image_token_index=39,
@@ -110,7 +100,7 @@ def check_whole(base, exported):
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")], ids=["all", "named"])
 def test_adapters_act_in_the_language_part_and_a_merge_is_the_whole_model(folder, targets, ragged, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="align"):
-        policy = load_policy(str(folder), adapter=Lora(rank=2, targets=targets))
+        policy = load_policy(PolicySection(model=str(folder), adapter=Lora(rank=2, targets=targets)))
     assert any("reads more than text" in record.getMessage() for record in caplog.records)
     trainable = [name for name, p in policy.model.named_parameters() if p.requires_grad]
     assert trainable and not any(sees(name) for name in trainable)
@@ -119,12 +109,12 @@ def test_adapters_act_in_the_language_part_and_a_merge_is_the_whole_model(folder
     export_tokenizer(policy.tokenizer, tmp_path / "adapter")
     merged = export(tmp_path / "adapter", tmp_path / "merged", merge=True)
     check_whole(folder, merged)
-    again = load_policy(str(merged), adapter=Full(), keep_reference=False)
+    again = load_policy(PolicySection(model=str(merged), adapter=Full()), keep_reference=False)
     assert_close(TokenScorer(again).eval()(again.collate(ragged)).logprobs.detach(), values, atol=2e-5, rtol=0)
 
 
 def test_full_training_keeps_what_sees(folder, ragged, tmp_path):
-    policy = load_policy(str(folder), adapter=Full())
+    policy = load_policy(PolicySection(model=str(folder), adapter=Full()))
     step(policy, ragged)
     policy.save_adapter(tmp_path / "trained")
     export_tokenizer(policy.tokenizer, tmp_path / "trained", source=policy.folder)
@@ -132,7 +122,7 @@ def test_full_training_keeps_what_sees(folder, ragged, tmp_path):
 
 
 def test_values_are_the_models_own(folder, ragged):
-    policy = load_policy(str(folder), adapter=Lora(rank=2))
+    policy = load_policy(PolicySection(model=str(folder), adapter=Lora(rank=2)))
     own = t.AutoModelForMultimodalLM.from_pretrained(folder, dtype=torch.float32).eval()
     batch = policy.collate(ragged)
     expected = []

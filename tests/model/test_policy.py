@@ -11,11 +11,14 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from align.errors import UserError
-from align.model.adapters import AdaLora, Dora, Eva, Full, Ia3, Loftq, Lora, Miss, Olora, Pissa, RsLora
+from align.model.adapters import ADAPTER, AdaLora, Dora, Eva, Full, Ia3, Loftq, Lora, Miss, Olora, Peft, Pissa, RsLora
+from align.model.config import PolicySection
 from align.model.forward import TokenScorer, score_tokens
+from align.model.load import LoadOptions
 from align.model.policy import load_policy
 from align.model.reference import check_reference_identity
 from align.packing.batch import collate
+from align.rollout.weights import adapter_rank, not_servable
 
 ADAPTERS = [
     Lora(rank=3),
@@ -32,6 +35,7 @@ ADAPTERS = [
     Miss(rank=4, variant="bat"),
     Miss(rank=4, variant="mini", mini_rank=2),
     Ia3(),
+    Peft(config={"peft_type": "LOHA", "r": 3, "alpha": 8, "target_modules": ["q_proj", "up_proj"]}),
     Full(),
 ]
 STEPS = 6
@@ -42,10 +46,36 @@ def adapter(request):
     return request.param
 
 
+def test_every_adapter_that_trains_without_a_gpu_is_tested_here_and_says_what_it_is():
+    without = {own for own in ADAPTER.classes.values() if not own.needs_quantization}
+    assert {type(own) for own in ADAPTERS} == without
+    assert all(own.__doc__ for own in ADAPTER.classes.values())
+
+
+@pytest.mark.parametrize("adapter", [own for own in ADAPTERS if own != Full()], ids=lambda adapter: adapter.name)
+def test_an_adapter_needs_the_number_of_steps_where_it_says_so(adapter):
+    if adapter.needs_steps:
+        with pytest.raises(ValueError, match="number of steps"):
+            adapter.peft(total_steps=None)
+    assert adapter.peft(total_steps=STEPS if adapter.needs_steps else None)
+
+
+def test_what_vllm_can_serve_is_exported_with_no_larger_a_rank_than_it_was_told(load, adapter, tmp_path):
+    load(adapter).save_adapter(tmp_path)
+    told = adapter.served_rank()
+    assert bool(not_servable(tmp_path)) == (told is None)
+    assert told is None or adapter_rank(tmp_path) <= told
+
+
 @pytest.fixture
 def load(model_folder, batch):
-    def load(adapter, **options):
-        return load_policy(str(model_folder), adapter=adapter, total_steps=STEPS, init_batches=[batch], **options)
+    def load(adapter, *, keep_reference=True, **options):
+        section = PolicySection(model=str(model_folder), adapter=adapter)
+        return load_policy(
+            section,
+            LoadOptions(total_steps=STEPS, init_batches=[batch], **options),
+            keep_reference=keep_reference,
+        )
 
     return load
 
@@ -170,7 +200,9 @@ def test_eva_looks_at_tokens_not_at_padding(model_folder, lists):
     starts = []
     for pad in (2, 7):
         batches = [collate(lists, pad_id=pad)]
-        policy = load_policy(str(model_folder), adapter=Eva(rank=3), init_batches=batches)
+        policy = load_policy(
+            PolicySection(model=str(model_folder), adapter=Eva(rank=3)), LoadOptions(init_batches=batches)
+        )
         starts.append({n: p for n, p in policy.model.named_parameters() if "lora_A" in n})
     assert starts[0].keys() == starts[1].keys()
     for name, start in starts[0].items():
@@ -183,7 +215,7 @@ def test_a_start_adapter_is_trained_on_and_is_the_reference(load, model_folder, 
         sft = load(adapter)
         train(sft, batch, last=3)
         sft.save_adapter(folder)
-        policy = load_policy(str(model_folder), start_adapter=str(folder))
+        policy = load_policy(PolicySection(model=str(model_folder), start_adapter=str(folder)))
         check_reference_identity(policy, batch)
         before = reference(policy, batch)
         assert_close(before, logprobs(sft, batch), atol=1e-5, rtol=1e-5)
@@ -198,17 +230,17 @@ def test_a_start_adapter_is_trained_on_and_is_the_reference(load, model_folder, 
 
 def test_an_odd_start_adapter_is_refused(load, model_folder, batch, tmp_path):
     with pytest.raises(UserError, match="adapter_config.json"):
-        load_policy(str(model_folder), start_adapter=str(tmp_path))
+        load_policy(PolicySection(model=str(model_folder), start_adapter=str(tmp_path)))
     load(Lora(rank=3)).save_adapter(tmp_path / "lora")
     with pytest.raises(UserError, match="keep one of them"):
-        load_policy(str(model_folder), start_adapter=str(tmp_path / "lora"), adapter=Dora())
+        load_policy(PolicySection(model=str(model_folder), start_adapter=str(tmp_path / "lora"), adapter=Dora()))
     load(AdaLora(rank=2, initial_rank=4)).save_adapter(tmp_path / "adalora")
     with pytest.raises(UserError, match="ADALORA"):
-        load_policy(str(model_folder), start_adapter=str(tmp_path / "adalora"))
+        load_policy(PolicySection(model=str(model_folder), start_adapter=str(tmp_path / "adalora")))
     config = tmp_path / "lora" / "adapter_config.json"
     config.write_text(config.read_text().replace("layers.1.mlp.up_proj", "layers.1.mlp.no_proj"))
     with pytest.raises(UserError, match="counterpart|another base"):
-        load_policy(str(model_folder), start_adapter=str(tmp_path / "lora"))
+        load_policy(PolicySection(model=str(model_folder), start_adapter=str(tmp_path / "lora")))
 
 
 def test_dropout_is_the_adapters_own_unless_the_models_is_asked_for(load, batch):
@@ -263,42 +295,43 @@ def test_a_reference_that_differs_is_noticed(load, batch):
 
 
 @pytest.mark.parametrize(
-    ("adapter", "options", "message"),
+    ("adapter", "section", "message"),
     [
         (Lora(targets=("no_such_layer",)), {}, "no_such_layer"),
-        (Eva(rank=3), {"init_batches": None}, "eva starts from training rows"),
+        (Eva(rank=3), {}, "eva starts from training rows"),
         (Loftq(rank=3), {}, "loftq mends a quantised base"),
-        (AdaLora(), {"total_steps": None}, "number of steps"),
+        (AdaLora(), {}, "number of steps"),
         (Dora(targets=("lm_head",)), {}, "LM head"),
         (Lora(targets=("lm_head",), dropout=0.1), {}, "LM head"),
         (Lora(), {"quantization": "4bit"}, "needs a GPU"),
-        (Olora(), {"quantization": "4bit", "device": "cuda"}, "use loftq"),
+        (Olora(), {"quantization": "4bit"}, "use loftq"),
         (Full(), {"quantization": "4bit"}, "quantised weights cannot train"),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_remedy(model_folder, batch, adapter, options, message):
-    options = {"total_steps": 10, "init_batches": [batch]} | options
+def test_what_cannot_work_is_refused_with_the_remedy(model_folder, adapter, section, message):
     with pytest.raises(UserError, match=message), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        load_policy(str(model_folder), adapter=adapter, **options)
+        load_policy(PolicySection(model=str(model_folder), adapter=adapter, **section))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
 def test_quantisation_says_what_to_install(model_folder):
     with pytest.raises(UserError, match="pip install bitsandbytes"):
-        load_policy(str(model_folder), adapter=Lora(), quantization="4bit", device="cuda")
+        load_policy(
+            PolicySection(model=str(model_folder), adapter=Lora(), quantization="4bit"), LoadOptions(device="cuda")
+        )
 
 
 def test_nothing_trainable_is_refused(model_folder, monkeypatch):
     monkeypatch.setattr("align.model.policy.attach_adapter", lambda base, *args, **options: base.requires_grad_(False))
     with pytest.raises(UserError, match="nothing of .* would train"):
-        load_policy(str(model_folder), adapter=Lora())
+        load_policy(PolicySection(model=str(model_folder), adapter=Lora()))
 
 
 @pytest.mark.parametrize("adapter", [Lora(rank=4), Pissa(rank=4), AdaLora(rank=2, initial_rank=4), Full()], ids=str)
 def test_a_trained_public_model_starts_where_its_reference_is(shared_data, adapter):
     path = str(shared_data / "models" / "stories260k")
-    policy = load_policy(path, adapter=adapter, dtype="bfloat16", total_steps=10)
+    policy = load_policy(PolicySection(model=path, adapter=adapter, dtype="bfloat16"), LoadOptions(total_steps=10))
     ids = policy.tokenizer("Once upon a time there was a little cat.")["input_ids"]
     batch = collate([{"prompt_ids": ids[:4], "completion_ids": [ids[4:], ids[5:]], "grades": [1.0, 0.0]}], pad_id=2)
     check_reference_identity(policy, batch)
@@ -312,4 +345,4 @@ def test_a_rank_beyond_a_layers_size_is_refused(model_folder, name):
     with pytest.raises(
         UserError, match=r"policy.adapter.rank: 17 is more than model.layers.0\S+ has directions; give at most 16"
     ):
-        load_policy(str(model_folder), adapter=adapter)
+        load_policy(PolicySection(model=str(model_folder), adapter=adapter))

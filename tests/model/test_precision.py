@@ -6,6 +6,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from align.model.adapters import Lora
+from align.model.config import PolicySection
 from align.model.forward import TokenScorer
 from align.model.policy import load_policy
 from align.model.precision import hold_frozen
@@ -23,7 +24,7 @@ def folder(request, model_folder, save_tokenizer, tmp_path):
 
 
 def load(folder):
-    policy = load_policy(str(folder), adapter=Lora(rank=3))
+    policy = load_policy(PolicySection(model=str(folder), adapter=Lora(rank=3)))
     torch.manual_seed(2)
     for name, parameter in sorted(policy.model.named_parameters()):
         if "lora_B" in name:

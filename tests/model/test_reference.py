@@ -1,20 +1,27 @@
 """The cache of reference log-probabilities: what it holds, when it is used, and when it is not."""
 
+import hashlib
 import logging
+import shutil
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from align.model import identity, reference, value_cache
 from align.model.adapters import Full, Lora, Olora, Pissa
+from align.model.config import PolicySection
 from align.model.forward import TokenScorer
+from align.model.load import LoadOptions
 from align.model.policy import load_policy
 from align.model.reference import flat_values, read_lists
+from align.model.token_rewards import with_token_column
 from align.packing.batch import collate
-from align.training.annotate import with_token_column
 
 
 @pytest.fixture
@@ -51,7 +58,7 @@ def attach(model_folder, tmp_path):
     """Lists with the column `reference_logprobs`, by the tiny model, into one folder."""
 
     def attach(rows, policy=None, tokens_per_batch=60, **options):
-        policy = policy or load_policy(str(model_folder), adapter=Lora(rank=2))
+        policy = policy or load_policy(PolicySection(model=str(model_folder), adapter=Lora(rank=2)))
         lists = Dataset.from_list(rows)
         options = {"cache_dir": tmp_path / "cache", "tokens_per_batch": tokens_per_batch} | options
         stored = read_lists(lists, policy, **options)["logprobs"]
@@ -77,7 +84,7 @@ def live(policy, rows):
 
 def test_the_column_is_what_the_reference_says_live(attach, model_folder, data):
     for adapter in (Lora(rank=2), Pissa(rank=2), Full()):
-        policy = load_policy(str(model_folder), adapter=adapter)
+        policy = load_policy(PolicySection(model=str(model_folder), adapter=adapter))
         for name, parameter in policy.model.named_parameters():
             if "lora_B.default" in name:  # the policy has moved, the reference has not
                 torch.nn.init.normal_(parameter)
@@ -129,21 +136,21 @@ def test_all_that_the_values_depend_on_is_part_of_the_key(
 ):
     attach(data)
     counted()
-    policy_options, options = {}, {}
+    section, options = {}, {}
     match what:
         case "base":
             model_folder = moved_copy(model_folder, tmp_path)
         case "dtype":
-            policy_options = {"dtype": "bfloat16"}
+            section = {"dtype": "bfloat16"}
         case "attention":
-            policy_options = {"attention": "eager"}
+            section = {"attention": "eager"}
         case "precision":
             options = {"precision": "bfloat16"}
         case "backend":
             monkeypatch.setattr(identity, "BACKEND", "another")
         case _:
             monkeypatch.setattr(getattr(identity, what), "__version__", "2.99.0")
-    policy = load_policy(str(model_folder), adapter=Lora(rank=2), **policy_options)
+    policy = load_policy(PolicySection(model=str(model_folder), adapter=Lora(rank=2), **section))
     attach(data, policy, **options)
     assert counted() == completions(data)
 
@@ -163,14 +170,14 @@ def test_what_the_values_do_not_depend_on_reuses_them(attach, model_folder, data
     attach(data)
     counted()
     for adapter in (Lora(rank=4, dropout=0.5), Full()):
-        policy = load_policy(str(model_folder), adapter=adapter, seed=3)
+        policy = load_policy(PolicySection(model=str(model_folder), adapter=adapter), LoadOptions(seed=3))
         attach([row | {"grades": [0.5] * len(row["grades"])} for row in reversed(data)], policy)
         assert counted() <= 3 * 4
     start = tmp_path / "start"
-    load_policy(str(model_folder), adapter=Olora(rank=2)).save_adapter(start)
-    attach(data, load_policy(str(model_folder), start_adapter=str(start)))
+    load_policy(PolicySection(model=str(model_folder), adapter=Olora(rank=2))).save_adapter(start)
+    attach(data, load_policy(PolicySection(model=str(model_folder), start_adapter=str(start))))
     assert counted() == completions(data), "another reference: the start adapter"
-    attach(data, load_policy(str(model_folder), start_adapter=str(start)))
+    attach(data, load_policy(PolicySection(model=str(model_folder), start_adapter=str(start))))
     assert counted() <= 3 * 4
 
 
@@ -200,6 +207,16 @@ def change_every_value(folder: Path, by: float) -> None:
         tensors = load_file(file)
         tensors["values"] += by
         save_file(tensors, file)
+        file.rename(file.with_stem(hashlib.sha256(file.read_bytes()).hexdigest()))  # as a wrong machine would write it
+
+
+def test_a_part_that_another_process_removes_meanwhile_is_computed_again(tmp_path):
+    """As where several find the same part damaged: the last to read it does not find it."""
+    cache = value_cache.ValueCache(tmp_path, ["logprobs"], {"model": "m"})
+    cache.create(describe=False)
+    cache.write({"logprobs": {b"k" * 16: np.ones(3, np.float32)}})
+    (cache.folders["logprobs"] / "0.safetensors").symlink_to("removed")
+    assert [*cache.read([b"k" * 16])["logprobs"]] == [b"k" * 16]
 
 
 def test_cached_values_that_are_wrong_are_found_and_all_computed_again(attach, data, counted, tmp_path, caplog):
@@ -214,13 +231,38 @@ def test_cached_values_that_are_wrong_are_found_and_all_computed_again(attach, d
     assert counted() <= 3 * 4
 
 
-def test_a_damaged_part_is_computed_again(attach, data, counted, tmp_path, caplog):
+@pytest.mark.parametrize("harm", ["cut", "empty", "header", "key", "value", "exponent"])
+def test_a_damaged_part_is_said_and_computed_again(attach, data, counted, tmp_path, caplog, harm):
+    """A flipped bit of a number would be a number, or none (NaN), that nothing else tells from the right one."""
     first = attach(data)
     (part,) = (tmp_path / "cache").rglob("*.safetensors")
-    part.write_bytes(part.read_bytes()[:-4])
-    assert attach(data) == first
-    assert f"{part} is damaged" in caplog.text
-    assert not part.exists()
+    whole = part.read_bytes()
+    head = 8 + int.from_bytes(whole[:8], "little")
+    places = {"header": 9, "key": head + 3, "value": len(whole) - 4, "exponent": len(whole) - 1}
+    harmed = bytearray({"cut": whole[:-4], "empty": b""}.get(harm, whole))
+    if harm in places:
+        harmed[places[harm]] ^= 0x40
+    part.write_bytes(harmed)
+    counted()
+    assert attach(data) == first and counted() >= completions(data)
+    assert f"{part} is damaged" in caplog.text and part.read_bytes() == whole
+
+
+def test_a_run_waits_for_the_values_that_another_one_computes(attach, data, counted, tmp_path):
+    expected = attach(data, cache_dir=tmp_path / "other")
+    attach(data[:1])
+    counted()
+    (folder,) = (one for one in (tmp_path / "cache").iterdir() if one.is_dir())
+    found = []
+    with FileLock(folder.with_suffix(".lock")):
+        run = threading.Thread(target=lambda: found.append(attach(data)))
+        run.start()
+        run.join(timeout=2)
+        assert run.is_alive() and not counted(), "it waits before its first forward pass"
+        shutil.copytree(tmp_path / "other" / folder.name, folder, dirs_exist_ok=True)
+    run.join(timeout=60)
+    assert found == [expected]
+    assert counted() <= completions(data) / 2, "those alone that are checked"
 
 
 def test_lists_that_occur_twice_are_computed_once(attach, data, counted):

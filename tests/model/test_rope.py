@@ -5,29 +5,20 @@ import logging
 import pytest
 import torch
 import transformers as t
+from small_configs import SMALL
 from torch.testing import assert_close
 
 from align.errors import UserError
 from align.model.adapters import Full, Lora
+from align.model.config import PolicySection
 from align.model.forward import TokenScorer
+from align.model.load import LoadOptions
 from align.model.policy import load_policy
 from align.model.reward import RewardScorer, load_reward_model
 from align.packing.batch import collate
 from align.packing.rope import fix_frequencies, regimes
 from rewards import load_scorer
 
-SMALL = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "initializer_range": 0.4,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.2, 1.5, 2.0]}
 LONG |= {"long_factor": [1.0, 3.0, 8.0, 20.0], "original_max_position_embeddings": 8, "factor": 8.0}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
@@ -67,7 +58,7 @@ def test_policy_reference_and_gradients_are_those_of_every_row_alone(folder, rag
     longest = {"prompt_ids": [1, 5, 6], "completion_ids": [list(range(7, 19))], "grades": [0.0]}
     ragged = [longest, *ragged]  # whose frequencies must not stay for the next ones
     assert {len(e["prompt_ids"]) + len(ids) > 8 for e in ragged for ids in e["completion_ids"]} == {True, False}
-    policy = load_policy(str(folder), adapter=Full(), packing=packing)
+    policy = load_policy(PolicySection(model=str(folder), adapter=Full()), LoadOptions(packing=packing))
     assert policy.packing == packing
     batch, scorer = policy.collate(ragged), TokenScorer(policy).train()
     expected, models = alone(folder, ragged)
@@ -84,6 +75,18 @@ def test_policy_reference_and_gradients_are_those_of_every_row_alone(folder, rag
         assert (parameter.grad - want).norm() <= 1e-4 * want.norm() + 1e-5, name
 
 
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_a_sequence_is_as_long_as_all_that_is_read_of_it_whatever_is_learnt(folder, ragged, packing):
+    """The first token alone is learnt, so that of a long sequence the last learnt one stands where a short one ends."""
+    policy = load_policy(PolicySection(model=str(folder), adapter=Full()), LoadOptions(packing=packing))
+    firsts = [example | {"learn_at": [[0] for _ in example["completion_ids"]]} for example in ragged]
+    batch = policy.collate(firsts)
+    values = TokenScorer(policy)(batch).logprobs[batch.completion_mask]
+    every, _ = alone(folder, ragged)
+    sizes = torch.tensor([len(ids) for example in ragged for ids in example["completion_ids"]])
+    assert_close(values, every[sizes.cumsum(0) - sizes], atol=1e-5, rtol=0)
+
+
 def test_it_does_matter_what_else_is_in_a_pass_of_the_model_itself(folder, ragged):
     """Else the test above could not fail."""
     expected, _ = alone(folder, ragged)
@@ -96,7 +99,9 @@ def test_it_does_matter_what_else_is_in_a_pass_of_the_model_itself(folder, ragge
 
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
 def test_a_reward_model_too(folder, ragged, packing):
-    model = load_reward_model(str(folder), outputs=["score"], adapter=Lora(rank=2), packing=packing)
+    model = load_reward_model(
+        PolicySection(model=str(folder), adapter=Lora(rank=2)), LoadOptions(packing=packing), outputs=["score"]
+    )
     rewards = RewardScorer(model.model).eval()(model.collate(ragged))[:, 0]
     model.model.get_base_model().save_pretrained(folder / "whole")
     expected = []
@@ -131,7 +136,7 @@ def test_a_scorer_gives_a_text_the_reward_that_it_has_alone(folder, tmp_path, ex
 
 def test_it_is_said_at_load(folder, caplog):
     with caplog.at_level(logging.WARNING, logger="align"):
-        load_policy(str(folder), adapter=Lora(rank=2))
+        load_policy(PolicySection(model=str(folder), adapter=Lora(rank=2)))
     assert any("frequencies change beyond 8 tokens" in record.getMessage() for record in caplog.records)
 
 

@@ -1,4 +1,7 @@
-"""Every objective a second time: the formula on one list of Python floats, with loops, no tensor and no padding."""
+"""Every objective a second time: the formula on one list of Python floats, with loops, no tensor and no padding.
+
+`m` is the row's margin, where the objective has a place for one.
+"""
 
 from collections.abc import Callable
 from itertools import permutations
@@ -16,50 +19,50 @@ def sigmoid(x: float) -> float:
     return exp(log_sigmoid(x))
 
 
-def margins(s: Floats, g: Floats) -> Floats:
-    return [si - sj for si, gi in zip(s, g, strict=True) for sj, gj in zip(s, g, strict=True) if gi > gj]
+def margins(s: Floats, g: Floats, m: float) -> Floats:
+    return [si - sj - m for si, gi in zip(s, g, strict=True) for sj, gj in zip(s, g, strict=True) if gi > gj]
 
 
-def logistic(s: Floats, g: Floats, label_smoothing: float = 0.0, margin: float = 0.0) -> float:
+def logistic(s: Floats, g: Floats, label_smoothing: float = 0.0, margin: float = 0.0, m: float = 0.0) -> float:
     eps = label_smoothing
-    return sum(-(1 - eps) * log_sigmoid(d - margin) - eps * log_sigmoid(-(d - margin)) for d in margins(s, g))
+    return sum(-(1 - eps) * log_sigmoid(d - margin) - eps * log_sigmoid(-(d - margin)) for d in margins(s, g, m))
 
 
-def robust(s: Floats, g: Floats, label_smoothing: float = 0.1) -> float:
+def robust(s: Floats, g: Floats, label_smoothing: float = 0.1, m: float = 0.0) -> float:
     eps = label_smoothing
-    return sum((-(1 - eps) * log_sigmoid(d) + eps * log_sigmoid(-d)) / (1 - 2 * eps) for d in margins(s, g))
+    return sum((-(1 - eps) * log_sigmoid(d) + eps * log_sigmoid(-d)) / (1 - 2 * eps) for d in margins(s, g, m))
 
 
-def hinge(s: Floats, g: Floats) -> float:
-    return sum(max(0.0, 1 - d) for d in margins(s, g))
+def hinge(s: Floats, g: Floats, m: float = 0.0) -> float:
+    return sum(max(0.0, 1 - d) for d in margins(s, g, m))
 
 
-def squared(s: Floats, g: Floats, beta: float) -> float:
-    return sum((d / beta - 1 / (2 * beta)) ** 2 for d in margins(s, g))
+def squared(s: Floats, g: Floats, beta: float, m: float = 0.0) -> float:
+    return sum((d / beta - 1 / (2 * beta)) ** 2 for d in margins(s, g, m))
 
 
-def exo(s: Floats, g: Floats, label_smoothing: float = 1e-3) -> float:
+def exo(s: Floats, g: Floats, label_smoothing: float = 1e-3, m: float = 0.0) -> float:
     total = 0.0
-    for d in margins(s, g):
+    for d in margins(s, g, m):
         q = sigmoid(d)
         total += q * (log(q) - log(1 - label_smoothing)) + (1 - q) * (log(1 - q) - log(label_smoothing))
     return total
 
 
-def discopop(s: Floats, g: Floats, temperature: float = 0.05) -> float:
+def discopop(s: Floats, g: Floats, temperature: float = 0.05, m: float = 0.0) -> float:
     total = 0.0
-    for d in margins(s, g):
-        m = sigmoid(d / temperature)
-        total += -(1 - m) * log_sigmoid(d) + m * exp(-d)
+    for d in margins(s, g, m):
+        share = sigmoid(d / temperature)
+        total += -(1 - share) * log_sigmoid(d) + share * exp(-d)
     return total
 
 
-def odds_ratio(s: Floats, g: Floats) -> float:
-    return logistic([log(exp(x) / -expm1(x)) for x in s], g)
+def odds_ratio(s: Floats, g: Floats, m: float = 0.0) -> float:
+    return logistic([log(exp(x) / -expm1(x)) for x in s], g, m=m)
 
 
-def partial_order(s: Floats, g: Floats) -> float:
-    return sum(max(0.0, -d) for d in margins(s, g))
+def partial_order(s: Floats, g: Floats, m: float = 0.0) -> float:
+    return sum(max(0.0, -d) for d in margins(s, g, m))
 
 
 def pointwise_mse(s: Floats, g: Floats) -> float:
@@ -118,26 +121,29 @@ def apo_zero(s: Floats, g: Floats) -> float:
     return mean(1 - sigmoid(a) for a in chosen) + mean(sigmoid(b) for b in rejected)
 
 
-def apo_down(s: Floats, g: Floats) -> float:
+def apo_down(s: Floats, g: Floats, m: float = 0.0) -> float:
     if g[0] == g[1]:
         return 0.0
     a, b = s if g[0] > g[1] else s[::-1]
-    return sigmoid(a) + 1 - sigmoid(a - b)
+    return sigmoid(a) + 1 - sigmoid(a - b - m)
 
 
-def list_mle(s: Floats, g: Floats) -> float:
+def list_mle(s: Floats, g: Floats, m: float = 0.0) -> float:
     total = 0.0
     for k in range(len(s)):
-        rest = exp(s[k]) + sum(exp(sj) for sj, gj in zip(s, g, strict=True) if gj < g[k])
+        rest = exp(s[k]) + sum(exp(sj + m) for sj, gj in zip(s, g, strict=True) if gj < g[k])
         total -= log(exp(s[k]) / rest)
     return total
 
 
-def softmax(s: Floats, g: Floats) -> float:
+def softmax(s: Floats, g: Floats, m: float = 0.0) -> float:
     if sum(g) == 0:
         return 0.0
-    normaliser = sum(exp(sk) for sk in s)
-    return -sum(gk / sum(g) * log(exp(sk) / normaliser) for sk, gk in zip(s, g, strict=True))
+    total = 0.0
+    for sk, gk in zip(s, g, strict=True):
+        normaliser = sum(exp(sj + (m if gj < gk else 0)) for sj, gj in zip(s, g, strict=True))
+        total -= gk / sum(g) * log(exp(sk) / normaliser)
+    return total
 
 
 def exo_list(s: Floats, g: Floats, temperature: float = 1.0) -> float:
@@ -162,21 +168,21 @@ def delta(s: Floats, g: Floats, i: int, j: int, log_base: float = 2.0) -> float:
     return abs(2 ** g[i] - 2 ** g[j]) * mean(gaps)
 
 
-def lambda_loss(s: Floats, g: Floats, log_base: float = 2.0, reduction: str = "list_sum") -> float:
+def lambda_loss(s: Floats, g: Floats, log_base: float = 2.0, reduction: str = "list_sum", m: float = 0.0) -> float:
     pairs = [(i, j) for i in range(len(s)) for j in range(len(s)) if g[i] > g[j]]
-    total = sum(delta(s, g, i, j, log_base) * log(1 + exp(-(s[i] - s[j]))) for i, j in pairs)
+    total = sum(delta(s, g, i, j, log_base) * log(1 + exp(-(s[i] - s[j] - m))) for i, j in pairs)
     return total / {"list_sum": 1, "list_mean": len(s), "pair_mean": max(len(pairs), 1)}[reduction]
 
 
-def aft(s: Floats, g: Floats, variant: str = "ranking", margin: float = 0.1) -> float:
+def aft(s: Floats, g: Floats, variant: str = "ranking", margin: float = 0.1, m: float = 0.0) -> float:
     pairs = [(i, j) for i in range(len(s)) for j in range(len(s)) if g[i] > g[j]]
     if variant != "ranking":
         pairs = [(i, j) for i, j in pairs if g[i] == max(g)]
     total = 1.0
     for i, j in pairs:
-        total += exp(s[j] - s[i])
+        total += exp(s[j] + m - s[i])
         if variant in ("boundary", "ranking"):
-            total += exp(min(s[k] for k, other in pairs if other == j) - 2 * margin - s[j])
+            total += exp(min(s[k] for k, other in pairs if other == j) - 2 * margin - (s[j] + m))
     return log(total)
 
 

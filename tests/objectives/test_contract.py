@@ -36,12 +36,19 @@ DETACHED = {"aft"}
 parametrised = pytest.mark.parametrize(("name", "options"), CASES, ids=lambda x: str(x) if x else "-")
 
 
-def call(name: str, options: dict, scores: Tensor, grades: Tensor, list_mask: Tensor) -> Tensor:
+MARGINS = ("aft", "apo_down", "discopop", "exo", "hinge", "lambda", "list_mle", "logistic", "odds_ratio")
+MARGINS += ("partial_order", "robust", "softmax", "squared")
+"""Objectives of pairs and lists that a row's margin means something to."""
+
+
+def call(
+    name: str, options: dict, scores: Tensor, grades: Tensor, list_mask: Tensor, margins: Tensor | None = None
+) -> Tensor:
     function = OBJECTIVES[name]
     takes = inspect.signature(function).parameters
     above = scores - scores.masked_fill(~list_mask, torch.inf).amin(dim=1, keepdim=True)
     keys = torch.round(1000 * above) * 8 + 4 * grades  # a completion keeps its draws wherever it stands
-    supplied = SUPPLIED | {"keys": keys.detach().nan_to_num(0.0, 0.0, 0.0).long()}
+    supplied = SUPPLIED | {"keys": keys.detach().nan_to_num(0.0, 0.0, 0.0).long(), "margins": margins}
     return function(scores, grades, list_mask, **options, **{k: v for k, v in supplied.items() if k in takes})
 
 
@@ -82,6 +89,68 @@ def test_is_the_formula_written_out(name, options):
     supplied = {k: v for k, v in SUPPLIED.items() if k in inspect.signature(BY_HAND[name]).parameters}
     expected = [BY_HAND[name](s.tolist(), g.tolist(), **options, **supplied) for s, g in lists]
     assert_close(call(name, options, *padded(lists)), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_the_objectives_that_have_a_place_for_a_margin():
+    """TRL's RewardTrainer has it in the logistic loss alone; nobody has it in another."""
+    takes = {name for name, function in OBJECTIVES.items() if "margins" in inspect.signature(function).parameters}
+    assert takes == set(MARGINS)
+
+
+with_margins = pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[0] in MARGINS])
+
+
+@with_margins
+def test_with_a_margin_it_is_the_formula_written_out(name, options):
+    """A worse completion counts as if it scored m more; margins of 0 are none, and differ from row to row."""
+    lists = random_lists(name)
+    margins = (torch.arange(len(lists), dtype=torch.float64) % 4) / 3
+    supplied = {k: v for k, v in SUPPLIED.items() if k in inspect.signature(BY_HAND[name]).parameters}
+    expected = [
+        BY_HAND[name](s.tolist(), g.tolist(), **options, **supplied, m=m)
+        for (s, g), m in zip(lists, margins.tolist(), strict=True)
+    ]
+    found = call(name, options, *padded(lists), margins)
+    assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    assert (found != call(name, options, *padded(lists))).any()
+    assert_close(call(name, options, *padded(lists), 0 * margins), call(name, options, *padded(lists)))
+
+
+@with_margins
+@pytest.mark.parametrize("fill", [float("nan"), 9.0, -9.0])
+def test_with_a_margin_padding_changes_neither_value_nor_gradient(name, options, fill):
+    lists = random_lists(name)
+    margins = torch.rand(len(lists), dtype=torch.float64)
+    scores, grades, list_mask = padded(lists)
+    scores, grades = scores.where(list_mask, fill).requires_grad_(), grades.where(list_mask, fill)
+    losses = call(name, options, scores, grades, list_mask, margins)
+    gradient = torch.autograd.grad(losses.sum(), scores)[0]
+    assert (gradient[~list_mask] == 0).all()
+    for row, (s, g, m) in enumerate(full(lists)):
+        s.requires_grad_()
+        alone = call(name, options, s, g, m, margins[row : row + 1])
+        assert_close(losses[row : row + 1], alone)
+        assert_close(gradient[row, list_mask[row]], torch.autograd.grad(alone.sum(), s)[0][0])
+
+
+@with_margins
+def test_with_a_margin_gradcheck(name, options):
+    if name in DETACHED and options.get("variant") != "plain":
+        pytest.skip("part of the value is constant in the backward pass")
+    for s, g, m in full(random_lists(name, rows=8)):
+        jitter, margin = s - torch.rand_like(s) * 0.1, torch.full((1,), 0.37, dtype=torch.float64)
+        call_ = lambda x, g=g, m=m, margin=margin: call(name, options, x, g, m, margin)  # noqa: E731
+        assert torch.autograd.gradcheck(call_, jitter.requires_grad_())
+
+
+@with_margins
+def test_a_list_of_ties_has_no_pair_for_a_margin(name, options):
+    if not PROPERTIES[name].zero_when_tied:
+        pytest.skip("it learns from ties too")
+    lists = [(s, torch.full_like(s, 0.5)) for s, _ in random_lists(name)]
+    scores, grades, list_mask = padded(lists)
+    losses = call(name, options, scores.requires_grad_(), grades, list_mask, torch.ones(len(lists)))
+    assert (losses == 0).all() and (torch.autograd.grad(losses.sum(), scores)[0] == 0).all()
 
 
 @parametrised

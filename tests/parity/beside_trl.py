@@ -74,6 +74,7 @@ def ours(sections: dict, load, lists: list[dict], start: dict[str, torch.Tensor]
         tokens_per_batch: few enough to cut a step.
     """
     train = {"learning_rate": 1e-2, "schedule": "constant", "warmup_ratio": 0.0, "max_grad_norm": 0.0}
+    train |= {"tokens_per_batch": tokens_per_batch}
     tree = {"output": str(output), "data": {"sources": ["none"]}, "train": train}
     recipe = parse_recipe(tree | sections, origin="test")
     run = RunDirectory(recipe.output)
@@ -92,9 +93,7 @@ def ours(sections: dict, load, lists: list[dict], start: dict[str, torch.Tensor]
         plan=[list(range(first, first + PAIRS)) for first in range(0, STEPS * PAIRS, PAIRS)],
         heldout=[],
         run=run,
-        tokens_per_batch=tokens_per_batch,
-        keep_checkpoints=1,
-        keep_best=None,
+        section=recipe.train,
         args=arguments,
     )
     recorder = Recorder()

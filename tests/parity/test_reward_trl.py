@@ -15,6 +15,7 @@ LOSSES = {
     "plain": ({}, {}),
     "centred": ({"center_rewards_coefficient": 0.05}, {"center": 0.05}),
     "margin": ({}, {"strength": "margin"}),
+    "margin of the row": ({}, {"name": "logistic"}),
 }
 """Case -> TRL's options and ours."""
 
@@ -58,7 +59,7 @@ def test_three_steps_agree(folder, lists, tmp_path, case, lora):
         their_options,
         tmp_path / "trl",
         model=AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32),
-        train_dataset=Dataset.from_list([as_pair(example, margin=case == "margin") for example in lists]),
+        train_dataset=Dataset.from_list([as_pair(example, margin="margin" in case) for example in lists]),
         processing_class=PreTrainedTokenizerFast.from_pretrained(folder),
         peft_config=LoraConfig(r=4, lora_alpha=8, task_type="SEQ_CLS", **targets) if lora else None,
     )
@@ -68,7 +69,9 @@ def test_three_steps_agree(folder, lists, tmp_path, case, lora):
         "policy": {"model": str(folder), "adapter": adapter.model_dump()},
         "objective": {"name": "bradley_terry", **our_options},
     }
-    load = lambda recipe: load_reward_model(**recipe.policy.keywords(), outputs=["reward"])  # noqa: E731
+    load = lambda recipe: load_reward_model(recipe.policy, outputs=["reward"])  # noqa: E731
+    if case == "margin of the row":
+        lists = [example | {"margin": example["strength"]} for example in lists]
     found = ours(sections, load, lists, start, tmp_path / "align", tokens_per_batch=25)
     assert all(any("score" in name for name in step) for step in found[1])
     assert_same_steps(losses, gradients, *found)

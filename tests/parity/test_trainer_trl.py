@@ -68,6 +68,6 @@ def test_three_steps_agree(folder, pairs, tmp_path, loss_type):
         "policy": {"model": str(folder), "adapter": adapter},
         "score": {"name": "log_ratio", "beta": BETA},
     }
-    load = lambda recipe: load_policy(**recipe.policy.keywords())  # noqa: E731
+    load = lambda recipe: load_policy(recipe.policy)  # noqa: E731
     found = ours(sections | LOSSES[loss_type], load, lists, start, tmp_path / "align", tokens_per_batch=60)
     assert_same_steps(losses, gradients, *found)

@@ -317,6 +317,27 @@ def test_tokens_carry_their_values_and_colours(run, rewards):
     assert ("holds no token rewards" in page.one("div", "view")["text"]) != rewards
 
 
+def test_tokens_that_are_read_only_have_no_value_and_no_colour(run):
+    one = token_list()
+    write_tokens(run, one)
+    assert "not learnt" not in page_of(run).one("div", "view")["text"]
+    for completion in one["completions"]:
+        for values in (completion[name] for name in completion if name != "tokens"):
+            values[1:4] = [None] * 3
+    write_tokens(run, one)
+    page = page_of(run)
+    for text in page.all("div", "text"):
+        for i, span in enumerate(page.all("span", inside=text)):
+            read = i in (1, 2, 3)
+            assert (span.get("class") == "read") == read == (span["data-v"].split(" ") == [""] * 5)
+            assert ("--after:" in span["style"]) == (not read)
+    assert "read and not learnt" in page.one("div", "view")["text"]
+    best = one["completions"][1]
+    after, before = (sum(v for v in best[name] if v is not None) for name in ("logprob_after", "logprob_before"))
+    head = page.one("summary", inside=page.all("details", "list")[0])["text"].split()
+    assert number(head[-2]) == pytest.approx(after - before, abs=0.06)
+
+
 def test_a_list_says_how_its_completions_rank_and_whether_the_best_fell(run):
     one = token_list()
     write_tokens(run, one)
@@ -466,6 +487,10 @@ def test_tokens_and_values_must_match(run):
     one["completions"][1]["logprob_after"].pop()
     write_tokens(run, token_list(), one)
     with pytest.raises(UserError, match=r"line 2: completions\.1.*logprob_after has 39 values for 40 tokens"):
+        write_report([run])
+    one["completions"][1]["logprob_after"].append(None)
+    write_tokens(run, one)
+    with pytest.raises(UserError, match=r"line 1: completions\.1.*logprob_after has null at other tokens than"):
         write_report([run])
 
 

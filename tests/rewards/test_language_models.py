@@ -154,3 +154,12 @@ def test_scoring_leaves_the_kernels_fit_for_training(tmp_path):
     weight = torch.randn(len(WORDS), 32)
     linear_logprobs(hidden, weight, targets=torch.tensor([1, 2, 3, 4])).logprob.sum().backward()
     assert hidden.grad.abs().sum() > 0
+
+
+def test_a_completion_that_others_wrote_a_part_of_has_no_log_ratio(tmp_path):
+    policy = saved(tmp_path / "policy", LANGUAGE_MODELS["llama"]())
+    other = saved(tmp_path / "other", LANGUAGE_MODELS["llama"](), seed=1)
+    scorer = load_scorer({"name": "implicit", "model": policy, "reference": other})
+    said = [{"role": role, "content": "a"} for role in ("assistant", "tool", "assistant")]
+    with pytest.raises(RowError, match="a tool or a user speaks too has no log-probability of the assistant's alone"):
+        scorer.score([[{"role": "user", "content": "a"}]], [said])

@@ -84,7 +84,7 @@ def test_a_function_of_the_users(tmp_path, monkeypatch):
         ({"name": "answer", "pattern": "a"}, "no group"),
         ({"name": "python", "function": "words"}, "module:function"),
         ({"name": "lenght", "max": 2}, "^reward specification .*: there is no `lenght`; did you mean `length`?"),
-        ({"name": "brevity"}, "there is no `brevity`; take sequence_classifier, implicit, .*, python$"),
+        ({"name": "brevity"}, "there is no `brevity`; take sequence_classifier, implicit, .*, python"),
         ({"name": "length", "maximum": 2}, "^reward specification .*: maximum: unknown key"),
         ({"model": "m", "labl": "good"}, ": labl: unknown key; did you mean `label`?"),
         ({"name": "implicit"}, ": model: missing"),

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from rewards import RowError, ScorerError, client, load_scorer
+from rewards.types import Asked
 
 
 class Stub(BaseHTTPRequestHandler):
@@ -138,3 +139,18 @@ def test_waits_double_up_to_the_longest(monkeypatch):
     with pytest.raises(client.Passing, match="busy"):
         client.again(fail, tries=8, first_wait=0.5)
     assert waited == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
+
+
+def test_calls_tools_and_options_are_sent_as_openai_spells_them(spec):
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"x": [1, "é"]}}}
+    answer = [
+        {"role": "assistant", "content": "", "tool_calls": [call], "weight": 0.5},
+        {"role": "tool", "content": "4", "tool_call_id": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
+    given = {"tools": [{"type": "function", "function": {"name": "f"}}], "enable_thinking": False}
+    load_scorer(spec).score([Asked([{"role": "user", "content": "a"}], given)], [answer])
+    (body,) = Stub.bodies
+    sent = {**call, "function": {"name": "f", "arguments": '{"x": [1, "é"]}'}}
+    assert body["messages"][1:] == [{"role": "assistant", "content": "", "tool_calls": [sent]}, *answer[1:]]
+    assert body["chat_template_kwargs"] == given

@@ -6,23 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
-    LlamaForCausalLM,
     LlamaForSequenceClassification,
-    PreTrainedTokenizerFast,
 )
 
 from align.model.adapters import AdapterConfig, Lora
+from align.model.config import PolicySection
+from align.model.load import LoadOptions
 from align.model.policy import Policy, load_policy
 from align.recipe import Recipe, parse_recipe
 from align.training.train import train
 
-WORDS = 64
 SIZES = {
-    "vocab_size": WORDS,
+    "vocab_size": 64,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -42,34 +40,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="vLLM is not installed: align doctor --install rollout-cpu"))
 
 
-def save_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, WORDS)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
 @pytest.fixture(scope="session")
-def untied(tmp_path_factory) -> Path:
+def untied(tmp_path_factory, save_llama) -> Path:
     """A Llama with an LM head of its own."""
-    folder = tmp_path_factory.mktemp("untied")
-    torch.manual_seed(1)
-    LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=False)).save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
+    return save_llama(tmp_path_factory.mktemp("untied"), seed=1, **SIZES, tie_word_embeddings=False)
 
 
 @pytest.fixture(scope="session")
-def tied(tmp_path_factory) -> Path:
+def tied(tmp_path_factory, save_llama) -> Path:
     """A Llama whose LM head is its embeddings, as small models have it."""
-    folder = tmp_path_factory.mktemp("tied")
-    torch.manual_seed(2)
-    LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)).save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
+    return save_llama(tmp_path_factory.mktemp("tied"), seed=2, **SIZES, tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +57,11 @@ def trained():
     """Makes a policy of random adapter weights, and its files."""
 
     def make(base: Path, folder: Path, seed: int, adapter: AdapterConfig | None = None) -> Policy:
-        policy = load_policy(str(base), adapter=adapter or Lora(rank=4), seed=seed, keep_reference=False)
+        policy = load_policy(
+            PolicySection(model=str(base), adapter=adapter or Lora(rank=4)),
+            LoadOptions(seed=seed),
+            keep_reference=False,
+        )
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in policy.model.parameters():

@@ -1,11 +1,12 @@
 """Two processes do what one does, through the command that a user would type."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,21 +21,19 @@ DIGITS = {"sampled_logprobs", "raw_logprobs", "entropies", "rewards"}
 """Fields of a row that gradients summed in another order move in their last digits."""
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
+def wait_for(found: Callable[[], Any], two: Any) -> Any:
+    while not (what := found()):
+        assert two.process.poll() is None, two.said()
+        time.sleep(0.05)
+    return what
 
 
-def launch(recipe, folder: Path) -> subprocess.Popen:
-    path = folder / "recipe.yaml"
-    path.write_text(dump_recipe(recipe))
-    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(free_port())]
-    options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "align.cli", "train", str(path)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}  # --cpu itself starts one process only
-    with (folder / "launch.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+def other_end(pipe: Path) -> int | None:
+    """The end of a named pipe that is written to, once somebody reads it: held there until this end is closed."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
 
 
 def kill_all(process: subprocess.Popen) -> None:
@@ -58,18 +57,23 @@ def files(run: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_two_gloo_processes_equal_one(online_recipe, reward, tmp_path):
-    """Killed while the first of them samples and the other waits, and started again."""
+def test_two_gloo_processes_equal_one(online_recipe, reward, start_two, tmp_path):
+    """Killed between sampling and scoring, while the second of them waits for the first, and started again."""
     one = train(online_recipe("one", rollout={"reward": reward}))
     recipe = online_recipe("two", rollout={"reward": reward})
-    two = Path(recipe.output)
-    process = launch(recipe, tmp_path)
-    while not list(two.glob("iterations/002/sampled.jsonl*")):
-        assert process.poll() is None, (tmp_path / "launch.log").read_text()[-12000:]
-        time.sleep(0.01)
-    kill_all(process)
-    assert not (two / "summary.json").exists()
-    assert launch(recipe, tmp_path).wait(timeout=300) == 0, (tmp_path / "launch.log").read_text()[-12000:]
+    two, path = Path(recipe.output), tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    running = start_two("train", str(path))
+    wait_for((two / "recipe.yaml").exists, running)
+    pipe = two / "iterations/002/rows.jsonl.partial"  # in place of what an earlier start would have scored
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    end = wait_for(lambda: other_end(pipe), running)
+    kill_all(running.process)
+    os.close(end)
+    pipe.unlink()
+    assert (two / "iterations/002/sampled.jsonl").exists() and not (two / "summary.json").exists()
+    start_two("train", str(path)).finish()
     for number in (1, 2):
         own, ours = (list(read_lines(run / f"iterations/00{number}/rows.jsonl")) for run in (one.path, two))
         kept = [[{name: row[name] for name in row.keys() - DIGITS} for row in rows] for rows in (own, ours)]
@@ -101,7 +105,7 @@ def test_a_process_waits_longer_than_torch_would_let_it(online_recipe, tmp_path)
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(online_recipe()))
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, "-c", WAIT, str(path)]
     done = subprocess.run(command, env=os.environ | alone | address, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

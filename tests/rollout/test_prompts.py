@@ -3,12 +3,17 @@
 import io
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from align.errors import UserError
-from align.rollout.prompts import read_prompts
+from align.evaluate.sampling import Sampled
+from align.rollout.config import TransferQ
+from align.rollout.engine import Sampling
+from align.rollout.prompts import decoding_context, read_prompts
+from align.rollout.sample import rewards_of, sampled_line
 from align.training.inspect import inspect_recipe
 from align.training.online import chosen_prompts
 
@@ -19,6 +24,20 @@ def test_each_prompt_once_and_the_rest_counted(online_recipe):
     assert prompts.left_out == {"prompt seen before": 1, "prompt of more than 24 tokens": 1}
     assert prompts.ids[1] == [8, 9] and prompts.rows[1].meta == {"answer": 1}
     assert prompts.ends == (2,)
+
+
+def test_a_prompts_weight_goes_with_its_samples_and_0_leaves_it_out(online_recipe, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    stated = ({"weight": 2}, {}, {"weight": 0}, {"margin": "x"})
+    lines = [{"prompt": f"w{5 + i}", **own} for i, own in enumerate(stated)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prompts = read_prompts(online_recipe(data={"sources": [str(file)]}))
+    assert [row.loss_weight for row in prompts.rows] == [2.0, 1.0, 1.0]
+    assert prompts.left_out == {"weight 0": 1}
+    assert prompts.rows[2].meta == {"margin": "x"}, "a margin is between completions, which are not read"
+    sampling = Sampling(completions=1, max_tokens=1, seed=0)
+    lines = [sampled_line(row, prompts, [5], [], sampling, 0) for row in prompts.rows]
+    assert [line.get("weight") for line in lines] == [2.0, None, None]
 
 
 def test_rows_that_share_an_id_keep_apart(online_recipe, tmp_path):
@@ -90,3 +109,41 @@ def test_text_that_the_chat_template_leaves_out_of_prompts_is_said(online_recipe
     console = Console(file=io.StringIO(), width=300)
     inspect_recipe(recipe, rows=1, console=console)
     assert "3 prompts; 2 prompts of which the chat template left text out (system content)" in console.file.getvalue()
+
+
+def asked_with_tools(tmp_path):
+    template = "{{ 'w7 ' if loud }}{% for t in tools or [] %}{{ t.function.name + ' ' }}{% endfor %}"
+    (tmp_path / "t.jinja").write_text(template + "{% for m in messages %}{{ m.content + ' ' }}{% endfor %}")
+    row = {"prompt": [{"role": "user", "content": "w5"}], "tools": [{"name": "w9"}, {"name": "w8"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**row, "chat_template_kwargs": {"loud": True}}) + "\n")
+    return {"data": {"sources": [str(tmp_path / "rows.jsonl")]}, "policy": {"chat_template": str(tmp_path / "t.jinja")}}
+
+
+def test_tools_and_options_are_in_the_prompt_and_in_what_is_written(online_recipe, tmp_path):
+    prompts = read_prompts(online_recipe(**asked_with_tools(tmp_path)))
+    assert prompts.tokenizer.decode(prompts.ids[0]).split()[-4:] == ["w7", "w9", "w8", "w5"]
+    drawn = [Sampled([5], [0.0], True)]
+    line = sampled_line(prompts.rows[0], prompts, prompts.ids[0], drawn, Sampling(1, 4, seed=0), 0)
+    schemas = [{"type": "function", "function": {"name": name}} for name in ("w9", "w8")]
+    assert (line["tools"], line["chat_template_kwargs"]) == (schemas, {"loud": True})
+    seen = []
+    scorer = SimpleNamespace(score=lambda prompts, texts: seen.extend(prompts) or [0.0] * len(texts))
+    assert rewards_of(scorer, None, [json.loads(json.dumps(line))]) == [0.0]
+    assert seen[0].given == {"loud": True, "tools": schemas} and seen[0] == line["prompt"]
+
+
+def test_a_template_that_drops_a_prompts_tools_is_refused(online_recipe, tmp_path):
+    sections = asked_with_tools(tmp_path)
+    (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m.content + ' ' }}{% endfor %}")
+    with pytest.raises(UserError, match="rows.jsonl, row 1: the chat template drops the row's tools; set"):
+        read_prompts(online_recipe(**sections))
+    sections["data"]["template_options"] = {"quiet": True}
+    with pytest.raises(UserError, match="^data.template_options.quiet: nothing in the chat template reads it"):
+        read_prompts(online_recipe(**sections))
+
+
+def test_tools_that_the_reward_of_transfer_q_would_not_see_are_refused(online_recipe, tmp_path):
+    prompts = read_prompts(online_recipe(**asked_with_tools(tmp_path)))
+    decoding = TransferQ(reward={"name": "length", "max": 4}, baseline=str(tmp_path))
+    with pytest.raises(UserError, match="rows.jsonl, row 1, field tools: the reward of `rollout.decoding: transfer_q`"):
+        decoding_context(decoding, prompts.rows[0], prompts.ids[0], prompts.tokenizer, None)

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from align.data.sources import read_source
 from align.errors import UserError
 from align.model.adapters import Lora
+from align.model.config import PolicySection
+from align.model.load import LoadOptions
 from align.model.policy import load_policy
 from align.rollout.agreement import check_agreement
 from align.rollout.engine import Sampling, Weights
@@ -32,7 +34,7 @@ def transformers_engine(folder):
 
 def adapter(base, folder, seed):
     """An adapter of random weights."""
-    policy = load_policy(str(base), adapter=Lora(rank=4), seed=seed)
+    policy = load_policy(PolicySection(model=str(base), adapter=Lora(rank=4)), LoadOptions(seed=seed))
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.model.parameters():

@@ -315,14 +315,17 @@ def test_what_a_server_adds_is_said_once_and_overridden(stubs, name, caplog, mon
 
 
 def test_completions_that_are_cut_or_ended_otherwise_are_refused(stubs):
+    def ids(*own: int) -> dict:
+        return {"token_ids": list(own), "logprobs": {"token_logprobs": [-0.5] * len(own)}}
+
     servers = engine(stubs[:1])
-    stubs[0].change = lambda choice: choice | {"finish_reason": "length", "token_ids": [7, 7]}
+    stubs[0].change = lambda choice: choice | {"finish_reason": "length"} | ids(7, 7)
     with pytest.raises(UserError, match="cuts completions at 2 of 5 tokens; .*--max-model-len"):
         list(servers.sample(PROMPTS[:1], SAMPLING))
-    stubs[0].change = lambda choice: choice | {"finish_reason": "stop", "stop_reason": 7, "token_ids": [8, 7]}
+    stubs[0].change = lambda choice: choice | {"finish_reason": "stop", "stop_reason": 7} | ids(8, 7)
     with pytest.raises(UserError, match="ends completions at token 7, which ends none"):
         list(servers.sample(PROMPTS[:1], SAMPLING))
-    stubs[0].change = lambda choice: choice | {"finish_reason": "stop", "stop_reason": None, "token_ids": [8, 2]}
+    stubs[0].change = lambda choice: choice | {"finish_reason": "stop", "stop_reason": None} | ids(8, 2)
     assert all(one.ended for one in dict(servers.sample(PROMPTS[:1], SAMPLING))[0])
     stubs[0].change = lambda choice: choice | {"finish_reason": "abort"}
     with pytest.raises(UserError, match="ended by `abort`"):

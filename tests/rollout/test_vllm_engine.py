@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from align.model.adapters import Full
+from align.model.config import PolicySection
 from align.model.policy import load_policy
 from align.rollout.agreement import check_agreement
 from align.rollout.engine import Sampling, Weights
@@ -151,7 +152,7 @@ def test_a_reload_that_fails_ends_in_a_new_engine(merging, tied, tmp_path, monke
 
 def test_adapters_follow_one_another_exactly(adapting, untied, tmp_path, trained):
     """Defects 2 (base and adapter in one batch), 4 and 5 (names, paths and ids used again)."""
-    base = agreement(adapting, load_policy(str(untied), adapter=Full(), keep_reference=False))
+    base = agreement(adapting, load_policy(PolicySection(model=str(untied), adapter=Full()), keep_reference=False))
     assert base.max < 1e-4
     for version in (1, 2, 3):
         policy = trained(untied, tmp_path / str(version), version)

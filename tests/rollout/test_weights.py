@@ -7,7 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from align.files import partial_folder
 from align.model.adapters import AdaLora, Dora, Full, Ia3, Lora, Miss, Pissa, RsLora
+from align.model.config import PolicySection
+from align.model.load import LoadOptions
 from align.model.policy import load_policy
 from align.rollout.config import Transformers, Vllm
 from align.rollout.engines import sync_kind
@@ -19,7 +22,9 @@ IDS = torch.tensor([[1, 5, 9, 3, 7]])
 
 def trained(base, folder, adapter=None):
     """An adapter whose weights are all random, saved as a run saves it."""
-    policy = load_policy(str(base), adapter=adapter or Lora(rank=4, alpha=8), total_steps=10)
+    policy = load_policy(
+        PolicySection(model=str(base), adapter=adapter or Lora(rank=4, alpha=8)), LoadOptions(total_steps=10)
+    )
     with torch.no_grad():
         for parameter in policy.model.parameters():
             if parameter.requires_grad:
@@ -83,7 +88,7 @@ def test_names_follow_the_content_and_nothing_is_written_twice(untied, tmp_path)
 def test_what_a_kill_left_half_written_is_not_used(untied, tmp_path):
     trained(untied, tmp_path / "adapter")
     whole = write(tmp_path / "adapter", tmp_path / "weights", "merged")
-    partial = tmp_path / "weights" / f"{whole.name}.partial"
+    partial = partial_folder(tmp_path / "weights" / whole.name)
     (tmp_path / "weights" / whole.name).rename(partial)
     for name in ("model.safetensors", "stray.safetensors"):
         (partial / name).write_bytes(b"cut")

@@ -16,7 +16,8 @@ import pytest
 from tiny_models import letters, llama, saved
 from transformers import LlamaForSequenceClassification
 
-from align.scoring import command, job, score_rows
+from align.errors import UserError
+from align.scoring import command, job, score_rows, window
 
 KILLS = int(os.environ.get("ALIGN_KILLS", "2"))
 ROWS = int(os.environ.get("ALIGN_SCORE_ROWS", "300"))
@@ -75,7 +76,7 @@ def test_stopped_before_or_after_any_step(tmp_path, classifier, monkeypatch):
     """The steps: a window scored, a file put in its place, rewards put into the cache, the parts removed."""
     path = rows_file(tmp_path / "rows.jsonl", 16)
     moments = Moments()
-    monkeypatch.setattr(command, "score_window", moments.wrap(command.score_window))
+    monkeypatch.setattr(window, "score_window", moments.wrap(window.score_window))
     monkeypatch.setattr(os, "replace", moments.wrap(os.replace))
     monkeypatch.setattr(command.RewardCache, "add", moments.wrap(command.RewardCache.add))
     monkeypatch.setattr(job.shutil, "rmtree", moments.wrap(job.shutil.rmtree))
@@ -99,6 +100,47 @@ def test_stopped_before_or_after_any_step(tmp_path, classifier, monkeypatch):
         assert files(output) == files(whole)
         assert not list(tmp_path.glob(f"stopped{n}*.parts")) and not list(tmp_path.glob(f"stopped{n}*.tmp"))
     assert n >= 2 * (4 + 4 + 3), "three windows or more, a part each, and the files beside them"
+
+
+def stopped_before_its_end(tmp_path, monkeypatch) -> tuple[Callable[[str], Path], Path]:
+    """What runs a job of two windows, and the parts of one that has scored them and no more."""
+    path = rows_file(tmp_path / "rows.jsonl", 16)
+
+    def run(name: str) -> Path:
+        output = tmp_path / f"{name}.jsonl"
+        reward = "{name: length, max: 9}"
+        score_rows(path, str(output), rewards=[reward], on_error="collect", window=10, use_cache=False)
+        return output
+
+    def stop(*_):
+        raise Stopped
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(job.Job, "expect_parts", stop)
+        run("stopped")
+    return run, tmp_path / "stopped.jsonl.parts"
+
+
+@pytest.mark.parametrize("harm", ["digit", "digest", "cut", "empty"])
+def test_a_damaged_part_is_said_and_scored_again(tmp_path, monkeypatch, caplog, harm):
+    run, folder = stopped_before_its_end(tmp_path, monkeypatch)
+    part = min(folder.glob("part-*.jsonl"))
+    content = bytearray(part.read_bytes())
+    content[-20 if harm == "digit" else 3] ^= 1
+    part.write_bytes({"cut": content[:-9], "empty": b""}.get(harm, content))
+    assert files(run("stopped")) == files(run("whole"))
+    assert f"{part}: damaged" in caplog.text
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut", "digit"])
+def test_a_damaged_description_of_a_begun_job_is_a_sentence(tmp_path, monkeypatch, harm):
+    run, folder = stopped_before_its_end(tmp_path, monkeypatch)
+    text = (folder / "job.json").read_text()
+    (folder / "job.json").unlink()
+    if harm != "missing":
+        (folder / "job.json").write_text(text[:-9] if harm == "cut" else text.replace("10", "11", 1))
+    with pytest.raises(UserError, match=r"job.json: (is missing|damaged)"):
+        run("stopped")
 
 
 def start(path: str, output: Path, classifier: str, cache: Path) -> subprocess.Popen:

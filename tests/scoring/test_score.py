@@ -3,7 +3,9 @@
 import gzip
 import json
 import math
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet
@@ -12,8 +14,10 @@ import torch
 from tiny_models import bert, letters, llama, saved
 from transformers import LlamaForSequenceClassification
 
+from align.data.formats import read_row
 from align.errors import UserError
 from align.scoring import score_rows
+from align.scoring.cache import ADDED, RewardCache
 from rewards import ScorerError, load_scorer
 from rewards.grading import grades_from_rewards
 
@@ -86,14 +90,14 @@ def test_rewards_are_the_scorers_and_rows_keep_their_order_and_fields(write, sco
 
 def test_every_format_becomes_a_canonical_row_that_keeps_what_it_brought(write, score):
     rows = [
-        {"prompt": "p", "chosen": "a b", "rejected": "c", "margin": 2.0},
+        {"prompt": "p", "chosen": "a b", "rejected": "c", "margin": 2.0, "weight": 0.5},
         {"prompt": "p", "completion": "a b", "label": False},
         {"prompt": "p", "responses": ["a", "b c"], "scores": [3, 4], "meta": {"subset": "x"}, "empty": None},
         {"id": "m", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
     ]
     out = score(write(*rows), WORDS, grades="rank")
     assert out == [
-        {"prompt": "p", "completions": ["a b", "c"], "given_grades": [1, 0], "margin": 2.0}
+        {"prompt": "p", "completions": ["a b", "c"], "given_grades": [1, 0], "margin": 2.0, "weight": 0.5}
         | {"rewards": [1, 0], "grades": [1, 0]},
         {"prompt": "p", "completions": ["a b"], "given_grades": [0], "rewards": [1], "grades": [0]},
         {"prompt": "p", "completions": ["a", "b c"], "given_rewards": [3, 4], "meta": {"subset": "x"}}
@@ -101,6 +105,37 @@ def test_every_format_becomes_a_canonical_row_that_keeps_what_it_brought(write, 
         {"id": "m", "prompt": [{"role": "user", "content": "q"}]}
         | {"completions": [[{"role": "assistant", "content": "a"}]], "rewards": [0], "grades": [0]},
     ]
+
+
+def test_a_mapping_and_a_condition_choose_what_is_scored(write, score):
+    rows = [{"q": "p", "good": "a b", "bad": "c", "lang": lang} for lang in ("en", "de", "en")]
+    chosen = {"columns": ["prompt=q", "chosen=good", "rejected=bad"], "where": "lang == 'en'"}
+    out = score(write(*rows), WORDS, **chosen)
+    assert [(row["prompt"], row["completions"], row["rewards"], row["lang"]) for row in out] == [
+        ("p", ["a b", "c"], [1, 0], "en")
+    ] * 2
+    with pytest.raises(UserError, match="--column q: no mapping; write `name=place`"):
+        score(write(*rows), WORDS, columns=["q"])
+    with pytest.raises(UserError, match="is no condition"):
+        score(write(*rows), WORDS, where="lang =")
+
+
+def test_lists_made_of_several_rows_keep_what_was_made_of_them(write, score):
+    rated = dict.fromkeys(("helpfulness", "correctness", "coherence", "complexity", "verbosity"), 2)
+    tree = {"message_id": "m", "role": "prompter", "text": "q"}
+    tree["replies"] = [{"message_id": "n", "role": "assistant", "text": "a b", "rank": 0, "replies": []}]
+    rows = [
+        {"prompt": "p", "response": "a", **rated},
+        {"prompt": "p", "response": "b c", **rated},
+        {"context": "q", "response1": "a", "response2": "b", "overall_preference": -2},
+        {"message_tree_id": "m", "prompt": tree},
+    ]
+    steered, preferred, ranked = score(write(*rows), WORDS)
+    answers = [[{"role": "assistant", "content": text}] for text in ("a", "b c")]
+    assert (steered["completions"], steered["given_rewards"]) == (answers, [2, 2])
+    assert steered["attributes"] == [rated, rated]
+    assert (preferred["given_grades"], preferred["strength"]) == ([1, 0], 2)
+    assert (ranked["id"], ranked["message_tree_id"], ranked["given_rewards"]) == ("m", "m", [0])
 
 
 def test_what_is_ignored_or_read_from_another_column_stays_in_the_row(write, score):
@@ -194,7 +229,7 @@ def test_rows_that_a_transform_cannot_finish_are_refused_before_scoring(case, wr
     step, more, message = REFUSED[case]
     write({"prompt": "other", "completions": ["x", "y"], "rewards": [0, 1]}, name="base.jsonl")
     path = write({"prompt": "p", "completions": ["a b"], **more})
-    monkeypatch.setattr("align.scoring.command.score_window", None)
+    monkeypatch.setattr("align.scoring.window.score_window", None)
     with pytest.raises(UserError, match=message):
         score(path, {"scorer": WORDS, "transforms": [step]})
 
@@ -317,6 +352,36 @@ def test_a_cache_file_that_a_kill_left_empty_or_that_is_none(write, score, tmp_p
         score(write(*many(2)), WORDS, use_cache=True, cache=tmp_path / "cache")
 
 
+@pytest.mark.parametrize("harm", ["reward + 1e-3", "NULL", "'words'"])
+def test_a_damaged_reward_of_the_cache_is_said_and_computed_again(tmp_path, caplog, harm):
+    cache = RewardCache(tmp_path)
+    cache.add([(b"a", 1), (b"b", 0.5)])
+    with closing(sqlite3.connect(cache.path)) as table, table:
+        table.execute(f"UPDATE rewards SET reward = {harm} WHERE key = ?", (b"b",))
+        table.execute("INSERT INTO rewards (key, reward) VALUES (?, ?)", (b"old", 2.0))  # by a version without digests
+    assert cache.read([b"a", b"b", b"old"], cache.state()) == {b"a": 1.0, b"old": 2.0}
+    assert f"{cache.path}: 1 damaged rewards are computed again" in caplog.text
+    cache.add([(b"b", 0.5)])
+    assert cache.read([b"b"], cache.state()) == {b"b": 0.5}
+
+
+def test_another_job_can_use_the_cache_while_one_adds_to_it(tmp_path):
+    rewards, state = RewardCache(tmp_path), 0
+
+    def many():
+        nonlocal state
+        for i in range(2 * ADDED):
+            if i == ADDED + 1:
+                with closing(sqlite3.connect(rewards.path, timeout=0)) as other, other:
+                    other.execute("INSERT INTO rewards (key, reward) VALUES (?, ?)", (b"other", 0.5))
+                state = rewards.state()
+            yield i.to_bytes(4), float(i)
+
+    rewards.add(many())
+    assert rewards.state() == 2 * ADDED + 1 and state == ADDED + 1
+    assert rewards.read([b"other", (2 * ADDED - 1).to_bytes(4)], state) == {b"other": 0.5}
+
+
 def test_truncated_texts_are_counted(write, score, classifier, tmp_path):
     rows = [{"prompt": "a b ", "completions": ["c", "c d e", "c d e f g"]}]  # with the start token 4, 6 and 8 tokens
     score(write(*rows), {"model": classifier, "max_length": 6})
@@ -408,6 +473,42 @@ def test_text_rows_beside_a_chat_template_are_said_also_where_the_cache_knows_th
         summary = score_rows(given, str(tmp_path / f"{k}.jsonl"), rewards=[spec], cache=tmp_path / "cache")
         assert summary["text_rows_without_template"] == rows
         assert ("text rows scored without the model's chat template" in capsys.readouterr().out) == bool(rows)
+
+
+def test_a_rows_tools_and_calls_stay_with_it_in_one_spelling(write, score):
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    calling = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4", "tool_call_id": "a"},
+        {"role": "assistant", "content": "c"},
+    ]
+    spelled = [
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {"x": 1}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "4"}]},
+        {"role": "assistant", "content": "c"},
+    ]
+    row = {"prompt": [{"role": "user", "content": "a"}], "completions": [spelled, "d"], "tools": [{"name": "f"}]}
+    (out,) = score(write(row), WORDS)
+    assert out["tools"] == [{"type": "function", "function": {"name": "f"}}]
+    assert out["completions"] == [calling, [{"role": "assistant", "content": "d"}]]
+
+
+def test_calls_of_any_arguments_go_through_parquet_and_back(write, score):
+    """Of other names, of other types, of none: Arrow would fill them up with nulls, or refuse them."""
+    given = [{}, {"x": 1}, {"x": "a", "deep": {"y": [1]}}]
+    calls = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": own}} for own in given]
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": "a"}],
+            "completions": [[{"role": "assistant", "content": "", "tool_calls": [call]}], "d"],
+            "tools": [{"name": "f", "parameters": {"type": "object", "properties": own}}],
+        }
+        for call, own in zip(calls, given, strict=True)
+    ]
+    through = score(write(*rows), WORDS, name="out.parquet")
+    read = [read_row(own, "r", 1, ignore=["rewards", "grades"]) for own in through]
+    for own, other in zip(read, (read_row(row, "r", 1) for row in rows), strict=True):
+        assert (own.prompt, own.completions, own.tools) == (other.prompt, other.completions, other.tools)
 
 
 def test_a_rows_template_options_stay_with_it(write, score):

@@ -12,7 +12,7 @@ from align.errors import UserError
 from align.objectives import OBJECTIVES, PROPERTIES, SCORES
 from align.objectives.contract import check_objective, check_score_function
 from align.objectives.scores import REVERSE_KL
-from align.recipe import dump_recipe, parse_recipe
+from align.recipe import parse_recipe
 from align.runs.build import loss_of
 from align.training.inspect import inspect_recipe
 from align.training.train import train
@@ -85,7 +85,6 @@ def test_an_interrupted_run_goes_on_to_the_same_and_only_with_the_same_file(make
     shutil.rmtree(begun / "checkpoints" / "checkpoint-3")
     (begun / "summary.json").unlink()
     recipe = make_recipe("begun", **own)
-    (begun / "recipe.yaml").write_text(dump_recipe(recipe))
     file.write_text(OURS + "\n# another thought\n")
     for run in (recipe, make_recipe("whole", **own)):
         with pytest.raises(UserError, match=r"was begun with another .*mine\.py; put the old file back"):

@@ -28,6 +28,7 @@ from align.data.ratings import with_ratings
 from align.data.schema import Row
 from align.errors import UserError
 from align.export.export import export
+from align.model.config import PolicySection
 from align.model.reward import RewardModel, load_reward_model
 from align.recipe import load_recipe, parse_recipe
 from align.recipe.settings import RewardSection
@@ -131,7 +132,7 @@ def test_a_merged_export_scores_as_the_trained_model(reward_recipe, tmp_path, na
     recipe = reward_recipe(policy={"adapter": {"name": name} | sizes}, train={"epochs": 1})
     result = train(recipe)
     options = load_options(recipe, prepare(recipe), total_steps=4, device=torch.device("cpu"))
-    fresh = load_reward_model(**options, outputs=["reward"])
+    fresh = load_reward_model(recipe.policy, options, outputs=["reward"])
     untrained = trainer_rewards(fresh, recipe)
     fresh.load_state(sorted((result.path / "checkpoints").glob("checkpoint-*"))[-1])
     trained = trainer_rewards(fresh, recipe)
@@ -194,7 +195,7 @@ def test_more_weighs_the_sets_by_the_gradients_on_the_head(reward_recipe, rows_f
     from rewards.heads import min_norm_weights
 
     recipe = reward_recipe()
-    model = load_reward_model(**recipe.policy.keywords(), outputs=["reward"])
+    model = load_reward_model(recipe.policy, outputs=["reward"])
     lists = list(prepare(recipe).train)[:8]
     for number, example in enumerate(lists):
         ratings = {"attributes": [[math.nan]] * len(example["grades"]), "strength": math.nan}
@@ -306,7 +307,7 @@ def test_a_regression_is_what_scaled_bradley_terry_starts_from(make_recipe, rewa
     )
     export(train(regression).path, tmp_path / "regression-model", merge=True)
     folder = str(tmp_path / "regression-model")
-    start = load_reward_model(folder, outputs=["threes"], adapter=regression.policy.adapter)
+    start = load_reward_model(PolicySection(model=folder, adapter=regression.policy.adapter), outputs=["threes"])
     prompts, completions = ["w10 w8"] * 2, [" w3 w4", " w4"]
     fresh = load_scorer({"model": folder, "label": "threes"}).score(prompts, completions)
     recipe = reward_recipe(
@@ -319,7 +320,7 @@ def test_a_regression_is_what_scaled_bradley_terry_starts_from(make_recipe, rewa
         assert_close(start.scorer()(start.collate(lists))[:, 0], torch.tensor(fresh), atol=1e-6, rtol=1e-5)
     assert train(recipe).summary["eval_before"]["margin"] != 0
     with pytest.raises(UserError, match="has no depth"):
-        load_reward_model(folder, outputs=["depth"], adapter=regression.policy.adapter)
+        load_reward_model(PolicySection(model=folder, adapter=regression.policy.adapter), outputs=["depth"])
 
 
 BODY = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -357,7 +358,7 @@ def test_encoders_and_other_decoders(reward_recipe, tmp_path, kind, adapter):
     result = train(recipe)
     assert result.summary["eval_after"]["loss"] < result.summary["eval_before"]["loss"]
     export(result.path, tmp_path / "merged", merge=True)
-    model = load_reward_model(**recipe.policy.keywords(), outputs=["reward"])
+    model = load_reward_model(recipe.policy, outputs=["reward"])
     model.load_state(sorted((result.path / "checkpoints").glob("checkpoint-*"))[-1])
     scorer = load_scorer(str(tmp_path / "merged"))
     found = torch.tensor(scorer.score(*held_out(recipe)))
@@ -377,7 +378,7 @@ def test_a_conversation_is_read_as_the_scorer_reads_it(reward_recipe, tmp_path):
             file.write(json.dumps(row) + "\n")
     recipe = reward_recipe(policy={"chat_template": str(template)}, data={"sources": [str(rows)]})
     result = train(recipe)
-    model = load_reward_model(**recipe.policy.keywords(), outputs=["reward"])
+    model = load_reward_model(recipe.policy, outputs=["reward"])
     model.load_state(sorted((result.path / "checkpoints").glob("checkpoint-*"))[-1])
     export(result.path, tmp_path / "merged", merge=True)
     prompts, completions = held_out(recipe)
@@ -410,7 +411,7 @@ def test_ratings_that_cannot_work_are_refused_before_training(make_recipe, rated
     with pytest.raises(UserError, match="rated.jsonl, row .* needs 1 to 5"):
         train(make_recipe("b", **soft))
     with pytest.raises(UserError, match="merge the adapter first"):
-        load_reward_model("x", outputs=["reward"], adapter=make_recipe("c").policy.adapter, start_adapter="y")
+        load_reward_model(PolicySection(model="x", start_adapter="y"), outputs=["reward"])
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps({"prompt": "w5", "chosen": " w3", "rejected": " w4", "margin": -1}) + "\n")
     with pytest.raises(UserError, match="row 1, field margin: a strength of -1"):
@@ -421,7 +422,8 @@ def test_strengths_and_attributes_stay_with_their_completions(tiny_policy, tmp_p
     """A list that is reduced, and a completion that is dropped, keep the ratings of the others."""
     from transformers import PreTrainedTokenizerFast as Fast
 
-    from align.data import Source, prepare_data
+    from align.data import Wanted, prepare_data
+    from align.data.config import DataSection
     from align.data.ratings import with_ratings
 
     rows = tmp_path / "rows.jsonl"
@@ -430,9 +432,10 @@ def test_strengths_and_attributes_stay_with_their_completions(tiny_policy, tmp_p
     ]
     rows.write_text(json.dumps({"prompt": "w5", "items": items, "margin": 2, "std": [0.0, 0.1, 0.2, 0.3, 0.4]}) + "\n")
     tokenizer = Fast.from_pretrained(tiny_policy)
-    options = {"tokenizer": tokenizer, "eval_fraction": 0.0, "max_length": 8, "overlong": "drop_completion"}
+    section = DataSection(sources=str(rows), eval_fraction=0.0, max_length=8, overlong="drop_completion")
     for select, expected in (("all", [0, 1, 3, 4]), ("best_worst", [0, 4])):
-        prepared = prepare_data(sources=[Source(str(rows))], select=select, append_eos=None, **options)
+        data = section.model_copy(update={"select": select})
+        prepared = prepare_data(data, tokenizer, wanted=Wanted(as_scored=True))
         options_of_rows = {"names": ["a", "b"], "strength": "margin", "sets": {str(rows): 0}, "deviation": "std"}
         (example,) = with_ratings(prepared.train, prepared.train_rows, **options_of_rows)
         assert example["deviations"] == [[n / 10] * 2 for n in expected]
@@ -457,7 +460,7 @@ def test_the_shipped_recipes_load():
 
 
 def test_dataset_columns_are_what_collate_reads(reward_recipe):
-    model = load_reward_model(**reward_recipe().policy.keywords(), outputs=["a", "b"])
+    model = load_reward_model(reward_recipe().policy, outputs=["a", "b"])
     lists = Dataset.from_list([{"prompt_ids": [1], "completion_ids": [[3], [4, 5]], "grades": [1.0, 0.0],
         "attributes": [[1.0, math.nan], [2.0, 3.0]], "strength": math.nan, "set": -1}])  # fmt: skip
     batch = model.collate(list(lists))

@@ -81,7 +81,7 @@ def test_generated_lists(make_recipe, save_llama, generated, tmp_path, sections)
 def test_real_lists(shared_data, tmp_path):
     with gzip.open(shared_data / "oasst_ranked" / "lists.jsonl.gz", "rt") as lines:
         rows = [json.loads(line) for line in lines]
-    largest = sorted(rows, key=lambda row: -len(row["items"]))[:8]
+    largest = sorted(rows, key=lambda row: -len(row["items"]))[:4]
     source = tmp_path / "oasst.jsonl"
     with source.open("w") as file:
         for row in largest:
@@ -95,9 +95,9 @@ def test_real_lists(shared_data, tmp_path):
             "output": str(tmp_path / name),
             "policy": {"model": str(shared_data / "models" / "stories260k"), "adapter": {"name": "lora", "rank": 4}},
             "reference": {"cache_dir": str(tmp_path / "cache")} | reference,
-            "data": {"sources": [str(source)], "eval_fraction": 0, "grades": "win_probability", "max_length": 640},
+            "data": {"sources": [str(source)], "eval_fraction": 0, "grades": "win_probability", "max_length": 400},
             "objective": "lambda",
-            "train": {"lists_per_step": 8, "steps": 1, "threads": 1} | how,
+            "train": {"lists_per_step": 4, "steps": 1, "threads": 1} | how,
             "sampling": {"prompts": 0, "token_lists": 0},
         }
         return parse_recipe(tree, origin="test")

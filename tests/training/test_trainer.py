@@ -225,7 +225,7 @@ def test_a_checkpoint_cut_short_and_a_torn_line_are_passed_over(make_recipe, mon
     torn = make_recipe("torn")
     newest = Path(torn.output) / "checkpoints" / "checkpoint-4"
     shutil.copytree(newest, newest.with_name("checkpoint-5"))
-    (newest.with_name("checkpoint-5") / "complete").unlink()
+    (newest.with_name("checkpoint-5") / "manifest.json").unlink()
     (newest.with_name("checkpoint-5") / "optimizer.pt").write_bytes(b"half")
     with (Path(torn.output) / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')

@@ -17,7 +17,9 @@ from align.losses.list_loss import build_loss
 from align.losses.metrics import list_metrics
 from align.model.adapters import Lora
 from align.model.checkpointing import checkpoint_layers
+from align.model.config import PolicySection
 from align.model.forward import TokenScorer, last_hidden
+from align.model.load import LoadOptions
 from align.model.policy import Policy, load_policy
 from align.model.precision import hold_frozen
 from align.objectives.pairwise import Logistic
@@ -76,8 +78,8 @@ class Ours(Side):
         checkpointing: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        adapter = Lora(rank=RANK, alpha=2 * RANK, targets=TARGETS)
-        self.policy: Policy = load_policy(folder, adapter=adapter, packing=packing, device=device)
+        section = PolicySection(model=folder, adapter=Lora(rank=RANK, alpha=2 * RANK, targets=TARGETS))
+        self.policy: Policy = load_policy(section, LoadOptions(packing=packing, device=device))
         self.scorer = TokenScorer(self.policy).train()
         pairs = math.comb(len(batches[0][0]["grades"]), 2)  # our loss is their sum, TRL's their mean
         self.loss = build_loss(LogRatio(beta=BETA), [Logistic(weight=1 / pairs)])

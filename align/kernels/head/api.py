@@ -13,7 +13,7 @@ from align.kernels.head.op import linear_logprobs_op
 
 Lora = tuple[Float[Tensor, "r H"], Float[Tensor, "V r"], float]
 Mode = Literal["auto", "direction", "store", "recompute", "none"]
-OUTPUTS = ("logprob", "logsumexp", "entropy", "log_sum_sq_probs")
+OUTPUTS = ("logprob", "logsumexp", "entropy", "log_sum_sq_probs", "mean_logit", "is_top")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class LogprobOutput:
     """-sum_v p_v log p_v, where asked for."""
     log_sum_sq_probs: Float[Tensor, " N"] | None = None
     """log sum_v p_v^2, where asked for."""
+    mean_logit: Float[Tensor, " N"] | None = None
+    """Mean over the vocabulary of z, without gradient, where asked for."""
+    is_top: Float[Tensor, " N"] | None = None
+    """1 where no token is likelier than the row's first target, where asked for."""
 
 
 def linear_logprobs(
@@ -67,7 +71,8 @@ def linear_logprobs(
         softcap: bound of the tanh soft-cap.
         temperature: divides the capped logits.
         lora: (A, B, scale) of an adapter on the head.
-        outputs: which of "logprob", "logsumexp", "entropy", "log_sum_sq_probs" to fill; logprob always is.
+        outputs: which of "logprob", "logsumexp", "entropy", "log_sum_sq_probs", "mean_logit", "is_top" to fill; logprob
+            always is.
         grad: see above.
         chunk_rows: rows at a time; by default as many as fill a float32 workspace of 192 MiB (CPU) or 640 MiB (GPU), of
             which up to three exist at once.
@@ -110,6 +115,7 @@ def linear_logprobs(
         moments,
         mode,
         chunk_rows or chunked.default_chunk_rows(weight.shape[0], hidden.device),
+        "mean_logit" in outputs or "is_top" in outputs,
     )
     return _select(results, outputs, squeeze=targets.ndim == 1, detached=mode == "direction")
 
@@ -140,7 +146,8 @@ def _mode(grad: Mode, hidden_needs: bool, trainable: bool, moments: bool) -> str
 
 
 def _select(results: tuple[Tensor, ...], outputs: tuple[str, ...], *, squeeze: bool, detached: bool) -> LogprobOutput:
-    logprob, logsumexp, entropy, log_sum_sq, _ = results
+    logprob, logsumexp, entropy, log_sum_sq, _, top = results
+    top = top.detach()
     if detached:
         entropy, log_sum_sq = entropy.detach(), log_sum_sq.detach()
     return LogprobOutput(
@@ -148,4 +155,6 @@ def _select(results: tuple[Tensor, ...], outputs: tuple[str, ...], *, squeeze: b
         logsumexp=logsumexp if "logsumexp" in outputs else None,
         entropy=entropy if "entropy" in outputs else None,
         log_sum_sq_probs=log_sum_sq if "log_sum_sq_probs" in outputs else None,
+        mean_logit=top[:, 0] if "mean_logit" in outputs else None,
+        is_top=top[:, 1] if "is_top" in outputs else None,
     )

@@ -26,14 +26,17 @@ def _forward(
     moments: bool,
     mode: str,
     chunk_rows: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tops: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     head = Head(weight, bias, lora_a, lora_b, lora_scale, logit_scale, softcap, temperature)
-    logprob, logsumexp, entropy, log_sum_sq, saved = _outputs(hidden, weight, targets, mode)
+    logprob, logsumexp, entropy, log_sum_sq, saved, top = _outputs(hidden, weight, targets, mode, tops)
     rows = (targets >= 0).any(1).nonzero().squeeze(1)
     with logit_tile(min(len(rows), chunk_rows), weight.shape[0], logsumexp) as z:
         for index in chunked.chunks(rows, chunk_rows):
             chosen = targets[index]
             tile = chunked.logits_into(head, hidden[index], z[: len(index)])
+            if tops:
+                top[index] = _mean_and_top(tile, chosen).to(top.dtype)
             stats = statistics(tile, chosen, 1.0, moments)
             logprob[index], logsumexp[index] = stats.logprob, stats.logsumexp.to(logsumexp.dtype)
             entropy[index], log_sum_sq[index] = stats.entropy, stats.log_sum_sq
@@ -42,10 +45,16 @@ def _forward(
             elif mode == "direction":
                 along = chunked.direction(head, tile, stats.logsumexp, chunked.anchor_targets(chosen))
                 saved[index] = along.to(saved.dtype)  # autocast makes the product another dtype than its factors
-    return logprob, logsumexp, entropy, log_sum_sq, saved
+    return logprob, logsumexp, entropy, log_sum_sq, saved, top
 
 
-def _outputs(hidden: Tensor, weight: Tensor, targets: Tensor, mode: str) -> tuple[Tensor, ...]:
+def _mean_and_top(z: Tensor, targets: Tensor) -> Tensor:
+    """[C, 2]: the mean logit, and 1 where the row's first target has the largest."""
+    own = z.gather(1, chunked.anchor_targets(targets)[:, None])[:, 0]
+    return torch.stack([z.mean(dim=1), (own >= z.amax(dim=1)).to(z.dtype)], dim=1)
+
+
+def _outputs(hidden: Tensor, weight: Tensor, targets: Tensor, mode: str, tops: bool) -> tuple[Tensor, ...]:
     """Zero-filled results, and what the backward pass needs: directions, logits or nothing."""
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     rows = [hidden.new_zeros(hidden.shape[0], dtype=dtype) for _ in range(3)]
@@ -53,11 +62,13 @@ def _outputs(hidden: Tensor, weight: Tensor, targets: Tensor, mode: str) -> tupl
         "direction": lambda: torch.zeros_like(hidden),
         "store": lambda: hidden.new_zeros(hidden.shape[0], weight.shape[0], dtype=dtype),
     }.get(mode, lambda: hidden.new_zeros(0))()
-    return hidden.new_zeros(targets.shape, dtype=dtype), *rows, saved
+    top = hidden.new_zeros(hidden.shape[0] if tops else 0, 2, dtype=dtype)
+    return hidden.new_zeros(targets.shape, dtype=dtype), *rows, saved, top
 
 
 def _forward_fake(hidden: Tensor, weight: Tensor, targets: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return _outputs(hidden, weight, targets, arguments[-2])
+    mode, _, *tops = arguments[8:]
+    return _outputs(hidden, weight, targets, mode, bool(tops and tops[0]))
 
 
 def _backward(
@@ -125,7 +136,8 @@ backward_op = register("align::linear_logprobs_backward", _backward, fake=_backw
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, targets, bias, lora_a, lora_b, *scalars, moments, mode, chunk_rows = inputs
+    hidden, weight, targets, bias, lora_a, lora_b, *rest = inputs
+    scalars, (moments, mode, chunk_rows) = rest[:4], rest[4:7]
     ctx.scalars, ctx.moments, ctx.mode, ctx.chunk_rows = scalars, moments, mode, chunk_rows
     ctx.set_materialize_grads(False)
     keep_hidden = hidden if mode in ("recompute", "store") else None
@@ -134,7 +146,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     hidden, weight, targets, bias, lora_a, lora_b, *output = ctx.saved_tensors
-    unused = (None,) * 7
+    unused = (None,) * 8
     if ctx.mode == "direction":
         head = Head(weight, bias, lora_a, lora_b, *ctx.scalars)
         dx = chunked.scale_direction(head, targets, output[0], output[1], output[4], grads[0], grads[1])

@@ -1,0 +1,44 @@
+"""Weights that adapters start with, where PEFT does not set them by itself."""
+
+import logging
+from pathlib import Path
+
+import peft
+import torch
+from peft import PeftModel
+from peft.utils.loftq_utils import replace_lora_weights_loftq
+from torch import Tensor
+
+from align.errors import UserError
+from align.model.load import first_line
+from align.types import ListBatch
+
+log = logging.getLogger(__name__)
+
+
+def eva(wrapped: PeftModel, *, folder: Path, batches: list[ListBatch]) -> None:
+    """The leading directions of the layers' inputs on some training rows.
+
+    Raises:
+        UserError: PEFT finds none in these rows.
+    """
+    device = next(wrapped.parameters()).device
+    inputs = [{"input_ids": b.input_ids.to(device), "attention_mask": _is_read(b).to(device)} for b in batches]
+    try:
+        peft.initialize_lora_eva_weights(wrapped, inputs, show_progress_bar=False)
+    except ValueError as error:
+        raise UserError(f"policy.adapter: eva cannot start on these rows: {first_line(error)}") from error
+
+
+def loftq(wrapped: PeftModel, *, folder: Path, batches: list[ListBatch]) -> None:
+    """What quantisation lost of the weights that the base's folder holds."""
+    replace_lora_weights_loftq(wrapped, str(folder))
+    log.info("loftq moves the policy off its 4-bit base at once; the reference is the policy after that move")
+
+
+def _is_read(batch: ListBatch) -> Tensor:
+    """1 on the positions up to the last that predicts a target, per row."""
+    rows, width = batch.input_ids.shape
+    used = batch.predict_at[batch.completion_mask]
+    last = used.new_zeros(rows).scatter_reduce(0, used // width, used % width, "amax")
+    return (torch.arange(width, device=last.device) <= last[:, None]).long()

@@ -1,0 +1,31 @@
+"""Where a run's messages go."""
+
+import logging
+import sys
+
+from align.runs.run_directory import RunDirectory
+
+log = logging.getLogger("align")
+
+
+class _Terminal(logging.StreamHandler):
+    """Writes to sys.stderr as it is at the time, so that a live bar, which takes its place, stays below the message."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def start_log(run: RunDirectory, *, main: bool) -> None:
+    """Messages go to the terminal and, with the time, to events.log; debug messages to the latter alone."""
+    log.handlers.clear()
+    log.propagate = False
+    log.setLevel(logging.DEBUG if main else logging.ERROR)
+    console = _Terminal()
+    console.setLevel(logging.INFO)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(console)
+    if main:
+        file = logging.FileHandler(run.events)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(file)

@@ -1,0 +1,51 @@
+"""Every reader on drawn inputs gives rows or a sentence, never another error; `fuzz.py` guides the same by coverage."""
+
+import logging
+
+import pytest
+from drawn import ODD, PIECES, drawn_bytes, drawn_row
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from targets import TOLD, attempt, rows, targets
+
+from align.data.formats import read_row
+
+SLOW = {"tokens": 15, "override": 10, "recipe": 15}
+"""Examples of targets that take 10 ms each; the others have more."""
+
+
+@pytest.mark.parametrize("name", targets())
+def test_a_reader_gives_rows_or_a_sentence(name):
+    target = targets()[name]
+    logging.disable(logging.CRITICAL)  # damaged caches are said, and made again
+
+    @settings(max_examples=SLOW.get(name, 60), deadline=None, database=None, derandomize=True)
+    @given(st.binary(min_size=2, max_size=24))
+    def each(data):
+        attempt(target, target.made(data))
+
+    try:
+        each()
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("number", range(0, len(ODD), 4))
+def test_any_odd_value_in_any_column_of_any_format(number):
+    for row in rows():
+        for name in row:
+            for odd in ODD[number : number + 4]:
+                try:
+                    read_row({**row, name: odd}, "rows.jsonl", 1)
+                except TOLD as error:
+                    assert str(error)
+
+
+def test_what_is_drawn_reaches_what_it_is_meant_to():
+    """Bytes choose: every change of a row and every odd value can be drawn, so that the tests above look at them."""
+    held = [{"prompt": "q"}]
+    drawn = {repr(drawn_row(bytes([0, 0, 0, 0, odd]), held)) for odd in range(len(ODD))}
+    assert drawn == {repr({"prompt": odd}) for odd in ODD}
+    assert drawn_row(bytes([0, 4, 0, 0]), held) == {}
+    assert drawn_row(bytes([0, 5, 0, 0, 1]), held) == {"prompt": ["q"]}
+    assert {drawn_bytes(bytes([0, 0, 0, piece]), [b""]) for piece in range(len(PIECES))} == set(PIECES)

@@ -1,0 +1,229 @@
+"""A plan, which holds no weight, against models that do: their parameters, their steps and torch's allocator."""
+
+import json
+import time
+
+import pytest
+import torch
+from transformers import LlamaConfig, TrainingArguments
+from transformers.trainer import Trainer
+
+from align.bench.measure import allocated_bytes
+from align.data.steps import micro_batches
+from align.errors import UserError
+from align.model.checkpointing import checkpoint_layers
+from align.model.load import LoadOptions
+from align.model.policy import load_policy
+from align.planning.activations import Measure
+from align.planning.check import refuse_unfit
+from align.planning.devices import of_launch, size_of
+from align.planning.empty import empty_model, read_config
+from align.planning.lengths import of_run
+from align.planning.memory import WAYS, of_model, optimizer_bytes, workspace
+from align.planning.plan import MARGIN, Devices, make_plan
+from align.planning.remedies import remedies
+from align.runs.build import prepare
+from align.training.arguments import planned_steps, training_arguments
+from align.training.train import train
+
+ADAPTERS = ["lora", "rslora", "dora", "pissa", "olora", "adalora", "miss", "ia3", "full"]
+CPU = torch.device("cpu")
+SIZES = {"hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory, save_llama):
+    """Seven layers of which no tensor is as small as an allocation's own cost."""
+    return save_llama(tmp_path_factory.mktemp("wide"), **SIZES | {"num_hidden_layers": 7})
+
+
+def lists(count=3, k=2):
+    row = {
+        "prompt_ids": [*range(3, 35)],
+        "completion_ids": [[*range(3, 27)]] * k,
+        "grades": [float(i) for i in range(k)],
+    }
+    return [dict(row) for _ in range(count)]
+
+
+def empty(recipe):
+    return empty_model(recipe, read_config(recipe.policy), total_steps=10)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_plan_has_the_parameters_of_the_model_that_is_built(adapter, make_recipe):
+    rank = {"rank": 4} if adapter in ("pissa", "olora", "miss") else {}  # as many directions as the narrowest layer has
+    recipe = make_recipe(policy={"adapter": {"name": adapter} | rank})
+    real = load_policy(recipe.policy, LoadOptions(total_steps=10), keep_reference=False).model
+    planned = of_model(empty(recipe), recipe, needs_reference=True)
+    own = [p for name, p in real.named_parameters() if ".reference." not in name]
+    assert planned.numbers == sum(p.numel() for p in own if p.requires_grad)
+    assert planned.trained == sum(p.numel() * p.element_size() for p in own if p.requires_grad)
+    assert planned.frozen == sum(p.numel() * p.element_size() for p in own if not p.requires_grad)
+    copies = [p for name, p in real.named_parameters() if ".reference." in name]
+    assert planned.copy == sum(p.numel() * p.element_size() for p in copies)
+
+
+@pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"])
+def test_the_optimizers_table_is_what_a_real_step_leaves(name, tmp_path):
+    parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in ((40, 24), (24, 8), (16,))]
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(str(tmp_path), optim=name, use_cpu=True))
+    optimizer = kind(parameters, **options)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    tensors = [x for state in optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)]
+    assert optimizer_bytes(parameters, name) == sum(x.numel() * x.element_size() for x in tensors if x.ndim)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "packing", "checkpointed"),
+    [*(("lora", True, count) for count in (0, 3, 6)), ("lora", False, 0), ("lora", False, 6), ("full", True, 0)],
+)
+def test_activations_are_what_the_allocator_counts(adapter, packing, checkpointed, make_recipe, wide):
+    """The peak of a real forward and backward pass; the plan traces two and three of the seven layers."""
+    recipe = make_recipe(policy={"model": str(wide), "adapter": {"name": adapter}}, train={"packing": packing})
+    policy = load_policy(recipe.policy, LoadOptions(packing=packing), keep_reference=False)
+    scorer, batch = policy.scorer().train(), policy.collate(lists())
+    if checkpointed:
+        checkpoint_layers(policy.model, checkpointed)
+    for parameter in policy.model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+
+    def step():
+        scorer(batch, ("logprob", "entropy")).logprobs.sum().backward()
+
+    step()
+    needs = Measure(recipe, read_config(recipe.policy), lists(), steps=10, again=True).passes(checkpointed)
+    head = workspace(of_model(empty(recipe), recipe, needs_reference=False), 144, device="cpu")
+    found = allocated_bytes(step, CPU)  # with a tile for the logits that is there already
+    assert needs.kept + needs.more + head - 4 * 144 * 40 == pytest.approx(found, rel=0.03)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_what_is_kept_is_what_autograd_saves(packing, make_recipe, wide):
+    recipe = make_recipe(policy={"model": str(wide)}, train={"packing": packing})
+    policy = load_policy(recipe.policy, LoadOptions(packing=packing), keep_reference=False)
+    own = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+    saved = {}
+
+    def keep(x):
+        saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        stats = policy.scorer().train()(policy.collate(lists()))
+    assert stats.logprobs.requires_grad
+    needs = Measure(recipe, read_config(recipe.policy), lists(), steps=10, again=True).passes(0)
+    found = sum(size for place, size in saved.items() if place not in own)
+    assert needs.kept == pytest.approx(found, rel=0.01)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_largest_pass_and_the_tokens_are_those_of_the_batches(packing, make_recipe):
+    recipe = make_recipe(train={"packing": packing, "tokens_per_batch": 80, "epochs": 2})
+    prepared = prepare(recipe)
+    found = of_run(recipe, prepared.train, processes=1)
+    plan = planned_steps(recipe.train, prepared.train)
+    policy = load_policy(recipe.policy, LoadOptions(packing=packing))
+    steps = [[prepared.train[row] for row in rows] for rows in plan]
+    cut = [micro_batches(step, tokens_per_batch=80, packed=packing) for step in steps]
+    sizes = [policy.collate(own).input_ids.numel() for step in cut for own in step]
+    assert found.steps == len(plan)
+    assert found.per_step == max(map(len, cut))
+    assert policy.collate(
+        [one | {"grades": [0.0] * len(one["completion_ids"])} for one in found.largest]
+    ).input_ids.numel() == max(sizes)
+    if packing:
+        assert found.tokens == sum(sizes)
+
+
+def test_sharing_divides_what_is_shared(make_recipe):
+    recipe = make_recipe(policy={"adapter": {"name": "full"}})
+    model = of_model(empty(recipe), recipe, needs_reference=True)
+    held = {way: own(model, 4) for way, own in WAYS.items()}
+    assert held["one"]["optimizer"] == 2 * model.trained == 8 * model.numbers
+    assert held["ddp"] == held["one"] | {"buckets": model.trained}
+    assert held["zero2"]["trained weights"] == model.trained
+    for way, parts in {"zero2": ("gradients", "optimizer"), "fsdp2": held["one"], "zero3": held["one"]}.items():
+        assert all(held[way][part] == held["one"][part] // 4 for part in parts)
+
+
+def test_a_plan_that_does_not_fit_names_what_helps(make_recipe, wide):
+    recipe = make_recipe(policy={"model": str(wide), "adapter": {"name": "full"}})
+    prepared = prepare(recipe)
+    plan = make_plan(recipe, prepared.train, prepared.heldout, Devices("cpu", 2, 10**5))
+    assert not any(plan.fits(way) for way in WAYS)
+    said = " ".join(remedies(recipe, plan, "one"))
+    assert "policy.adapter=lora" in said and "policy.dtype=bfloat16" in said
+    assert plan.hours(2e12) == pytest.approx(sum(plan.operations.values()) / 4e12 / 3600)
+
+
+def test_training_what_cannot_fit_is_refused_before_rows_and_weights(make_recipe, tmp_path, save_tokenizer):
+    sizes = {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128}
+    config = LlamaConfig(**sizes, num_key_value_heads=8, vocab_size=40, architectures=["LlamaForCausalLM"])
+    config.save_pretrained(tmp_path / "huge")
+    save_tokenizer(tmp_path / "huge")
+    recipe = make_recipe(policy={"model": str(tmp_path / "huge"), "adapter": {"name": "full"}})
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"needs about .* GB before its activations .*policy\.adapter=lora"):
+        train(recipe)
+    assert time.monotonic() - began < 20
+
+
+def test_what_fits_by_the_margin_is_not_refused(make_recipe, tmp_path, monkeypatch):
+    recipe = make_recipe(policy={"adapter": {"name": "full"}})
+    arguments = training_arguments(recipe.train, checkpoints=tmp_path, run_name="test")
+    held = sum(WAYS["one"](of_model(empty(recipe), recipe, needs_reference=True), 1).values())
+    for memory, refused in ((int(held / MARGIN) + 1, False), (int(held / MARGIN) - 1, True)):
+        monkeypatch.setattr("align.planning.devices.host_memory", lambda memory=memory: memory)
+        if refused:
+            with pytest.raises(UserError):
+                refuse_unfit(recipe, arguments)
+        else:
+            refuse_unfit(recipe, arguments)
+    assert of_launch(arguments)[1] == "one"
+
+
+@pytest.mark.parametrize(
+    ("auto", "least"),
+    [
+        ({"tokens_per_batch": "auto", "gradient_checkpointing": False}, {"tokens_per_batch": 40}),
+        ({"gradient_checkpointing": "auto"}, {"gradient_checkpointing": True}),
+    ],
+)
+def test_auto_is_refused_where_the_least_that_it_can_choose_is_too_much(auto, least, make_recipe, wide, monkeypatch):
+    monkeypatch.setattr("align.planning.check.FLOOR", 40)
+    recipe = make_recipe(policy={"model": str(wide)}, train=auto | {"steps": 1})
+    smallest = recipe.model_copy(update={"train": recipe.train.model_copy(update=least)})
+    prepared = prepare(recipe)
+    needs = make_plan(smallest, prepared.train, prepared.heldout, Devices("cpu", 1, 2**40)).total("one")
+    monkeypatch.setattr("align.planning.devices.host_memory", lambda: int(needs / MARGIN) - 1)
+    with pytest.raises(UserError, match="with its activations"):
+        train(recipe)
+    monkeypatch.setattr("align.planning.devices.host_memory", lambda: int(needs / MARGIN) + 1)
+    train(recipe)
+
+
+def test_offload_is_refused_on_a_cpu(make_recipe):
+    with pytest.raises(UserError, match=r"train\.activation_offload: on a CPU"):
+        train(make_recipe(train={"activation_offload": True}))
+
+
+def test_doctor_prints_the_plan_as_json(make_recipe, tmp_path, capsys):
+    from align.cli import main
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(make_recipe().model_dump(mode="json", exclude_unset=True)))
+    main(["doctor", "--plan", str(recipe), "--devices", "2", "--memory", "24GiB", "--rate", "100", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["memory"]) == set(WAYS)
+    assert found["devices"] == {"kind": "cuda", "count": 2, "memory": 24 * 2**30}
+    assert found["hours"] == pytest.approx(sum(found["operations"].values()) / 2e14 / 3600)
+
+
+def test_sizes_are_read():
+    assert size_of("80GB") == 80 * 10**9
+    assert size_of("1.5 TiB") == 1.5 * 2**40
+    with pytest.raises(UserError, match="80GB"):
+        size_of("a lot")

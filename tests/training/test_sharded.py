@@ -1,0 +1,210 @@
+"""Weights cut over processes by FSDP2: the numbers of one process, checkpoints for any number, and what is refused."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+from equal_runs import FULL, SETTINGS, TRAIN, assert_equal_runs
+from harm import HARMS, files_of
+from torch import nn
+from train_each import train_again
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import align.training.sharded
+from align.errors import UserError
+from align.model.by_part import read_parts, why_whole
+from align.model.config import PolicySection
+from align.model.sharding import tell_accelerate
+from align.runs.build import loss_of
+from align.training.sharded import PARTS, check_sharded, load_optimizer, save_optimizer
+from align.training.train import train
+
+EXACT = ("lambda", "kto", "treg", "reward", "best", "parts", "parts_reward", "parts_padded")
+PISSA = {"policy": {"adapter": {"name": "pissa", "rank": 4, "alpha": 8}}, "objective": {"name": "lambda"}}
+WHOLE = "every process loads all of"
+GOES_ON = ("lambda", "parts_padded")
+"""A lora and full training."""
+
+
+@pytest.mark.slow
+def test_sharded_processes_equal_one(make_setting, start_each):
+    """Two from the begin; runs that go on as 1 -> 2, 2 -> 1 and 2 -> 3, between whole and cut weights both ways."""
+    ones = {name: train(make_setting(f"one_{name}", name)[0]).path for name in EXACT}
+    begun = {name: make_setting(f"begun_{name}", name) for name in GOES_ON}
+    for recipe, _ in begun.values():
+        train(recipe)
+    two = {name: make_setting(f"two_{name}", name) for name in EXACT}
+    again = [f"{path}@2" for _, path in begun.values()]
+    running = start_each("train_each", *(path for _, path in two.values()), *again, config="fsdp2")
+    running.finish()
+    assert WHOLE not in running.log.read_text()  # each process has read its part alone
+    for name, (recipe, _) in (*two.items(), *begun.items()):
+        assert_equal_runs(ones[name], Path(recipe.output))
+    pissa = train(make_setting("one_pissa", PISSA)[0]).path
+    three = {name: make_setting(f"three_{name}", own) for name, own in (("pissa", PISSA), ("reward", "parts_reward"))}
+    again = [f"{two[name][1]}@2" for name in GOES_ON]
+    running = start_each("train_each", *(path for _, path in three.values()), *again, config="fsdp2", processes=3)
+    running.finish()
+    assert WHOLE in running.log.read_text()
+    assert_equal_runs(ones["parts_reward"], Path(three["reward"][0].output))
+    assert_equal_runs(pissa, Path(three["pissa"][0].output))
+    for name in GOES_ON:
+        assert_equal_runs(ones[name], Path(two[name][0].output))
+        train_again(two[name][1], 2)  # written by two processes, and by three from step 4 on
+        assert_equal_runs(ones[name], Path(two[name][0].output))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "processes"), [("hsdp", 4), ("fsdp2_offload", 2)])
+def test_other_configurations_equal_one(make_setting, start_each, config, processes):
+    one = train(make_setting("one", "parts_padded")[0]).path
+    recipe, path = make_setting("many", "parts_padded")
+    start_each("train_each", path, config=config, processes=processes).finish()
+    assert_equal_runs(one, Path(recipe.output))
+
+
+def losses(run: Path) -> list[float]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line[name] for line in lines if "grad_norm" in line for name in ("loss", "grad_norm")]
+
+
+@pytest.mark.slow
+def test_a_damaged_part_of_one_process_is_passed_over_by_all(make_setting, start_each):
+    recipe, path = make_setting("two", "lambda")
+    run = Path(recipe.output)
+    start_each("train_each", path, config="fsdp2").finish()
+    adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    (run / "summary.json").unlink()
+    newest = run / "checkpoints" / "checkpoint-4"
+    assert {"optimizer/__0_0.distcp", "optimizer/__1_0.distcp", "rng_state_1.pth"} <= set(files_of(newest))
+    HARMS["flipped"](newest / "optimizer" / "__1_0.distcp")
+    start_each("train_each", path, config="fsdp2").finish()
+    said = (run / "events.log").read_text()
+    assert f"{newest} is passed over: {newest}/optimizer/__1_0.distcp: damaged" in said
+    assert "goes on from step 2 of 4" in said
+    assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
+
+
+@pytest.mark.slow
+def test_bfloat16_by_the_sharding_policy_gives_the_losses_of_autocast(make_setting, start_each):
+    """Weights gathered in bfloat16, gradients summed and log-probabilities kept in float32."""
+    half = {"train": TRAIN | {"precision": "bfloat16"}}
+    held = {"full": {"adapter": {"name": "full"}}, "lora": {"dtype": "bfloat16"}}
+    both = {n: [make_setting(f"{n}_{i}", half | {"policy": own}) for i in (1, 2)] for n, own in held.items()}
+    for (one, _), _ in both.values():
+        train(one)
+    start_each("train_each", *(path for _, (_, path) in both.values()), config="fsdp2").finish()
+    for (one, _), (two, _) in both.values():
+        assert losses(Path(two.output)) == pytest.approx(losses(Path(one.output)), rel=0.03)
+
+
+REFUSED = {
+    "policy.adapter: adalora": {"policy": {"adapter": {"name": "adalora", "rank": 2}}},
+    "reference: moving": {"reference": {"name": "moving", "every": 2}},
+    "reward.balance: more": SETTINGS["more"],
+    "objective: kto's baseline": {"objective": {"name": "kto"}, **FULL},
+    "reference.cache: false": {"reference": {"cache": False}, **FULL},
+    "policy.quantization: 4bit": {"policy": {"quantization": "4bit"}},
+    "train.optimizer: adafactor": {"train": {"optimizer": "adafactor"}},
+}
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_what_sharding_would_change_is_refused_by_name(make_setting, monkeypatch, said):
+    recipe, _ = make_setting("run", REFUSED[said])
+    check_sharded(recipe, loss_of(recipe))  # one process takes it
+    monkeypatch.setattr(align.training.sharded, "sharding_asked", lambda: True)
+    with pytest.raises(UserError, match=f"^{said}"):
+        check_sharded(recipe, loss_of(recipe))
+
+
+@pytest.mark.parametrize("cut", ["TP", "CP", "SP"])
+def test_other_cuts_are_refused_by_name(monkeypatch, cut):
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{cut}_SIZE", "2")
+    with pytest.raises(UserError, match=f"parallelism_config_{cut.lower()}_size: .*set it 1"):
+        tell_accelerate("float32")
+
+
+def stepped(model: nn.Module) -> torch.optim.Optimizer:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return optimizer
+
+
+class Hostile:
+    """What runs a command where it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple:
+        return os.system, (self.command,)
+
+
+def test_a_strangers_description_of_parts_runs_nothing(tmp_path):
+    model = nn.Linear(3, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    save_optimizer(stepped(model), model, tmp_path)
+    (tmp_path / PARTS / ".metadata").write_bytes(pickle.dumps(Hostile(f"touch {tmp_path}/ran")))
+    with pytest.raises(UserError, match="no readable .metadata"):
+        load_optimizer(optimizer, model, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_optimizers_parts_are_read_back_and_a_lost_one_is_said(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    written = stepped(model)
+    save_optimizer(written, model, tmp_path)
+    read = torch.optim.AdamW(model.parameters(), lr=0.1)
+    load_optimizer(read, model, tmp_path)
+    for parameter in model.parameters():
+        assert read.state[parameter].keys() == {"step", "exp_avg", "exp_avg_sq"}
+        for name, value in written.state[parameter].items():
+            assert torch.equal(read.state[parameter][name], value)
+    (part,) = (tmp_path / PARTS).glob("*.distcp")
+    os.truncate(part, part.stat().st_size - 1)
+    with pytest.raises(UserError, match=f"{part.name}: this part of the checkpoint is missing or incomplete"):
+        load_optimizer(read, model, tmp_path)
+    part.unlink()
+    with pytest.raises(UserError, match=f"{part.name}: this part"):
+        load_optimizer(read, model, tmp_path)
+    (tmp_path / PARTS / ".metadata").unlink()
+    with pytest.raises(UserError, match="no readable .metadata"):
+        load_optimizer(read, model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "section", "settings"),
+    [
+        (None, {}, {}),
+        (None, {"adapter": {"name": "full"}}, {"tie_word_embeddings": True}),
+        ("whole weights", {"adapter": {"name": "pissa"}}, {}),
+        ("whole weights", {"start_adapter": "somewhere"}, {}),
+        ("otherwise than transformers does, model.layers.2.", {}, {"num_hidden_layers": 3}),
+        ("hold model.embed_tokens.weight in another shape", {}, {"vocab_size": 41}),
+    ],
+)
+def test_a_part_alone_is_read_where_that_gives_the_same_weights(save_llama, tmp_path, said, section, settings):
+    folder = save_llama(tmp_path, **({} if said else settings))
+    with torch.device("meta"):
+        empty = LlamaForCausalLM(LlamaConfig.from_pretrained(folder, **settings))
+    reason = why_whole(PolicySection.model_validate({"model": str(folder), **section}), folder, empty)
+    assert reason == said or (said is not None and said in str(reason))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_that_are_read_by_slices_are_those_of_the_files(save_llama, tmp_path, tied):
+    folder = save_llama(tmp_path, tie_word_embeddings=tied)
+    with init_empty_weights(include_buffers=False):
+        base = LlamaForCausalLM(LlamaConfig.from_pretrained(folder))
+    base.tie_weights()
+    read_parts(base, folder)
+    expected = LlamaForCausalLM.from_pretrained(folder).state_dict()
+    for name, value in base.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert (base.lm_head.weight is base.model.embed_tokens.weight) == tied
