@@ -133,7 +133,7 @@ def chosen(source: Path, *, every: bool) -> list[tuple[str, str]]:
     return [*zip(newest, cycle(HARMS), strict=False)]
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("command", "state"), CASES, ids=lambda own: getattr(own, "__name__", own))
 def test_the_same_result_or_one_sentence_that_names_the_file(place, capsys, command, state, every):
     source = getattr(place, state)

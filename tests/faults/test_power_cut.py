@@ -23,7 +23,7 @@ def is_whole(folder: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.long)])
 def test_a_checkpoint_that_verifies_is_as_it_was_written(make_recipe, tmp_path, monkeypatch, every):
     """And once there is one, there is always one: an older is dropped when the newer is on the disk."""
     written: dict[str, dict[str, bytes]] = {}

@@ -12,7 +12,7 @@ import yaml
 from stops import STOPPED, Stops
 
 SHORT = 4
-"""Moments of each command in the default run; `-m slow` takes every one."""
+"""Moments of each command in the default run; `-m long` takes every one."""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def clean(job: Job) -> None:
     job.folder.mkdir()
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", ["train", "annotate", "export", "merge", "score"])
 def test_stopped_anywhere_the_same_command_ends_with_the_same_files(stops, jobs, name, every):
     job = jobs[name]
