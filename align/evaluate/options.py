@@ -1,4 +1,4 @@
-"""`align evaluate` and `align chat`."""
+"""`align evaluate`, `align gate` and `align chat`."""
 
 from argparse import BooleanOptionalAction
 
@@ -68,6 +68,25 @@ COMMANDS = (
             option("--gamed", metavar="FILE", help="AlpacaEval's df_gamed.csv, for the leaderboard's figure"),
             JSON,
         ),
+    ),
+    Command(
+        "gate",
+        "check figures of runs, evaluations, exports and studies: exit code 0 where all requirements hold, else 3",
+        "align.evaluate.gate:gate",
+        (
+            option(
+                "paths", nargs="+", metavar="RUN|FOLDER|FILE", help="a run, another folder with results, a JSON file"
+            ),
+            option(
+                "--require",
+                action="append",
+                required=True,
+                metavar="'FIGURE > NUMBER'",
+                help="with >, >=, <, <=, == or !=; repeatable: 'win_rate.low > 0.5', 'best_logprob_change > -10'",
+            ),
+            option("--json", dest="json_path", metavar="OUT", help="write what held to this file"),
+        ),
+        light=True,
     ),
     Command(
         "chat",
