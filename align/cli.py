@@ -20,6 +20,7 @@ from align.report.options import COMMANDS as REPORT
 from align.rollout.options import COMMANDS as ROLLOUT
 from align.scoring.options import COMMANDS as SCORING
 from align.stopping import Stopped, came, stoppable
+from align.studies.options import COMMANDS as STUDIES
 from align.training.options import COMMANDS as TRAINING
 
 DOCTOR = Command(
@@ -43,7 +44,7 @@ DOCTOR = Command(
         ALLOW_CODE,
     ),
 )
-COMMANDS = (*RECIPE, *IMPORTING, *TRAINING, *ROLLOUT, *EXPORT, *SCORING, *EVALUATE, *REPORT, DOCTOR)
+COMMANDS = (*RECIPE, *IMPORTING, *TRAINING, *ROLLOUT, *EXPORT, *SCORING, *EVALUATE, *STUDIES, *REPORT, DOCTOR)
 """In the order in which `align --help` tells them."""
 
 

@@ -75,7 +75,7 @@ FLOORS = (
     ("rollout",),
     ("planning",),
     ("training", "trl"),
-    ("doctor", "bench"),
+    ("doctor", "bench", "studies"),
     ("cli",),
 )
 """Rooms from the ground up; none imports from a higher one, nor from another on its own floor but the ground's."""

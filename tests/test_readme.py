@@ -27,6 +27,7 @@ from align.model.adapters import ADAPTER
 from align.objectives import OBJECTIVES, PROPERTIES
 from align.objectives.contract import check_objective
 from align.recipe import Recipe, dump_recipe, load_recipe, parse_recipe, recipe_keys
+from align.studies.plan import plan_study
 from align.training.train import train
 from rewards import read_reward
 
@@ -218,7 +219,10 @@ def test_recipes_scorers_and_rows_are_ones(block, tmp_path):
         assert [read_row(json.loads(line), "rows", 1) for line in block.text.splitlines()]
         return
     tree = yaml.safe_load(block.text)
-    if "scorer" in tree:
+    if "vary" in tree:
+        (tmp_path / "study.yaml").write_text(block.text)
+        assert len(plan_study(str(tmp_path / "study.yaml")).arms) > 1
+    elif "scorer" in tree:
         (tmp_path / "reward.yaml").write_text(block.text)
         assert read_reward(str(tmp_path / "reward.yaml")).transforms
     else:

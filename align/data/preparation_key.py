@@ -47,11 +47,18 @@ def preparation_key(
     except (OSError, UserError):  # reading says it in its turn
         return None
     keys = section.model_dump(mode="json", exclude=FREE)
-    rest = {name: own for name, own in asdict(wanted).items() if name != "every_check"}
+    rest = {name: own for name, own in asdict(wanted).items() if name not in _idle(section, wanted)}
     digest = hashlib.sha256()
     for part in (content, keys, rest, tokenizer_state(tokenizer), chat_template, clock, _code(), _versions()):
         digest.update(json.dumps(part, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:32]
+
+
+def _idle(section: DataSection, wanted: Wanted) -> set[str]:
+    """What is wanted that changes no row and no token here: a seed, where it holds no rows out and reduces no lists."""
+    chooses = section.eval_fraction and not section.eval_sources
+    reduces = wanted.imitate or section.select != "all" or section.list_size is not None
+    return {"every_check"} if chooses or reduces else {"every_check", "seed"}
 
 
 def _content(source: SourceSection) -> Iterator[tuple[str, str]]:

@@ -240,7 +240,7 @@ def _smoothed(points: Points) -> Points:
 def _step_axis(first: float, last: float) -> Axis:
     if first == last:
         first, last = first - 1, last + 1
-    size = max(1, round(_round_size((last - first) / 5)))
+    size = max(1, round(round_size((last - first) / 5)))
     inside = range(math.ceil(first / size), math.floor(last / size) + 1)
     scale = (WIDTH - LEFT - RIGHT) / (last - first)
     return Axis(first, last, [Tick(LEFT + (i * size - first) * scale, str(i * size)) for i in inside])
@@ -249,21 +249,21 @@ def _step_axis(first: float, last: float) -> Axis:
 def _value_axis(low: float, high: float) -> Axis:
     if math.isclose(low, high, rel_tol=1e-6):
         low, high = low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1)
-    size = _round_size((high - low) / 4)
+    size = round_size((high - low) / 4)
     first, last = math.floor(low / size + 1e-9), math.ceil(high / size - 1e-9)
     scale = (HEIGHT - TOP - BOTTOM) / ((last - first) * size)
-    text = _number_format(size, max(abs(first), abs(last)) * size)
+    text = number_format(size, max(abs(first), abs(last)) * size)
     ticks = [Tick(TOP + (last - i) * size * scale, text(i * size)) for i in range(first, last + 1)]
     return Axis(first * size, last * size, ticks)
 
 
-def _round_size(size: float) -> float:
+def round_size(size: float) -> float:
     """The next of 1, 2, 2.5, 5, 10 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(size))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= size * 0.999)
 
 
-def _number_format(size: float, largest: float) -> Callable[[float], str]:
+def number_format(size: float, largest: float) -> Callable[[float], str]:
     """As few digits as tell ticks of this distance apart."""
     digits = 1 + (f"{size:.1e}"[2] != "0")  # of the distance itself
     decimals = max(0, digits - 1 - math.floor(math.log10(size)))

@@ -5,10 +5,10 @@ from align.command import Command, option
 COMMANDS = (
     Command(
         "report",
-        "one self-contained HTML page of a run, or of several beside each other",
+        "one self-contained HTML page of a run, of several beside each other, or of a study",
         "align.report.write:print_report",
         (
-            option("runs", nargs="+", metavar="RUN", help="a run directory, finished or not"),
+            option("runs", nargs="+", metavar="RUN", help="a run directory, finished or not, or a study's folder"),
             option("--output", metavar="FILE", help="the page (default: report.html in the run directory)"),
         ),
     ),

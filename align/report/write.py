@@ -9,8 +9,7 @@ from align.progress import stage
 from align.report.charts import COLOURS
 from align.report.page import render
 from align.report.reading import read_run
-
-PAGE = "report.html"
+from align.report.study_page import PAGE, STUDY, read_study, render_study
 
 
 @stage("writing the report")
@@ -18,7 +17,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
     """Write the page of one run, or of several with their curves laid over each other.
 
     Args:
-        runs: run directories, finished or not.
+        runs: run directories, finished or not; or the folder of one study.
         output: the page's file; None writes report.html into the run directory or, of several, beside the first.
 
     Returns:
@@ -34,13 +33,23 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
         raise UserError(f"{len(folders)} runs: more than {COLOURS} curves cannot be told apart; name fewer")
     beside = folders[0] if len(folders) == 1 else folders[0].resolve().parent
     target = Path(output) if output else beside / PAGE
-    page = render([read_run(folder) for folder in folders])
+    page = _page(folders)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, page)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); give --output another file") from None
     return target
+
+
+def _page(folders: Sequence[Path]) -> str:
+    """Of runs, or of a study."""
+    studies = [folder for folder in folders if (folder / STUDY).is_file()]
+    if studies and len(folders) > 1:
+        raise UserError(f"{studies[0]}: a study has a page of its own; name it alone, or runs of it")
+    if studies:
+        return render_study(studies[0].resolve().name, read_study(studies[0]))
+    return render([read_run(folder) for folder in folders])
 
 
 def print_report(runs: Sequence[str | Path], output: str | Path | None = None) -> None:

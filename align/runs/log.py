@@ -2,10 +2,14 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from align.runs.run_directory import RunDirectory
 
 log = logging.getLogger("align")
+_one_of_many = ContextVar("_one_of_many", default=False)
 
 
 class _Terminal(logging.StreamHandler):
@@ -22,10 +26,25 @@ def start_log(run: RunDirectory, *, main: bool) -> None:
     log.propagate = False
     log.setLevel(logging.DEBUG if main else logging.ERROR)
     console = _Terminal()
-    console.setLevel(logging.INFO)
+    console.setLevel(logging.WARNING if is_one_of_many() else logging.INFO)
     console.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(console)
     if main:
         file = logging.FileHandler(run.events)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(file)
+
+
+@contextmanager
+def one_of_many() -> Iterator[None]:
+    """Within, what a run says that is no warning goes to its events.log alone: who makes many says a line of each."""
+    token = _one_of_many.set(True)
+    try:
+        yield
+    finally:
+        _one_of_many.reset(token)
+
+
+def is_one_of_many() -> bool:
+    """Whether a run is to be brief."""
+    return _one_of_many.get()

@@ -36,8 +36,11 @@ SHORT = ("ndcg", "best_logprob_change", "sample_reward")
 """Of the held-out figures, those that the line after an iteration has."""
 
 
-def train_online(recipe: Recipe) -> RunResult:
+def train_online(recipe: Recipe, *, show: bool = True) -> RunResult:
     """Train in iterations of sampling and training; a run that is already in `recipe.output` goes on.
+
+    Args:
+        show: print the figures at the end.
 
     Raises:
         UserError: something in the recipe cannot work.
@@ -46,7 +49,7 @@ def train_online(recipe: Recipe) -> RunResult:
     with open_run(recipe) as (run, arguments):
         finished = is_finished(run)
         _iterate(recipe, run)
-        return conclude(recipe, run, finished=finished, main=arguments.process_index == 0)
+        return conclude(recipe, run, finished=finished, main=arguments.process_index == 0, show=show)
 
 
 def _iterate(recipe: Recipe, run: RunDirectory) -> None:

@@ -28,6 +28,7 @@ from align.model.reward import RewardModel, load_reward_model
 from align.model.sharding import is_sharded, keep_stream_exact, read_sharding, shard, sharding_asked
 from align.recipe import Recipe
 from align.runs.build import build_policy, check_objectives, check_positions, load_options, prepare
+from align.runs.log import is_one_of_many
 from align.runs.record import hold_to_record, record_lists
 from align.runs.run_directory import RunDirectory
 from align.runs.start import start_from
@@ -140,7 +141,8 @@ def assemble(
 
 
 def _show(audit: Audit) -> None:
-    Console(stderr=True).print(render(audit))
+    if not is_one_of_many():
+        Console(stderr=True).print(render(audit))
     log.debug("%s", in_one_line(audit))
 
 

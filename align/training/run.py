@@ -117,12 +117,12 @@ def conclude(recipe: Recipe, run: RunDirectory, *, finished: bool, main: bool, s
         show: print the figures.
     """
     summary = read_json(run.summary)
-    if finished and main:
+    if finished and main and show:
         print(f"finished before; nothing was done; `align report {run.path}` shows its figures")
         print(f"run directory: {run.path}")
-    elif main and not show:
+    elif main and not finished and not show:
         write_report([run.path])
-    elif main:
+    elif main and not finished:
         print_summary(str(run.path), summary, show=recipe.sampling.show)
         print(f"report: {write_report([run.path])}")
         print(next_steps(str(run.path), summary["task"]))

@@ -12,11 +12,12 @@ from align.training.run import train_rows
 __all__ = ["RunResult", "train"]
 
 
-def train(recipe: Recipe, given: Given | None = None) -> RunResult:
+def train(recipe: Recipe, given: Given | None = None, *, show: bool = True) -> RunResult:
     """Train the recipe's policy; a run that is already in `recipe.output` goes on where it stopped.
 
     Args:
         given: objects of the caller's own; see `align.Trainer`.
+        show: print the figures at the end.
 
     Raises:
         UserError: the recipe, its data or its model cannot work; said before the first step.
@@ -26,4 +27,6 @@ def train(recipe: Recipe, given: Given | None = None) -> RunResult:
     if recipe.online and given:
         raise UserError("online: an online run takes no objects; give callbacks and functions by their file's name")
     with limited(recipe.train.time_limit):
-        return train_online(recipe) if recipe.online else train_rows(recipe, given=given or Given())
+        return (
+            train_online(recipe, show=show) if recipe.online else train_rows(recipe, given=given or Given(), show=show)
+        )
