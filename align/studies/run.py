@@ -68,8 +68,8 @@ def sweep(
         UserError, SystemExit: see `study`.
     """
     options: dict[str, Any] = {"seeds": seeds, "baseline": baseline, "halving": halving, "by": by}
-    consent = {"trust_remote_code": trust_remote_code, "allow_code": allow_code}
-    _conclude(plan_sweep(base, settings, vary=vary, **options, **consent))
+    options |= {"trust_remote_code": trust_remote_code, "allow_code": allow_code}
+    _conclude(plan_sweep(base, settings, vary=vary, **options))
 
 
 def _conclude(plan: Plan) -> None:
