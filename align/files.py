@@ -15,6 +15,9 @@ from align.errors import UserError
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """What file systems answer that cannot be told to put a folder's names on the disk."""
 
+REMOVED = ".removed"
+"""Ending of a folder that is being removed."""
+
 
 def read_json(path: Path) -> Any:
     """What a JSON file of a run or an adapter holds.
@@ -55,9 +58,8 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
     A kill between the two renames at its end leaves no `path`; the old folder then makes room when it is next written.
     """
-    temporary, old = partial_folder(path), path.with_name(f".{path.name}.replaced")
-    for left in (temporary, old):
-        shutil.rmtree(left, ignore_errors=True)
+    temporary = partial_folder(path)
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
@@ -65,11 +67,30 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     settle(temporary)
-    if path.exists():
-        os.rename(path, old)
+    old = _aside(path)
     os.rename(temporary, path)
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there, such that a kill leaves the whole of it under its name, or nothing."""
+    shutil.rmtree(_aside(path), ignore_errors=True)
+
+
+def forget_removed(folder: Path) -> None:
+    """Remove what a kill left of folders in this one that were being removed or replaced."""
+    for left in folder.glob(f".*{REMOVED}"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    """Where a folder, if it is there, stands after one rename, to be removed piece by piece."""
+    aside = path.with_name(f".{path.name}{REMOVED}")
+    shutil.rmtree(aside, ignore_errors=True)
+    if path.exists():
+        os.rename(path, aside)
+    return aside
 
 
 def partial_folder(path: Path) -> Path:

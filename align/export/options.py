@@ -20,7 +20,10 @@ def check_places(given: dict[str, Any]) -> None:
         what = "is no folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; give a run directory or an adapter's folder")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists and is not empty; give another output folder or remove it")
+        raise UserError(
+            f"{output} exists and is not empty (an export is there whole or not at all); give another output folder or "
+            "remove it"
+        )
 
 
 COMMANDS = (

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from align.errors import UserError
-from align.files import sync
+from align.files import remove_folder, sync
 from align.manifest import Damaged, check, seal
 
 NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
@@ -31,7 +31,7 @@ class Checkpoints:
     def begin(self, step: int) -> Path:
         """The folder of a new checkpoint, without what a kill, or damage, has left of an older one of its name."""
         checkpoint = self.folder / f"checkpoint-{step}"
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        remove_folder(checkpoint)
         return checkpoint
 
     def end(self, checkpoint: Path, *, keep: int) -> None:
@@ -46,7 +46,7 @@ class Checkpoints:
         kept = [one for one in present if not self._problems.get(one)][-keep:]
         for other in numbered(self.folder):
             if other not in kept:
-                shutil.rmtree(other)
+                remove_folder(other)
 
     def whole(self) -> list[Path]:
         """Those that are as they were written, oldest first.

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -13,7 +12,7 @@ import yaml
 
 from align.bounds import load_yaml
 from align.errors import UserError
-from align.files import read_json, replaced, replaced_folder, write_text
+from align.files import forget_removed, read_json, remove_folder, replaced, replaced_folder, write_text
 from align.locks import LOCK_FILES, alone
 from align.manifest import Damaged, check, file_digest, json_digest
 from align.recipe import Recipe, dump_recipe, read_recipe
@@ -78,6 +77,8 @@ class RunDirectory:
             UserError: the folder holds another recipe's run, or other files, or is none.
         """
         self._check_place()
+        for folder in (self.path, self.checkpoints):
+            forget_removed(folder)
         if self.recipe.exists():
             changed = self._changed(recipe)
             if not changed:
@@ -142,7 +143,7 @@ class RunDirectory:
         """Turn a shorter run, finished or not, into the beginning of a longer one, from one of its checkpoints on."""
         for one in numbered(self.checkpoints):
             if checkpoint and step_of(one) > step_of(checkpoint):
-                shutil.rmtree(one)
+                remove_folder(one)
         self.reopen()
         self.write_text(self.recipe, dump_recipe(recipe))
 

@@ -1,7 +1,6 @@
 """`align score`: what happens in which order."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -17,7 +16,7 @@ from align.cluster.connect import Cluster, on_cluster, worked
 from align.data.schema import malformed
 from align.data.source_view import SourceView, mapping_of
 from align.errors import UserError
-from align.files import replaced
+from align.files import remove_folder, replaced
 from align.progress import counted, progress, stage
 from align.scoring.assemble import assembled, part_names
 from align.scoring.cache import RewardCache, default_cache_dir
@@ -277,6 +276,6 @@ def _print_finished(job: Job, specs: Sequence[Reward], console: Console, *, main
     """Nothing is left to do but what a kill may have left over."""
     summary: dict[str, Any] = json.loads(job.summary.read_text())
     if main:
-        shutil.rmtree(job.folder, ignore_errors=True)
+        remove_folder(job.folder)
         _print(console, job, summary, specs)
     return summary

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -14,7 +13,7 @@ from typing import Any
 from align.data.schema import is_messages
 from align.data.tools import TOOLS
 from align.errors import UserError
-from align.files import read_json, replaced, write_json, write_text
+from align.files import read_json, remove_folder, replaced, write_json, write_text
 from align.locks import alone
 from align.manifest import json_digest
 from align.runs.trees import differing_keys
@@ -149,7 +148,7 @@ class Job:
     def close(self, summary: dict[str, Any]) -> None:
         """Say that the output is whole, and remove the parts."""
         write_json(self.summary, {"job": self.description, **summary})
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
 
 
 def _digest(text: bytes) -> bytes:
