@@ -16,6 +16,8 @@ DEPTH = 100
 JSON_BYTES = 200_000_000
 """Of one file beside weights; the largest tokenizers have 30 MB."""
 LAYERS = 10_000
+LABELS = 100_000
+"""Outputs of a classifier, for each of which transformers makes a name."""
 SIZE = 2**31 - 1
 """The largest whole number in a model's config."""
 HEADER = 100_000_000
@@ -23,6 +25,7 @@ HEADER = 100_000_000
 PACKED = 16
 """Numbers that quantised weights may hold in one."""
 DEEPNESS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+COUNTS = dict.fromkeys(DEEPNESS, LAYERS) | {"num_labels": LABELS}
 WIDTHS = ("hidden_size", "n_embd", "d_model", "intermediate_size", "vocab_size")
 DEEP = f"is deeper than {DEPTH} levels of lists and mappings; that is no file of its kind"
 
@@ -130,7 +133,7 @@ def _check_sizes(tree: Any, file: Path, path: str, depth: int, widest: int) -> N
 
 def _check_size(size: int, file: Path, path: str, widest: int) -> None:
     key = path.split(".")[-1]
-    if abs(size) > (most := LAYERS if key in DEEPNESS else SIZE):
+    if abs(size) > (most := COUNTS.get(key, SIZE)):
         raise UserError(f"{file}: `{path}` is beyond {most:,}, which no model has; fetch it again, or mend the key")
     if key in (*DEEPNESS, *WIDTHS) and "." not in path and size < 1:
         raise UserError(f"{file}: `{path}` is {size}, and a model has 1 or more; fetch it again, or mend the key")

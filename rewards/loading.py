@@ -1,29 +1,42 @@
 """Models and tokenizers of scorers, from safetensors, with one clear sentence where that cannot work."""
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    StrictDataclassError,
+)
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
 from align.bounds import check_folder
+from align.files import is_there, with_home
 from rewards.files import is_of_other_weights
 from rewards.positions import table_size
 from rewards.types import ScorerError
 
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
+OF_CODE = (LookupError, TypeError, AttributeError, ArithmeticError, StrictDataclassError)
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, *OF_CODE)
+"""Whatever a config of wrong kinds and sizes makes of transformers' own code, too."""
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+log = logging.getLogger(__name__)
 
 
 def folder_of(model: str, revision: str | None = None) -> Path:
@@ -33,8 +46,8 @@ def folder_of(model: str, revision: str | None = None) -> Path:
         ScorerError: neither a folder nor a name that the hub knows.
         UserError: its configuration is beyond the bounds of any model.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    folder = with_home(model)
+    if is_there(folder, Path.is_dir):
         if revision is not None:
             raise ScorerError(f"`revision`: {model} is a folder here, and a revision is of a hub model; leave it out")
         check_folder(folder)
@@ -90,9 +103,56 @@ def load_model(
             )
     except SafetensorError as error:
         raise ScorerError(f"{folder}: a file of its weights is damaged ({error}); fetch the model again") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except LOAD_ERRORS as error:
         raise ScorerError(f"{folder}: cannot be loaded ({kind}): {first_line(error)}") from error
+    if problem := unread_problem(folder, model, report["unexpected_keys"]):
+        raise ScorerError(f"{folder}: {problem}")
     return model.eval(), report
+
+
+def unread_problem(folder: Path, model: PreTrainedModel, unread: Collection[str]) -> str:
+    """What is wrong with weights that the files hold and the model has no place for; empty where nothing is.
+
+    Layers behind the last that the config counts are wrong. Others are said with their count: all in a language model;
+    in one that is read with another head only those in its layers, since the old head is meant to be left out.
+
+    Args:
+        unread: as transformers names them, without those that a model's class ignores by itself.
+    """
+    more = getattr(model.config.get_text_config(), "num_nextn_predict_layers", None) or 0  # that predict further tokens
+    lengths = {name: len(own) for name, own in model.named_modules() if isinstance(own, nn.ModuleList)}
+    inside, behind = set(), []
+    for key in sorted(unread):
+        for place, number in _numbered(key):
+            length = _length(place, lengths, model.base_model_prefix)
+            if number < length:
+                inside.add(key)
+            elif length and number >= length + more:
+                behind.append((key, place, length))
+    if behind:
+        key, place, length = behind[0]
+        return (
+            f"its config makes {length} of `{place}`, and its files hold weights of more ({len(behind)}, first {key}), "
+            "which would be left out; fetch the config and the weights of one model"
+        )
+    said = sorted(inside if model.get_output_embeddings() is None else unread)
+    if said:
+        log.warning("%s: %d weights have no place in the model and are left out, first %s", folder, len(said), said[0])
+    return ""
+
+
+def _numbered(key: str) -> Iterator[tuple[str, int]]:
+    """Each list of modules that a weight's name says it lies in, and its number there."""
+    parts = key.split(".")
+    for at, part in enumerate(parts):
+        if part.isdigit():
+            yield ".".join(parts[:at]), int(part)
+
+
+def _length(place: str, lengths: Mapping[str, int], prefix: str) -> int:
+    """How many modules a list has that files name, with or without the prefix of a model's body; 0 where it is none."""
+    names = (place, f"{prefix}.{place}", place.removeprefix(f"{prefix}."))
+    return next((lengths[name] for name in names if name in lengths), 0)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -103,7 +163,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except LOAD_ERRORS as error:
         raise ScorerError(f"{folder}: its tokenizer cannot be loaded: {first_line(error)}") from error
 
 
@@ -134,7 +194,7 @@ def with_adapters(model: PreTrainedModel, adapters: Mapping[str, str]) -> PeftMo
                 wrapped.load_adapter(str(folder), adapter_name=name)
             else:
                 wrapped = PeftModel.from_pretrained(wrapped, str(folder), adapter_name=name)
-        except (ValueError, RuntimeError, KeyError) as error:
+        except LOAD_ERRORS as error:
             raise ScorerError(f"{place}: the adapter does not fit its base: {first_line(error)}") from error
     return wrapped.eval()
 

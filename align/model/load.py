@@ -10,13 +10,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    StrictDataclassError,
-)
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -34,18 +27,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from align.bounds import check_folder
 from align.consent import REMOTE
 from align.errors import UserError
+from align.files import is_there, with_home
 from align.model.given import object_of, without_dropout
 from align.progress import stage
 from align.shipped import template_file
 from align.types import ListBatch
-from rewards.loading import without_bars
+from rewards.loading import HUB_ERRORS, LOAD_ERRORS, unread_problem, without_bars
 from rewards.positions import table_size
 
 FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
-OF_CODE = (LookupError, TypeError, AttributeError, ArithmeticError, StrictDataclassError)
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, *OF_CODE)
-"""Whatever a config of wrong kinds and sizes makes of transformers' own code, too."""
 
 log = logging.getLogger("align")
 
@@ -76,14 +66,15 @@ def model_folder(model: str, revision: str | None = None, *, trust_remote_code: 
         UserError: neither a folder nor a model that the hub gives, the folder holds an adapter, or it is to have a
             revision.
     """
-    folder = Path(model).expanduser()
-    if folder.is_file():
+    folder = with_home(model)
+    if is_there(folder, Path.is_file):
         raise UserError(f"{model} is a file; give the folder of a model, or a hub name")
-    if not folder.is_dir() and model.startswith(("/", "~", "./", "../")):
+    is_here = is_there(folder, Path.is_dir)
+    if not is_here and model.startswith(("/", "~", "./", "../")):
         raise UserError(f"{model}: there is no such folder; give the folder of a model, or a hub name")
-    if folder.is_dir() and revision is not None:
+    if is_here and revision is not None:
         raise UserError(f"policy.revision: {model} is a folder here, and a revision is of a hub model; leave it out")
-    if not folder.is_dir():
+    if not is_here:
         folder = _download(model, revision, (*FILES, "*.py") if trust_remote_code else FILES)
     if (folder / "adapter_config.json").is_file():
         raise UserError(
@@ -103,8 +94,8 @@ def model_folder(model: str, revision: str | None = None, *, trust_remote_code: 
 
 def model_name(model: str) -> str:
     """What names a model from wherever it is read: the whole path of a folder here, or the hub's name."""
-    folder = Path(model).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else model
+    folder = with_home(model)
+    return str(folder.absolute()) if is_there(folder, Path.is_dir) else model
 
 
 def load_model(
@@ -210,7 +201,11 @@ def auto_class(config: PretrainedConfig) -> Any:
 def read_weights(
     auto_class: Any, folder: Path, *, dtype: str, attention: str | None, device: torch.device, **options: Any
 ) -> tuple[Any, list[str]]:
-    """A model of transformers' `auto_class`, and the weights of it that the files lack."""
+    """A model of transformers' `auto_class`, and the weights of it that the files lack.
+
+    Raises:
+        UserError: the files hold layers that the config does not count.
+    """
     with without_bars():
         model, info = auto_class.from_pretrained(
             folder,
@@ -221,6 +216,8 @@ def read_weights(
             output_loading_info=True,
             **options,
         )
+    if problem := unread_problem(folder, model, info["unexpected_keys"]):
+        raise UserError(f"{folder}: {problem}")
     return model, sorted(info["missing_keys"])
 
 

@@ -506,8 +506,8 @@ HOSTILE: dict[str, Hostile] = {
         f"template that {what}": Hostile("chat", model_with(content("chat_template.jinja", text)), said)
         for what, text, said in (
             ("loops for ever", LOOP, "more than 1 s of computing"),
-            ("makes ten gigabytes", HUGE, "more than 1 GiB of memory"),
-            ("doubles", DOUBLE, "more than 1 GiB of memory"),
+            ("makes ten gigabytes", HUGE, "more than 1 (GiB of memory|s of computing)"),  # what it meets first
+            ("doubles", DOUBLE, "more than 1 (GiB of memory|s of computing)"),
             ("looks for Python", "{{ messages.__class__.__mro__[1].__subclasses__() }}", "is unsafe"),
             ("divides by zero", "{{ 1 / 0 }}", "division by zero"),
             ("calls itself", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "calls itself without end"),
@@ -544,8 +544,14 @@ HOSTILE: dict[str, Hostile] = {
             ("no heads", {"num_attention_heads": 0}, ""),
             ("another's kernel", {"attn_implementation": "stranger/kernel"}, "compiled code"),
             ("lists for names", {"architectures": [[1]], "model_type": ["llama"]}, ""),
-            ("a million labels", {"id2label": {str(k): "a" for k in range(10)}, "num_labels": 10**9}, None),
+            ("a million labels", {"id2label": {str(k): "a" for k in range(10)}, "num_labels": 10**9}, "num_labels"),
         )
+    },
+    **{
+        f"{kind} with fewer layers than its weights": Hostile(
+            kind, model_with(keys("config.json", num_hidden_layers=1), of=of), "its config makes 1 of", not_by=not_by
+        )
+        for kind, of, not_by in (("model", "base", LOOKS), ("scorer", "reward", ()))
     },
     "config that is deep": Hostile("model", model_with(content("config.json", DEEP)), ""),
     "config that is a list": Hostile("model", model_with(content("config.json", "[]")), ""),
@@ -615,6 +621,8 @@ HOSTILE: dict[str, Hostile] = {
     "rows that are a zip bomb": Hostile(
         "rows", file_with("rows.jsonl.gz", unzipped(b"[" * 2**20, 3000)), "longer than"
     ),
+    "rows in zstd": Hostile("rows", file_with("rows.jsonl.zst", b"\x28\xb5\x2f\xfd" + bytes(20)), ""),
+    "rows in zstd under another name": Hostile("rows", file_with("rows.jsonl", b"\x28\xb5\x2f\xfd" + bytes(20)), ""),
     "rows of deep JSON": Hostile("rows", file_with("rows.jsonl", '{"prompt": ' + DEEP + "}\n"), ""),
     "rows with deep messages": Hostile(
         "rows", file_with("rows.jsonl", '{"prompt": "a", "chosen": ' + DEEP + "}\n"), ""

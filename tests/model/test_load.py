@@ -14,6 +14,7 @@ from align.model.adapters import Full, Lora
 from align.model.config import PolicySection
 from align.model.load import load_tokenizer, turn_dropout_off
 from align.model.policy import load_policy
+from align.model.reward import load_reward_model
 
 
 @pytest.fixture
@@ -30,8 +31,9 @@ def refused(folder, message):
 
 def test_a_folder_that_is_not_there(tmp_path):
     refused(tmp_path / "nothing", "there is no such folder; give the folder of a model, or a hub name")
-    with pytest.raises(UserError, match="no-such-owner/no-such-model is not a folder"):
-        load_policy(PolicySection(model="no-such-owner/no-such-model"))
+    for name in ("no-such-owner/no-such-model", 300 * "a"):  # the second longer than a folder's name can be
+        with pytest.raises(UserError, match=f"{name} is not a folder"):
+            load_policy(PolicySection(model=name))
 
 
 def test_a_hub_model_is_known_by_name_and_commit(folder, tmp_path, monkeypatch):
@@ -97,6 +99,45 @@ def test_a_weight_of_another_shape(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 20}))
     refused(folder, "cannot be loaded")
+
+
+def with_more(folder, name, like):
+    """The weights with one more, a copy of another."""
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {name: tensors[like].clone()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_config_with_fewer_layers_than_the_weights(folder):
+    """transformers would leave out the last layers without an error."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    lost = [name for name in load_file(folder / "model.safetensors") if ".layers.1." in name]
+    first = r"first model\.layers\.1\.input_layernorm\.weight"
+    told = rf"its config makes 1 of `model\.layers`, and its files hold weights of more \({len(lost)}, {first}\)"
+    refused(folder, told)
+    with pytest.raises(UserError, match=told):
+        load_reward_model(PolicySection(model=str(folder)), outputs=["reward"])
+
+
+@pytest.mark.parametrize("name", ["v_head.weight", "model.layers.0.mlp.up_proj.scale"])
+def test_a_weight_without_a_place_is_left_out_and_said(folder, caplog, name):
+    with_more(folder, name, "lm_head.weight")
+    load_policy(PolicySection(model=str(folder)))
+    assert f"{folder}: 1 weights have no place in the model and are left out, first {name}" in caplog.messages
+
+
+def test_a_layer_that_predicts_further_tokens_is_left_out(folder):
+    """As DeepSeek stores it: behind the last layer, and counted by a key of its own."""
+    with_more(folder, "model.layers.2.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight")
+    refused(folder, "its config makes 2 of")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    load_policy(PolicySection(model=str(folder)))
+
+
+def test_the_head_of_a_language_model_is_meant_to_be_left_out_of_a_reward_model(folder, caplog):
+    load_reward_model(PolicySection(model=str(folder)), outputs=["reward"])
+    assert not [said for said in caplog.messages if "left out" in said]
 
 
 def test_an_adapter_in_place_of_a_model(model_folder, tmp_path):
