@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from align.data.bad_row import BadRow
+from align.data.packed import is_packed, lines_of
 from align.data.strict_json import literal, loads
 from align.errors import UserError
 
@@ -33,9 +34,9 @@ def delimited_records(file: Path) -> Iterator[tuple[str, int, object]]:
     number = 0
     try:
         with _opened(file) as text:
-            delimiter = _delimiter(file, text.readline())
+            delimiter = _delimiter(file, next(lines_of(file, text), ""))
         with _opened(file) as text:
-            rows = csv.reader(text, delimiter=delimiter, strict=True)
+            rows = csv.reader(lines_of(file, text), delimiter=delimiter, strict=True)
             names = _names(file, next(rows, []))
             for cells in filter(None, rows):
                 number += 1
@@ -51,7 +52,7 @@ def delimited_records(file: Path) -> Iterator[tuple[str, int, object]]:
 
 def _opened(file: Path) -> IO[str]:
     """The file's text; bytes that are no UTF-8 become half characters, which its row is then refused for."""
-    opened = gzip.open if file.name.endswith(".gz") else open
+    opened = gzip.open if is_packed(file) else open
     with opened(file, "rb") as start:
         mark = start.read(2)
     encoding = "utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"

@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 
 from align.data.delimited import DELIMITED, delimited_records
+from align.data.packed import all_lines, is_packed, lines_of, refuse_packed
 from align.data.schema import BadRow
 from align.data.strict_json import decoder, what_is_wrong
 from align.errors import UserError
@@ -45,6 +46,7 @@ def file_records(file: Path, *, split: str | None = None) -> Iterator[Record]:
     Raises:
         UserError: nothing can be read there, or from some place on.
     """
+    refuse_packed(file)
     if file.name.endswith(TABLES):
         _refuse_split(file, split)
         return _table_records(file)
@@ -86,7 +88,7 @@ def _json_records(file: Path, split: str | None) -> Iterator[Record]:
         return
     first = _parse(head[0][1])
     if not isinstance(first, dict) or _is_container(first) or _is_by_columns(first):
-        head += lines
+        head += all_lines(file, lines)
         whole = _whole(file, head, split)
         if whole is not None:
             yield from ((str(file), number, raw) for number, raw in enumerate(whole, start=1))
@@ -105,8 +107,8 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
         return
     number = 0
     try:
-        with gzip.open(file, "rb") if file.name.endswith(".gz") else file.open("rb") as lines:
-            for number, line in _filled(enumerate(lines, start=1)):
+        with gzip.open(file, "rb") if is_packed(file) else file.open("rb") as lines:
+            for number, line in _filled(enumerate(lines_of(file, lines), start=1)):
                 yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{file}: broken gzip data after row {number} ({error}); fetch the file again") from None

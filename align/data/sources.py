@@ -17,6 +17,7 @@ from align.data.delimited import DELIMITED
 from align.data.files import SUFFIXES, Record, choose_split, file_records, is_split
 from align.data.formats import read_row
 from align.data.gather import Found, gather
+from align.data.packed import refuse_packed
 from align.data.schema import BadRow, Malformed, Row, UnusableRow
 from align.data.source_view import SourceView, typed
 from align.data.strict_json import DEEPEST, is_deep
@@ -224,6 +225,7 @@ def records(
         yield from _folder_records(place, split)
     elif is_there(place):
         if not path.endswith(SUFFIXES):
+            refuse_packed(place)
             raise UserError(f"{path}: not a file that holds rows; known endings are {', '.join(SUFFIXES)}")
         yield from records_of_file(place, split)
     else:

@@ -1,0 +1,60 @@
+"""Packed files: what is known by its first bytes, and how much is unpacked at once."""
+
+import gzip
+import json
+
+import pytest
+
+from align.data import packed, read_source
+from align.errors import UserError
+
+ROW = {"prompt": "a", "chosen": "b" * 300, "rejected": "c"}
+LINE = json.dumps(ROW) + "\n"
+TABLE = "prompt,chosen,rejected\na," + "b" * 300 + ",c\n"
+ARRAY = json.dumps([ROW], indent=1)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(packed, "UNPACKED", 400)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("long.jsonl.gz", LINE + LINE.replace("b", 200 * "b"), "line 2 is longer than 400 bytes unpacked; unpack"),
+        ("long.csv.gz", TABLE.replace("b", "bb"), "line 2 is longer than 400 bytes unpacked"),
+        ("header.csv.gz", 500 * ",", "line 1 is longer than 400 bytes unpacked"),
+        ("whole.json.gz", ARRAY, "takes more than 400 bytes unpacked, and has no row a line"),
+        ("brackets.jsonl.gz", "[\n" * 9, "takes more than 400 bytes unpacked, and has no row a line"),
+    ],
+)
+def test_what_unpacks_to_too_much_at_once_is_refused(tmp_path, small, name, content, said):
+    (tmp_path / name).write_bytes(gzip.compress(content.encode()))
+    with pytest.raises(UserError, match=rf"{name}: {said}"):
+        read_source(str(tmp_path / name))
+
+
+def test_what_is_in_bounds_or_not_packed_is_read(tmp_path, small):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINE.encode() * 20))
+    assert read_source(str(tmp_path / "a.jsonl.gz")).read == 20
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(TABLE.encode()))
+    assert len(read_source(str(tmp_path / "a.csv.gz")).rows[0].completions[0]) == 300
+    for name, content in (("a.json", ARRAY), ("a.jsonl", LINE.replace("b", 500 * "b")), ("a.csv", 3 * TABLE)):
+        (tmp_path / name).write_text(content)
+        assert read_source(str(tmp_path / name), limit=1).read == 1
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.zst", "rows.csv", "rows.parquet"])
+@pytest.mark.parametrize(
+    ("begins", "said"),
+    [
+        (b"\x28\xb5\x2f\xfd", "packed with zstd; unpack it, or pack it with gzip as .gz"),
+        (b"PK\x03\x04", "packed with zip; unpack it"),
+        (b"\x1f\x8b", "packed with gzip; let its name end with .gz"),
+    ],
+)
+def test_what_else_is_packed_is_named(tmp_path, name, begins, said):
+    (tmp_path / name).write_bytes(begins + bytes(20))
+    with pytest.raises(UserError, match=f"{name}: {said}"):
+        read_source(str(tmp_path / name))
