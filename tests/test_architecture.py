@@ -31,6 +31,7 @@ MAY_IMPORT = {
         "align.registry",
         "align.consent",
         "align.bounds",
+        "align.files",
         "transformers",
         "safetensors",
         "jinja2",
