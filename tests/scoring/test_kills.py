@@ -79,7 +79,8 @@ def test_stopped_before_or_after_any_step(tmp_path, classifier, monkeypatch):
     monkeypatch.setattr(window, "score_window", moments.wrap(window.score_window))
     monkeypatch.setattr(os, "replace", moments.wrap(os.replace))
     monkeypatch.setattr(command.RewardCache, "add", moments.wrap(command.RewardCache.add))
-    monkeypatch.setattr(job.shutil, "rmtree", moments.wrap(job.shutil.rmtree))
+    monkeypatch.setattr(os, "rename", moments.wrap(os.rename))
+    monkeypatch.setattr(shutil, "rmtree", moments.wrap(shutil.rmtree))
 
     def run(name: str) -> Path:
         output = tmp_path / f"{name}.jsonl"
@@ -98,7 +99,8 @@ def test_stopped_before_or_after_any_step(tmp_path, classifier, monkeypatch):
             moments.left = math.inf
         output = run(f"stopped{n}")
         assert files(output) == files(whole)
-        assert not list(tmp_path.glob(f"stopped{n}*.parts")) and not list(tmp_path.glob(f"stopped{n}*.tmp"))
+        left = [file for ending in ("parts", "tmp", "removed") for file in tmp_path.glob(f"*stopped{n}.*{ending}")]
+        assert not left
     assert n >= 2 * (4 + 4 + 3), "three windows or more, a part each, and the files beside them"
 
 
