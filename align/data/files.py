@@ -107,7 +107,8 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
         return
     number = 0
     try:
-        with gzip.open(file, "rb") if is_packed(file) else file.open("rb") as lines:
+        opened: Any = gzip.open if is_packed(file) else open
+        with opened(file, "rb") as lines:
             for number, line in _filled(enumerate(lines_of(file, lines), start=1)):
                 yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
