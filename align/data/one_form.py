@@ -17,18 +17,32 @@ def one_form(rows: Iterable[Row], *, turns: bool) -> Iterator[Row]:
 
     Source: ours
     """
-    first: dict[bool, Row] = {}
+    form = Form("" if turns else "set `turns: true` for this source, so that texts are read as turns, or ")
     for row in rows:
-        if row.loss_weight != 0 and not is_token_ids(row.prompt):
-            first.setdefault(is_messages(row.prompt), row)
-            if len(first) > 1:
-                raise _mixed(first[False], first[True], turns=turns)
+        form.check(row)
         yield row
 
 
-def _mixed(text: Row, talk: Row, *, turns: bool) -> UserError:
-    remedy = "" if turns else "set `turns: true` for this source, so that texts are read as turns, or "
-    return UserError(
-        f"{text.place}: the prompt is text, which no chat template writes, and that of {talk.place} is a conversation, "
-        f"which one does; {remedy}give the two kinds of rows as two sources"
-    )
+class Form:
+    """Of a source: what its first rows are, text or conversations."""
+
+    def __init__(self, remedy: str = "") -> None:
+        """Args:
+        remedy: what a user may do besides giving the two kinds apart.
+        """
+        self.remedy = remedy
+        self.first: dict[bool, Row] = {}
+
+    def check(self, row: Row) -> None:
+        """Raises:
+        UserError: it is of the other form than a row before it.
+        """
+        if row.loss_weight == 0 or is_token_ids(row.prompt):
+            return
+        self.first.setdefault(is_messages(row.prompt), row)
+        if len(self.first) > 1:
+            text, talk = self.first[False], self.first[True]
+            raise UserError(
+                f"{text.place}: the prompt is text, which no chat template writes, and that of {talk.place} is a "
+                f"conversation, which one does; {self.remedy}give the two kinds of rows as two sources"
+            )

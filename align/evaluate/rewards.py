@@ -11,6 +11,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from align.data.columns import how_to_ignore
+from align.data.one_form import Form
 from align.data.row_numbers import WEIGHT
 from align.data.schema import Row, Text
 from align.data.source_view import mapping_of
@@ -145,6 +146,10 @@ def evaluate_rewards(
     texts = [row for row in rows if isinstance(row.prompt, str)] if scorer and scorer.of_chats else []
     if benchmark is not None and texts:
         rows = [_as_conversation(row) for row in rows]
+    elif texts:
+        form = Form()
+        for row in rows:
+            form.check(row)
     judged = _judge(rows, scorer)
     worth = 0.0 if ties == "wrong" or benchmark == "rewardbench" else 0.5
     figures: dict[str, Any] = {

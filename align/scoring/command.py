@@ -28,7 +28,7 @@ from align.scoring.window import Scoring, Task, start_scoring
 from align.types import LONGEST_WAIT
 from rewards import Reward, read_reward
 from rewards.combine import Combination, transforms_for
-from rewards.digest import scorer_digest
+from rewards.digest import reads_text_without_template, scorer_digest
 from rewards.grading import GradeMethod
 from rewards.types import Running
 
@@ -107,6 +107,7 @@ def score_rows(
         return _print_finished(job, specs, console, main=state.is_main_process)
     answers = [getattr(spec.scorer, "answer_column", None) for spec in specs]
     options: dict[str, Any] = {"split": split, "answer_columns": answers, "size": window, "check": references.of}
+    options["one_form"] = any(reads_text_without_template(part.config) for part in parts)
 
     def read(view: SourceView) -> Iterator:
         return windows(path, **options, ignore=ignore, view=view)

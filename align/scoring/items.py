@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.data import Row, stream_rows
+from align.data.one_form import Form
 from align.data.row_numbers import WEIGHT
 from align.data.schema import TEMPLATE_OPTIONS, BadRow, UnusableRow
 from align.data.source_view import WHERE, SourceView
@@ -49,6 +50,7 @@ def windows(
     ignore: Sequence[str] = (),
     view: SourceView | None = None,
     check: Callable[[dict[str, Any]], object] = lambda row: None,
+    one_form: bool = False,
 ) -> Iterator[tuple[list[Item], int]]:
     """The rows in windows of at least `size` completions, the last one excepted, and how many completions each has.
 
@@ -58,15 +60,19 @@ def windows(
         ignore: columns that count as absent.
         view: the mapping of the rows' columns and the condition on them; a row that is not asked for is in no window.
         check: raises BadRow for a row, in the output's form, that could not be finished once it is scored.
+        one_form: refuse text beside conversations, of which a scorer's chat template would write the ones alone.
 
     Raises:
-        UserError: nothing can be read at that path.
+        UserError: nothing can be read at that path, or its rows are of two forms.
     """
+    form = Form()
     window: list[Item] = []
     held = 0
     for record in stream_rows(path, split=split, ignore=ignore, view=view):
         if isinstance(record.row, UnusableRow) and str(record.row) == WHERE:
             continue
+        if one_form and isinstance(record.row, Row):
+            form.check(record.row)
         item = _item(record, answer_columns, ignore, check)
         window.append(item)
         held += max(len(item.completions), 1)

@@ -271,3 +271,12 @@ def test_text_rows_of_a_benchmark_get_the_reward_models_template_and_others_are_
     said = console.export_text()
     assert ("3 text rows scored without the model's chat template" in said) == (benchmark is None)
     assert ("3 text rows put into the model's chat template, as RewardBench does" in said) == (benchmark is not None)
+
+
+def test_text_beside_conversations_is_refused_where_a_template_would_write_the_ones_alone(tmp_path, chat_model):
+    row = {"prompt": "a b", "chosen": "c d e", "rejected": "f", "subset": "alpacaeval-easy"}
+    path = write(tmp_path / "rows.jsonl", [row, as_conversation(row)])
+    with pytest.raises(UserError, match=r"row 1: the prompt is text, .* and that of .*row 2 is a conversation"):
+        evaluate_rewards(path, reward=chat_model)
+    evaluate_rewards(path, reward=chat_model, benchmark="rewardbench", console=quiet())
+    evaluate_rewards(path, reward="{name: length, max: 3}", console=quiet())

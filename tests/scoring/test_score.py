@@ -465,14 +465,30 @@ def test_text_rows_beside_a_chat_template_are_said_also_where_the_cache_knows_th
     chats = saved(tmp_path / "chats", LlamaForSequenceClassification(llama(pad_token_id=0)), letters(template=TEMPLATE))
     plain = saved(tmp_path / "plain", LlamaForSequenceClassification(llama(pad_token_id=0)), letters())
     text = {"prompt": "a b", "completions": ["c", "d"]}
-    messages = {"prompt": [{"role": "user", "content": "a b"}], "completions": ["c", "d"]}
-    path = write(text, messages, text)
+    path = write(text, text)
     for k, (model, rows) in enumerate(((chats, 2), (chats, 2), (plain, 0))):
         given = path if model == chats else write(text, name="texts.jsonl")
         spec = {"name": "sequence_classifier", "model": model}
         summary = score_rows(given, str(tmp_path / f"{k}.jsonl"), rewards=[spec], cache=tmp_path / "cache")
         assert summary["text_rows_without_template"] == rows
         assert ("text rows scored without the model's chat template" in capsys.readouterr().out) == bool(rows)
+
+
+@pytest.mark.parametrize("texts_first", [True, False])
+def test_text_beside_conversations_is_refused_where_a_template_would_write_the_ones_alone(write, tmp_path, texts_first):
+    from tiny_models import TEMPLATE
+
+    model = saved(tmp_path / "m", LlamaForSequenceClassification(llama(pad_token_id=0)), letters(template=TEMPLATE))
+    text = {"prompt": "a b", "completions": ["c", "d"]}
+    messages = {"prompt": [{"role": "user", "content": "a b"}], "completions": ["c", "d"]}
+    path = write(*([text, text, messages] if texts_first else [messages, messages, text]))
+    places = (1, 3) if texts_first else (3, 1)
+    told = rf"row {places[0]}: the prompt is text, which no chat template writes, and that of .*row {places[1]} is a "
+    for on_error in ("stop", "collect"):
+        with pytest.raises(UserError, match=told):
+            score_rows(path, str(tmp_path / "o.jsonl"), rewards=[model], on_error=on_error, use_cache=False)
+    rule = {"name": "length", "max": 9}
+    assert score_rows(path, str(tmp_path / "o.jsonl"), rewards=[rule], use_cache=False)["rows"] == 3
 
 
 def test_a_rows_tools_and_calls_stay_with_it_in_one_spelling(write, score):
