@@ -58,6 +58,7 @@ FLOORS = (
         "progress",
         "consent",
         "bounds",
+        "disk",
         "shipped",
         "command",
     ),

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +20,14 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 from align.cli import main
+from align.disk import size_of
 from align.errors import UserError
 from align.lacks import in_words
 from align.recipe import dump_recipe
+from align.rollout.sample import rollout
+from align.scoring import score_rows
+from align.scoring.job import Job
+from align.training.annotate import annotate
 from align.training.train import train
 from align.training.trainer import AlignTrainer
 
@@ -189,7 +195,7 @@ def test_what_a_run_will_write_is_held_against_what_is_free(make_recipe, monkeyp
     (newest, _) = sorted(run.glob("checkpoints/checkpoint-*"), reverse=True)
     wrote = sum(file.stat().st_size for file in newest.rglob("*") if file.suffix in (".pt", ".safetensors"))
     free = SimpleNamespace(free=0)
-    monkeypatch.setattr("align.training.room.shutil.disk_usage", lambda _: free)
+    monkeypatch.setattr("align.disk.shutil.disk_usage", lambda _: free)
     small = make_recipe("small", train={"steps": 1}, sampling={"prompts": 0}, **policy)
     with pytest.raises(UserError, match=r"small: a checkpoint of this run takes about .* 0 bytes are free") as said:
         train(small)
@@ -199,3 +205,61 @@ def test_what_a_run_will_write_is_held_against_what_is_free(make_recipe, monkeyp
     free.free = int(2 * told)
     train(small)
     assert "make room, or give train.keep_checkpoints=1" in (Path(small.output) / "events.log").read_text()
+
+
+NUMBERS = {"bytes": 1.0, "kB": 1e3, "MB": 1e6}
+
+
+def told_bytes(message: str) -> float:
+    found = re.search(r"take (?:about )?([0-9.]+) (bytes|kB|MB), and 0 bytes are free", message)
+    assert found, message
+    return float(found[1]) * NUMBERS[found[2]]
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """A disk that says it is full, although files can be written."""
+    monkeypatch.setattr("align.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "parquet"])
+def test_what_a_score_will_write_is_held_against_what_is_free(tmp_path, monkeypatch, ending):
+    """Against its files: the parts before they go, and the output."""
+    texts = [" ".join("abcdefgh"[(n * k) % 8] * (n % 7 + 1) for k in range(150)) for n in range(60)]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": one, "completions": [one, one[1:]]}) + "\n" for one in texts))
+    output, parts = tmp_path / f"scored.{ending}", []
+    score = partial(score_rows, str(rows), str(output), rewards=[{"name": "length", "max": 9}], window=16)
+    no_room = {tmp_path}  # not that of the cache
+    with monkeypatch.context() as patch:
+        patch.setattr("align.disk.shutil.disk_usage", lambda at: SimpleNamespace(free=0 if at in no_room else 10**9))
+        with pytest.raises(UserError, match=f"scored.{ending}: it and its parts will take about") as said:
+            score(cache=tmp_path / "cache")
+        no_room = {tmp_path / "cache"}
+        with pytest.raises(UserError, match="cache/rewards.sqlite: the rewards will take about 8.64 kB") as of_cache:
+            score(cache=tmp_path / "cache")
+        assert told_bytes(str(of_cache.value)) == 120 * 72  # SQLite takes 71 bytes a reward, of 100 000
+        close = Job.close
+        patch.setattr(Job, "close", lambda job, summary: (parts.append(size_of(job.folder)), close(job, summary)))
+        score(use_cache=False)
+    wrote = parts[0] + output.stat().st_size
+    assert 0.8 * wrote < told_bytes(str(said.value)) < 1.5 * wrote, wrote
+
+
+def test_what_a_reference_will_write_is_held_against_what_is_free(make_recipe, monkeypatch, tmp_path):
+    recipe = make_recipe(reference={"cache_dir": str(tmp_path / "cache")}, sampling={"prompts": 0})
+    with monkeypatch.context() as patch:
+        patch.setattr("align.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+        with pytest.raises(UserError, match=r"the reference's values will take about .* `reference.cache_dir`") as said:
+            annotate(recipe)
+    annotate(recipe)
+    wrote = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.safetensors"))
+    assert 0.5 * wrote < told_bytes(str(said.value)) < 1.1 * wrote
+
+
+def test_a_rollout_that_could_fill_the_disk_is_said(make_recipe, full, capfd):
+    section = {"engine": "transformers", "completions": 2, "max_tokens": 3}
+    rows = rollout(make_recipe(rollout=section, sampling={"prompts": 0}))
+    said = capfd.readouterr().err.splitlines()
+    told = next(told_bytes(own) for own in said if "completions of 3 tokens each would take" in own)
+    assert told == len(rows.read_text().splitlines()) * 2 * 3 * 20 * 2

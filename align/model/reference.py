@@ -13,6 +13,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from align.data.steps import micro_batches
+from align.disk import check_fits
 from align.errors import UserError
 from align.model.forward import evaluating
 from align.model.policy import Policy
@@ -26,6 +27,8 @@ KEYED = ("prompt_ids", "completion_ids", "learn_at")
 BLOCK = 512
 """Lists read into memory at a time."""
 SHARD_VALUES = 2**21
+OF_A_LIST = 24
+"""Bytes of a list's key and length beside its values."""
 SHARD_SECONDS = 30.0
 """A part is written after so many values or seconds, whichever comes first: no more than that is lost to a kill."""
 CHECKED = 3
@@ -89,6 +92,7 @@ def _completed(cache: ValueCache, work: "_Lists", label: str, state: PartialStat
             cache.remove()
         stored = {kind: {} for kind in stored}
     state.wait_for_everyone()
+    work.check_room(cache, stored)
     cache.create(describe=state.is_main_process)
     _fill(cache, work, stored, label, share=(state.process_index, state.num_processes))
     state.wait_for_everyone()
@@ -154,9 +158,24 @@ class _Lists:
         self.lists, self.policy, self.reader, self.spread = lists, policy, reader, spread
         self.keys: list[bytes] = []
         self.widths: list[int] = []
+        self.sizes: list[dict[Kind, int]] = []
+        """Bytes that a list's values take."""
         for row in _keyed(lists):
             self.keys.append(_key(row))
-            self.widths.append(len(row["prompt_ids"]) + max(map(len, row["completion_ids"])))
+            lengths = [len(own) for own in row["completion_ids"]]
+            self.widths.append(len(row["prompt_ids"]) + max(lengths))
+            self.sizes.append({"logprobs": OF_A_LIST + 4 * sum(lengths), "gram": OF_A_LIST + 8 * len(lengths) ** 2})
+
+    def check_room(self, cache: ValueCache, stored: Found) -> None:
+        """Refuse to compute what the cache's disk cannot hold.
+
+        Raises:
+            UserError: says how much is needed, and how much is free.
+        """
+        rows = {key: row for row, key in enumerate(self.keys)}
+        missing = [self.sizes[row][kind] for kind in stored for key, row in rows.items() if key not in stored[kind]]
+        for folder in cache.folders.values():
+            check_fits(folder, sum(missing), "the reference's values", "give `reference.cache_dir` another folder")
 
     def missing(self, stored: Found, share: tuple[int, int]) -> list[list[int]]:
         """Rows to compute, one of each key, in blocks; the longest first, so that a lack of memory shows at once.

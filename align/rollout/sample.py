@@ -15,6 +15,7 @@ from align.cluster.connect import Cluster, on_cluster, worked
 from align.data.row_numbers import WEIGHT
 from align.data.schema import TEMPLATE_OPTIONS, Row, is_messages
 from align.data.tools import TOOLS
+from align.disk import free, in_words
 from align.errors import UserError
 from align.evaluate.sampling import Sampled, completion_text
 from align.files import read_json, write_json
@@ -41,6 +42,8 @@ from rewards.types import Asked, Running
 
 log = logging.getLogger("align")
 
+OF_A_TOKEN = 20
+"""Bytes of a sampled token in a file of rows: its text, its number and its log-probability."""
 SCORED_AT_ONCE = 32
 """Lists that a scorer gets at a time; a kill costs no more."""
 
@@ -182,9 +185,20 @@ class Sampler:
         figures: dict[str, Any] = {"prompts": len(prompts.rows), "left_out": prompts.left_out}
         figures["text_left_out"] = prompts.text_left_out
         if not journal.whole:
+            self._check_room(folder, len(prompts.rows) - len(journal.lines))
             figures |= self._synchronise(trained, version, prompts, sampling)
             figures |= self._fill(journal, prompts, sampling, version)
         return figures | {"policy_version": version}
+
+    def _check_room(self, folder: Path, prompts: int) -> None:
+        """Warn where the disk cannot hold completions that all are as long as they may be."""
+        section = self.recipe.rollout
+        most = prompts * section.completions * section.max_tokens * OF_A_TOKEN * len(WRITES)
+        if most > (have := free(folder)):
+            log.warning(
+                "%s: completions of %d tokens each would take %s, and %s are free; make room, or set another `output`",
+                *(folder, section.max_tokens, in_words(most), in_words(have)),
+            )
 
     def rest(self, *, stop: bool) -> None:
         """Give memory back until the next sampling."""

@@ -15,12 +15,13 @@ from rich.table import Table
 from align.cluster.connect import Cluster, on_cluster, worked
 from align.data.schema import malformed
 from align.data.source_view import SourceView, mapping_of
+from align.disk import check_fits, size_of
 from align.errors import UserError
 from align.files import remove_folder, replaced
 from align.progress import counted, progress, stage
 from align.scoring.assemble import assembled, part_names
 from align.scoring.cache import RewardCache, default_cache_dir
-from align.scoring.items import Item, windows
+from align.scoring.items import Item, as_json, windows
 from align.scoring.job import Job, write_rows
 from align.scoring.references import References
 from align.scoring.scoring import Part
@@ -33,6 +34,10 @@ from rewards.grading import GradeMethod
 from rewards.types import Running
 
 OnError = Literal["stop", "collect"]
+OF_A_REWARD, CACHED = 20, 72
+"""Bytes that a reward takes in a row, and in the cache."""
+PACKED = 0.3
+"""Of what gzip and Parquet leave of a row, about."""
 COLLECT = " (--on-error collect sets such rows aside with their reasons)"
 
 
@@ -114,10 +119,11 @@ def score_rows(
 
     held = job.alone() if state.is_main_process else nullcontext()
     with on_cluster(ray, actors, gpus) as cluster:
-        count, total = _check_rows(read(seen), on_error)
+        count, total, each = _check_rows(read(seen), on_error)
         if seen.left_out and state.is_main_process:
             console.print(f"{counted(seen.left_out, 'row')} left out by --where")
         store = RewardCache(Path(cache).expanduser() if cache else default_cache_dir()) if use_cache else None
+        _check_room(job, store, total, each, len(parts))
         with held:
             if state.is_main_process:
                 job.open(store.state() if store else 0)
@@ -172,25 +178,43 @@ def _input_identity(path: str, split: str | None, output: str) -> dict[str, Any]
 
 
 @stage("reading the rows")
-def _check_rows(read: Iterator, on_error: OnError) -> tuple[int, int]:
+def _check_rows(read: Iterator, on_error: OnError) -> tuple[int, int, float]:
     """Read the whole input once before anything is scored.
 
     Returns:
-        How many windows and completions there are to score.
+        How many windows and completions there are to score, and bytes of a completion with its share of a row, as the
+        first window has them.
 
     Raises:
         UserError: malformed rows where they are not collected, or no row at all.
     """
     bad: list[str] = []
     count = total = 0
+    each = 0.0
     for count, (window, completions) in enumerate(read, start=1):  # noqa: B007 - used behind the loop
         total += completions
+        if count == 1:
+            each = sum(len(as_json(item.kept)) for item in window if item.kept) / max(completions, 1)
         bad += [item.reason for item in window if item.reason is not None]
     if bad and on_error == "stop":
         raise UserError(f"{malformed(bad)}{COLLECT}")
     if not count:
         raise UserError("the input has no rows; give a file that holds some")
-    return count, total
+    return count, total, each
+
+
+def _check_room(job: Job, store: RewardCache | None, total: int, each: float, scorers: int) -> None:
+    """Refuse a job whose parts and output, or whose rewards in the cache, a disk cannot hold.
+
+    Raises:
+        UserError: says how much is needed, and how much is free.
+    """
+    rewards = OF_A_REWARD * (scorers + 2)  # each scorer's, their sum and the grade
+    output = (each + rewards) * (1 if job.output.suffix == ".jsonl" else PACKED)
+    whole = total * (each + rewards + output)
+    check_fits(job.output, whole, "it and its parts", "give another output", held=size_of(job.folder))
+    if store is not None:
+        check_fits(store.path, total * scorers * CACHED, "the rewards", "give --cache another folder, or --no-cache")
 
 
 def _score_windows(
