@@ -163,7 +163,7 @@ def open_chat(
     options |= {"seed": own_seed if seed is None else seed}
     is_run = (Path(model) / "recipe.yaml").exists()
     given = RunDirectory(Path(model)).read_recipe().data.template_options if is_run else {}
-    opened = Chat(policy, _sides(policy, is_run=is_run), templated, system, options, given)
+    opened = Chat(policy, sides(policy, is_run=is_run), templated, system, options, given)
     opened.reset()
     return opened
 
@@ -176,7 +176,8 @@ def _sampling_of(folder: Path) -> tuple[dict[str, Any], int]:
     return recipe.sampling.model_dump(include=set(OPTIONS)), recipe.train.seed
 
 
-def _sides(policy: Policy, *, is_run: bool) -> list[Side]:
+def sides(policy: Policy, *, is_run: bool) -> list[Side]:
+    """What answers: a run's or an adapter's policy with what it was before, or a model alone."""
     after = Side("after", lambda: _as_it_is(policy))
     if is_run:
         return [Side("before", lambda: _reference(policy)), after]

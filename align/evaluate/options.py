@@ -70,6 +70,33 @@ COMMANDS = (
         ),
     ),
     Command(
+        "evaluate benchmarks",
+        "lm-evaluation-harness before and after training, and which tasks the policy forgot (extra lm-eval)",
+        "align.evaluate.benchmarks:evaluate_benchmarks",
+        (
+            option("model", **MODEL, help="a run directory, an adapter's folder, or a model"),
+            option("--tasks", nargs="+", required=True, metavar="TASK", help="of the harness, or of --include-path"),
+            option("--include-path", metavar="DIR", help="a folder of task files of your own, with data that is here"),
+            option(
+                "--num-fewshot", type=count, metavar="N", help="examples before each question (default: the task's)"
+            ),
+            option("--limit", type=positive, metavar="N", help="read only so many documents of each task"),
+            option("--batch-size", type=positive, default=8, metavar="N", help="texts of a forward pass (default 8)"),
+            option("--apply-chat-template", action="store_true", help="ask through the model's chat template"),
+            option("--chat-template", **TEMPLATE, help="a Jinja file in place of the run's own"),
+            option(
+                "--json",
+                dest="json_path",
+                metavar="OUT",
+                help="write every figure here (default: benchmarks.json of the run)",
+            ),
+            TRUST_REMOTE_CODE,
+            ALLOW_CODE,
+        ),
+        before=check_models,
+        goes_on=True,
+    ),
+    Command(
         "gate",
         "check figures of runs, evaluations, exports and studies: exit code 0 where all requirements hold, else 3",
         "align.evaluate.gate:gate",
