@@ -114,6 +114,7 @@ def _whole(text: str) -> int:
 positive = _checked("whole number of 1 or more", _whole, lambda value: value >= 1)
 count = _checked("whole number of 0 or more", _whole, lambda value: value >= 0)
 not_negative = _checked("number of 0 or more", float, lambda value: 0 <= value < math.inf)
+fraction = _checked("number above 0 and below 1", float, lambda value: 0 < value < 1)
 share = _checked("number above 0 and up to 1", float, lambda value: 0 < value <= 1)
 
 

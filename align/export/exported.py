@@ -2,40 +2,46 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.filesize import decimal
 from safetensors import safe_open
 
-from align.export.model_card import fidelity
+from align.export.formats import Format
+from align.export.model_card import COMMANDS, compared_in_words
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """What safetensors calls them."""
+PLAIN = ("peft", "transformers")
+"""Formats whose tensors say what they are stored in."""
 
 
-def describe(folder: Path, *, base: str | None, outputs: Sequence[str], differences: dict[str, float]) -> str:
+def describe(folder: Path, *, form: Format, base: str | None, outputs: Sequence[str], found: dict[str, Any]) -> str:
     """Form and dtype, files with their sizes, what merging and rounding cost, and how to load it.
 
     Args:
-        base: the model that an adapter is for; None for a whole model.
+        form: what was written.
+        base: the model that an adapter is for; None where all weights were trained.
         outputs: names of a reward model's outputs; none for a language model.
-        differences: as `export.write_files` gives them.
+        found: what `export.json` says.
     """
     kind = "reward model" if outputs else "model"
-    form = f"an adapter for {base}" if base else f"a whole {kind}"
+    what = f"an adapter for {base}" if form.of_adapter else f"a whole {kind}"
     weights = sorted(folder.glob("*.safetensors"))
     others = sorted(file for file in folder.iterdir() if file not in weights)
-    lines = [f"{folder}: {form} in {' and '.join(_dtypes(weights))}"]
+    lines = [f"{folder}: {what} in {' and '.join(_dtypes(weights)) if form.name in PLAIN else found['dtype']}"]
     sizes = (f"{file.name} {decimal(file.stat().st_size, precision=2)}" for file in [*weights, *others])
     lines.append("  " + ", ".join(sizes))
-    if differences:
-        lines.append(f"  {fidelity(differences, is_reward=bool(outputs))}")
-    return "\n".join([*lines, *(f"  load: {line}" for line in _loading(folder, base, outputs))])
+    lines += [f"  {said}" for said in compared_in_words(found, is_reward=bool(outputs))]
+    return "\n".join([*lines, *(f"  load: {line}" for line in _loading(folder, form, base, outputs))])
 
 
-def _loading(folder: Path, base: str | None, outputs: Sequence[str]) -> list[str]:
+def _loading(folder: Path, form: Format, base: str | None, outputs: Sequence[str]) -> list[str]:
     if outputs:
         return [f"align score --reward {folder} INPUT OUTPUT"]
-    if base is None:
+    if form.name in COMMANDS:
+        return COMMANDS[form.name].format(name=folder, base=base).splitlines()
+    if not form.of_adapter:
         return [f'transformers.AutoModelForCausalLM.from_pretrained("{folder}")', f"vllm serve {folder}"]
     served = f"vllm serve {base} --enable-lora --lora-modules {folder.name}={folder}"
     return [f'peft.AutoPeftModelForCausalLM.from_pretrained("{folder}")', served]

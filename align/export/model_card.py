@@ -7,18 +7,27 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from align.export.formats import FLOATS, Format
 from align.report.summary import ITERATION_COLUMNS, ROWS, figure, in_words
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.jsonl)(?<!\.json)(?<!\.gz)(?<!\.parquet)")
 """Of a data set on the hub, and not of a file."""
+LIBRARIES = {"peft": "peft", "gguf": "gguf", "lora-gguf": "gguf", "onnx": "onnx"}
+"""What the hub calls what loads a format; transformers loads the others."""
+COMMANDS = {
+    "gguf": "llama-server -m {name}/model.gguf\nollama create {name} -f {name}/Modelfile",
+    "lora-gguf": "llama-server -m BASE.gguf --lora {name}/adapter.gguf  # BASE.gguf: {base} as GGUF",
+    "onnx": "python -c \"import onnxruntime; onnxruntime.InferenceSession('{name}/model.onnx')\"",
+}
+"""How a format is loaded that is not loaded from Python as a model."""
 
 
 def model_card(
     *,
     name: str,
     base: str | None,
-    merged: bool,
-    differences: dict[str, float],
+    form: Format,
+    found: dict[str, Any],
     outputs: Sequence[str] = (),
     recipe: dict[str, Any],
     summary: dict[str, Any],
@@ -29,9 +38,8 @@ def model_card(
     Args:
         name: Title of the card.
         base: Folder or hub name of the base model; None where every weight was trained.
-        merged: Whether the folder holds base and adapter as one checkpoint.
-        differences: By how much the export moved the log-probabilities (nats) or rewards of a probe text at most, per
-            stage.
+        form: What the folder is.
+        found: What the comparison with what was trained has given, as `export.json` has it.
         outputs: Names of a reward model's outputs; none for a language model.
         recipe: The run's recipe; {} where there is no run.
         summary: The run's summary.json, or {}.
@@ -42,41 +50,50 @@ def model_card(
 
     Source: ours
     """
-    metadata = _metadata(base, recipe, is_adapter=base is not None and not merged, is_reward=bool(outputs))
+    metadata = _metadata(base, recipe, form, is_reward=bool(outputs))
+    compared = compared_in_words(found, is_reward=bool(outputs))
     sections = [
         f"---\n{metadata.to_yaml()}\n---",
-        f"# {name}\n\n{_what(base, merged, outputs)}",
+        f"# {name}\n\n{_what(base, form, outputs)}",
         _training(recipe, environment),
         _figures(summary),
         _iterations(summary),
-        f"## Export\n\n{fidelity(differences, is_reward=bool(outputs))}" if differences else "",
-        f"## Use\n\n```python\n{_usage(name, base, merged, outputs)}\n```",
+        "## Export\n\n" + "\n\n".join(compared) if compared else "",
+        f"## Use\n\n{_usage(name, base, form, outputs)}",
     ]
     return str(ModelCard("\n\n".join(section for section in sections if section) + "\n"))
 
 
-def _metadata(base: str | None, recipe: dict[str, Any], *, is_adapter: bool, is_reward: bool) -> ModelCardData:
+def _metadata(base: str | None, recipe: dict[str, Any], form: Format, *, is_reward: bool) -> ModelCardData:
     """What the hub reads; it takes only its own names, no folders of this machine."""
     names = [source["path"] for source in recipe.get("data", {}).get("sources", [])]
     known = base if base is not None and not Path(base).exists() else None
-    relation: dict[str, Any] = {"base_model_relation": "adapter" if is_adapter else "finetune"} if known else {}
+    relation: dict[str, Any] = {"base_model_relation": _relation(form)} if known else {}
     return ModelCardData(
         base_model=known,
         datasets=[name for name in names if HUB_NAME.fullmatch(name) and not Path(name).exists()] or None,
-        library_name="peft" if is_adapter else "transformers",
+        library_name=LIBRARIES.get(form.name, "transformers"),
         pipeline_tag="text-classification" if is_reward else "text-generation",
         tags=["preference-alignment", "align-lm"],
         **relation,
     )
 
 
-def _what(base: str | None, merged: bool, outputs: Sequence[str]) -> str:
+def _relation(form: Format) -> str:
+    if form.of_adapter:
+        return "adapter"
+    return "finetune" if set(form.stored_in) <= set(FLOATS) else "quantized"
+
+
+def _what(base: str | None, form: Format, outputs: Sequence[str]) -> str:
     model = f"reward model (outputs: {', '.join(outputs)})" if outputs else "language model"
+    stored = "" if form.name in ("peft", "transformers") else f" It is stored as {form.what}."
     if base is None:
-        return f"A {model} whose weights were all trained on preferences with Align."
-    form = "merged into its base model" if merged else "in PEFT's format, for its base model"
+        return f"A {model} whose weights were all trained on preferences with Align.{stored}"
+    how = "in PEFT's format, for its base model" if form.name == "peft" else "for its base model"
+    how = how if form.of_adapter else "merged into its base model"
     what = f"A {model} trained as an adapter" if outputs else "An adapter trained on preferences"
-    return f"{what} with Align, {form} `{base}`."
+    return f"{what} with Align, {how} `{base}`.{stored}"
 
 
 def _training(recipe: dict[str, Any], environment: dict[str, Any]) -> str:
@@ -159,20 +176,51 @@ def _figures(summary: dict[str, Any]) -> str:
     return "\n".join(["## On held-out lists", "", "| | before | after |", "|---|---|---|", *rows])
 
 
-def fidelity(differences: dict[str, float], *, is_reward: bool) -> str:
-    """What an export cost, in words; see `export.write_files`."""
+def compared_in_words(found: dict[str, Any], *, is_reward: bool) -> list[str]:
+    """What an export cost, in sentences; see `compare` and `export._write` for the names."""
+    return [said for said in (_fidelity(found, is_reward=is_reward), _compared(found)) if said]
+
+
+def _fidelity(found: dict[str, Any], *, is_reward: bool) -> str:
     what, unit = ("Rewards", "") if is_reward else ("Log-probabilities", " nats")
     said = {
-        "merge": f"merging in float32 moved them by {{:.1e}}{unit} at most",
-        "stored": f"the stored weights give them within {{:.1e}}{unit} of the policy's own",
-        "stored_mean": f"{{:.1e}}{unit} on average",
+        "merge_difference": f"merging in float32 moved them by {{:.1e}}{unit} at most",
+        "stored_difference": f"the stored weights give them within {{:.1e}}{unit} of the policy's own",
+        "stored_mean_difference": f"{{:.1e}}{unit} on average",
     }
-    parts = ", ".join(said[stage].format(value) for stage, value in differences.items())
+    parts = [text.format(found[key]) for key, text in said.items() if key in found]
     where = "of a probe text" if is_reward else "of a probe text, over the whole vocabulary"
-    return f"{what} {where}: {parts}."
+    return f"{what} {where}: {', '.join(parts)}." if parts else ""
 
 
-def _usage(name: str, base: str | None, merged: bool, outputs: Sequence[str]) -> str:
+def _compared(found: dict[str, Any]) -> str:
+    if "engine" not in found:
+        return ""
+    text = (
+        f"Read again by {found['engine']} on {found['compared_on']} ({found['tokens']} tokens): a token's "
+        f"log-probability is off by {found['mean_logprob_difference']:.1e} nats on average (bound "
+        f"{found['tolerance']:g}) and {found['max_logprob_difference']:.1e} at most"
+    )
+    if found["pair_accuracy_after"] is not None:
+        text += (
+            f"; pair accuracy by {found['pair_accuracy_by']} {found['pair_accuracy_before']:.4f} as trained, "
+            f"{found['pair_accuracy_after']:.4f} in the export"
+        )
+    if found["prompts_compared"]:
+        text += f"; {found['prompts_compared']} prompts are read as the same token ids"
+    if found.get("drop") is not None:
+        text += f"; {100 * found['drop']:g} % of the adapter's second factors were dropped"
+    return text + "."
+
+
+def _usage(name: str, base: str | None, form: Format, outputs: Sequence[str]) -> str:
+    """How the folder is loaded, as a block of Markdown."""
+    if form.name in COMMANDS:
+        return f"```sh\n{COMMANDS[form.name].format(name=name, base=base)}\n```"
+    return f"```python\n{_python(name, base, base is not None and not form.of_adapter, outputs)}\n```"
+
+
+def _python(name: str, base: str | None, merged: bool, outputs: Sequence[str]) -> str:
     if outputs and (base is None or merged):
         return f'from rewards import load_scorer\n\nrewards = load_scorer("{name}").score([prompt], [completion])'
     if outputs:

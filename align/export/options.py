@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from align.command import TRUST_REMOTE_CODE, Command, option
+from align.command import TRUST_REMOTE_CODE, Command, count, fraction, not_negative, option
 from align.errors import UserError
 
+TO = ("peft", "transformers", "gguf", "lora-gguf", "nf4", "fp8", "awq", "gptq", "onnx")
+"""The rows of `align.export.formats.FORMATS`, which a test holds this to."""
 DTYPES = ("float32", "bfloat16", "float16")
+GGUF_TYPES = ("q8_0", "q6_k", "q5_0", "q5_1", "q5_k_s", "q5_k_m", "q4_0", "q4_1", "q4_k_s", "q4_k_m")
 
 
 def check_places(given: dict[str, Any]) -> None:
@@ -29,13 +32,34 @@ def check_places(given: dict[str, Any]) -> None:
 COMMANDS = (
     Command(
         "export",
-        "an adapter or, with --merge, a full checkpoint of a run",
+        "what a run trained, for transformers, PEFT, vLLM, llama.cpp, Ollama or ONNX",
         "align.export.export:export",
         (
             option("run_or_adapter", metavar="RUN", help="a run directory, or an adapter's folder"),
             option("output", metavar="OUTPUT", help="a new or empty folder"),
-            option("--merge", action="store_true", help="base and adapter in one checkpoint"),
-            option("--dtype", choices=DTYPES, help="what weights are stored in (default: as trained)"),
+            option("--to", choices=TO, help="what to write (default peft, and transformers where all weights trained)"),
+            option("--merge", action="store_true", help="the same as --to transformers"),
+            option(
+                "--dtype",
+                choices=(*DTYPES, *GGUF_TYPES),
+                metavar="TYPE",
+                help=f"what weights are stored in (default: as trained): {', '.join(DTYPES)}; "
+                f"in a GGUF file also {', '.join(GGUF_TYPES)}",
+            ),
+            option(
+                "--drop",
+                type=fraction,
+                metavar="SHARE",
+                help="let this share of the adapter's second factors be 0, the rest scaled up for it",
+            ),
+            option("--seed", type=count, default=0, help="of what is dropped (default 0)"),
+            option("--lists", type=count, default=16, metavar="N", help="held-out lists to compare it on (default 16)"),
+            option(
+                "--tolerance",
+                type=not_negative,
+                metavar="NATS",
+                help="by which log-probabilities may be off on average (default: by what weights are stored in)",
+            ),
             TRUST_REMOTE_CODE,
             option("--push", metavar="HUB_NAME", help="upload the result to the hub as well"),
         ),

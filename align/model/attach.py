@@ -199,8 +199,8 @@ def _refuse_unlike(config: dict[str, Any], folder: Path) -> None:
         if config.get(key) not in (none, None, [], {}):
             raise UserError(
                 f"policy.start_adapter: {folder} has `{key}: {config[key]}`, weights of the base that a reference "
-                "cannot keep beside trained ones; merge it (`align export ADAPTER OUTPUT --merge`) and name the result "
-                "as `policy.model`"
+                "cannot keep beside trained ones; merge it (`align export ADAPTER OUTPUT --to transformers`) and name "
+                "the result as `policy.model`"
             )
 
 

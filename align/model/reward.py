@@ -210,7 +210,7 @@ def _refuse_unsuited(section: PolicySection) -> None:
     if section.start_adapter is not None:
         raise UserError(
             "policy.start_adapter: a reward model starts from a whole model; merge the adapter first "
-            "(`align export RUN OUTPUT --merge`) and name the result as `policy.model`"
+            "(`align export RUN OUTPUT --to transformers`) and name the result as `policy.model`"
         )
     if section.quantization is not None or section.adapter.needs_quantization:
         raise UserError("policy: a reward model is not trained on quantised weights; use lora without `quantization`")

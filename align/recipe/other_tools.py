@@ -103,7 +103,8 @@ NAMES: Mapping[str, Here] = {
         Here("policy.start_adapter", "it goes on training and is the reference"),
     ),
     "create_new_adapter": Here(
-        "", "`policy.start_adapter` goes on with the same adapter; for a new one, export the old with --merge first"
+        "",
+        "`policy.start_adapter` goes on with the same adapter; for a new one, export the old --to transformers first",
     ),
     **dict.fromkeys(
         ("modules_to_save", "lora_modules_to_save", "additional_target", "lora_bias", "bias", "lora_task_type")

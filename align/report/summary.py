@@ -61,8 +61,9 @@ def next_steps(path: str, task: str) -> str:
     """What a newcomer does with a finished run."""
     run = shlex.quote(path)
     if task == "reward":
-        return f"next: `align export {run} FOLDER --merge` makes a model, `align score IN OUT --reward FOLDER` uses it"
-    return f"next: `align chat {run}` answers side by side, `align export {run} FOLDER --merge` makes a model"
+        made = f"`align export {run} FOLDER --to transformers` makes a model"
+        return f"next: {made}, `align score IN OUT --reward FOLDER` uses it"
+    return f"next: `align chat {run}` answers side by side, `align export {run} FOLDER --to transformers` makes a model"
 
 
 def few_lists(lists: int) -> str:

@@ -138,7 +138,8 @@ class TransferQ(Strict):
         if not self.baseline:
             raise ValueError(
                 "baseline: missing; name the folder of an aligned model with the policy's vocabulary, such as what "
-                "`align export RUN FOLDER --merge` writes (with the unaligned base it would be controlled decoding)"
+                "`align export RUN FOLDER --to transformers` writes (with the unaligned base it would be controlled "
+                "decoding)"
             )
         return self
 

@@ -18,10 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from align.errors import UserError
 from align.export.export import export
+from align.export.formats import FORMATS
 from align.export.model_card import model_card
 from align.training.train import train
 
 export_module = import_module("align.export.export")  # its package holds the function of that name
+merging = import_module("align.export.merging")
 
 VOCABULARY = 40
 IDS = torch.randint(3, VOCABULARY, (2, 17), generator=torch.Generator().manual_seed(0))
@@ -173,7 +175,7 @@ def test_what_an_export_wrote_is_said(tmp_path, capsys):
     size = (out / "model.safetensors").stat().st_size
     assert f"model.safetensors {size / 1e3:.2f} kB" in said and f'from_pretrained("{out}")' in said
     # What the text was measured on, here by transformers and PEFT alone.
-    probe = torch.tensor([tokenizer()(export_module.PROBE)["input_ids"]])
+    probe = torch.tensor([tokenizer()(merging.PROBE)["input_ids"]])
     policy = peft.PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "run" / "adapter"
     )
@@ -226,7 +228,13 @@ def test_the_card_of_an_online_run_names_how_its_data_came_to_be():
     figures = {"sampled_reward": 0.25, "reward_before": 0.5, "reward_after": 0.75, "lists": 190}
     summary = {"iterations": [{"iteration": 1, **figures}]}
     text = model_card(
-        name="x", base="owner/model", merged=True, differences={}, recipe=recipe, summary=summary, environment={}
+        name="x",
+        base="owner/model",
+        form=FORMATS["transformers"],
+        found={},
+        recipe=recipe,
+        summary=summary,
+        environment={},
     )
     for fact in (
         "| prompts | `owner/prompts`, `my/own.jsonl` |",
@@ -266,7 +274,7 @@ def test_a_run_of_all_weights_is_written_whole(tmp_path, merge):
 
 def test_a_merge_that_is_not_what_was_trained_is_refused(tmp_path, monkeypatch):
     save_adapter(tmp_path / "tied", save_base(tmp_path / "base"), "lora_on_a_tied_head")
-    monkeypatch.setattr(export_module, "_untie", lambda model: None)
+    monkeypatch.setattr(merging, "_untie", lambda model: None)
     with pytest.raises(UserError, match="merging moves log-probabilities"):
         export(tmp_path / "tied", tmp_path / "out", merge=True)
     assert not (tmp_path / "out").exists()
