@@ -89,6 +89,8 @@ class TokenStats:
     """Mean over the vocabulary of the logits, where asked for."""
     is_top: Float[Tensor, "N C"] | None = None
     """1 where no token is likelier than the target, where asked for."""
+    router_logits: tuple[Float[Tensor, "RT E"], ...] | None = None
+    """Of every layer of experts, for every token that the model read, where asked for."""
 
 
 def _move(value: object, device: torch.device | str) -> object:

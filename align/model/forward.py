@@ -73,13 +73,17 @@ def score_tokens(
         temperature: divides the logits.
     """
     mask = batch.completion_mask
-    rows = last_hidden(model, batch, tree)
+    routers = None
+    if "router_logits" in outputs:
+        rows, routers = _routed(base_model(model), batch, tree)
+    else:
+        rows = last_hidden(model, batch, tree)
     head = head_of(base_model(model))
     # Entropy and the like are looked at, not trained on, so a frozen head needs no second pass for their gradients.
     frozen = head["lora"] is None and not head["weight"].requires_grad
     grad: Literal["direction", "auto"] = "direction" if frozen and rows.requires_grad else "auto"
     targets = batch.targets[mask]
-    of_head = tuple(name for name in outputs if name != "hidden_sum")
+    of_head = tuple(name for name in outputs if name not in ("hidden_sum", "router_logits"))
     stats = linear_logprobs(rows, targets=targets, outputs=of_head, grad=grad, temperature=temperature, **head)
     return TokenStats(
         logprobs=_scatter(stats.logprob, mask),
@@ -88,6 +92,7 @@ def score_tokens(
         hidden_sum=_sums(rows, mask) if "hidden_sum" in outputs else None,
         mean_logit=_scatter(stats.mean_logit, mask) if stats.mean_logit is not None else None,
         is_top=_scatter(stats.is_top, mask) if stats.is_top is not None else None,
+        router_logits=routers,
     )
 
 
@@ -132,6 +137,13 @@ def _decoded(base: PreTrainedModel, batch: ListBatch, tree: Tree | None, places:
     with asked_rows(places.unique()):
         output = decoder_of(base)(input_ids=batch.input_ids, use_cache=False, **_packed(batch, tree))
     return output.last_hidden_state.flatten(0, 1)[places]
+
+
+def _routed(base: PreTrainedModel, batch: ListBatch, tree: Tree | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """As last_hidden, with the logits of every layer's router, which take every token of the last layer too."""
+    options = {"use_cache": False, "output_router_logits": True}
+    output = decoder_of(base)(input_ids=batch.input_ids, **options, **_packed(batch, tree))
+    return output.last_hidden_state.flatten(0, 1)[batch.predict_at[batch.completion_mask]], output.router_logits
 
 
 def _packed(batch: ListBatch, tree: Tree | None) -> dict[str, Any]:

@@ -27,14 +27,8 @@ REFUSED = {
     "ref_adapter_name": "the adapter that the model comes with is its reference; give a `ref_model` for another one",
 }
 """Arguments of older releases that cannot be taken, and what to do instead."""
-_EXPERTS = (
-    "only 0.0 for a mixture of experts, whose load-balancing loss is not computed on packed rows; set it so, or use "
-    "trl.{}Trainer"
-)
 _WHOLE = "a reward is of a whole sequence; pairs longer than max_length are left out, with a count"
 OF_ONE: dict[tuple[str, str], tuple[str, str]] = {
-    ("DPO", "router_aux_loss_coef"): ("limited", _EXPERTS.format("DPO")),
-    ("KTO", "router_aux_loss_coef"): ("limited", _EXPERTS.format("KTO")),
     ("Reward", "chat_template_path"): (
         "limited",
         "only a file; another tokenizer's template may need tokens that the model lacks, so write it to a .jinja file, "

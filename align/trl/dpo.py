@@ -90,9 +90,6 @@ class DPOTrainer(BeforehandTrainer, PairTrainer):
 
     # The loss.
 
-    def _units(self, micro: MicroBatch) -> list[list[Example]]:
-        return [micro.lists] if self._whole else super()._units(micro)
-
     def _token_weights(self, rows_: Tensor, values: Tensor, step: Step) -> Tensor:
         """[N, C]: ld_alpha beyond the shorter length of a row's pair, else 1."""
         if self.ld_alpha is None:
@@ -102,8 +99,7 @@ class DPOTrainer(BeforehandTrainer, PairTrainer):
         return torch.where(beyond, self.ld_alpha, 1.0)
 
     def _scored(self, model: nn.Module, lists: list[Example], step: Step) -> dict[str, Tensor]:
-        batch = self.engine.collate(lists, self.args.device)
-        stats = self.engine.score(model, batch, self._outputs)
+        batch, stats = self._stats(model, lists, step)
         rows_ = self._numbers(lists)
         weights = self._token_weights(rows_, stats.logprobs, step)
         found = self._row_sums(stats, weights)

@@ -129,8 +129,7 @@ class KTOTrainer(BeforehandTrainer):
             step.baselines[place] = float(mean.clamp(min=0))
 
     def _scored(self, model: nn.Module, lists: list[Example], step: Step) -> dict[str, Tensor]:
-        batch = self.engine.collate(lists, self.args.device)
-        stats = self.engine.score(model, batch, self._outputs)
+        batch, stats = self._stats(model, lists, step)
         found = self._row_sums(stats, stats.logprobs.new_ones(()))
         if self.precompute_ref_logps:
             found["ref"] = torch.cat([m.inputs["ref_logps"] for m in step.micros])[self._numbers(lists)]

@@ -145,12 +145,8 @@ class ListTrainer(ReferenceTrainer):
             row += count
         return MicroBatch(inputs, lists, first, torch.tensor([n for e in lists for n in learnt_counts(e)]))
 
-    def _units(self, micro: MicroBatch) -> list[list[Example]]:
-        return [[example] for example in micro.lists]
-
     def _passes(self, step: Step) -> list[list[Example]]:
-        units = [unit for micro in step.micros for unit in self._units(micro)]
-        return passes(units, self.tokens_per_pass or TOKENS)
+        return passes(self._all_units(step), self.tokens_per_pass or TOKENS)
 
     def _before(self, model: nn.Module, step: Step) -> None:
         """How many lists count in the step, over all processes; of an evaluation batch, in this one."""
@@ -163,18 +159,21 @@ class ListTrainer(ReferenceTrainer):
 
     def _loss_of(self, model: nn.Module, lists: list[Example], step: Step) -> Tensor:
         """These lists' part of the step's mean over lists, times the micro-batches that the step is divided by."""
-        batch = self.engine.collate(lists or [self.train_dataset[0]], self.args.device)
-        stats = self.engine.score(model, batch, self._outputs)
+        batch, stats = self._stats(model, lists or [self.train_dataset[0] | {"rows": [-1]}], step)
         reference = self._reference_stats(batch) if self.list_loss.needs_reference else None
         losses = self.list_loss(stats, reference, batch)
         scores = self.list_loss.scores(stats, reference, batch).detach()
         self._sums.add(self.list_loss.metrics(batch, stats, reference, scores), batch, counts=bool(lists))
         losses = losses if batch.weights is None else losses * batch.weights.to(losses.dtype)
-        return losses.sum() * (len(step.micros) / self._total) * bool(lists)
+        mean = losses.sum() * (len(step.micros) / self._total) * bool(lists)
+        here = {row for example in lists for row in example["rows"]}
+        balances = [self._balance_of(step, micro) for micro in step.micros if micro.rows.start in here]
+        return mean + self.router_aux_loss_coef * sum(balances)
 
     def _note(self, mode: str, step: Step) -> None:
         for name, value in self._sums.means(self.accelerator).items():
             self._metrics[mode][LOG_NAMES.get(name, name)].append(value)
+        self._note_balance(mode, step)
 
     def _reference_stats(self, batch: Any) -> Tensor:
         if self._moving is not None and self._moving.moved and self.ref_model is None:

@@ -44,6 +44,8 @@ class Step:
         self.baselines: list[float] = []
         """What each micro-batch is measured from (KTO)."""
         self.counts = torch.cat([micro.counts for micro in micros]).to(device)
+        self.balance: dict[int, Tensor] = {}
+        """The load-balancing loss of each micro-batch, by its first row, where experts have one."""
         self.table: dict[str, Tensor] = defaultdict(lambda: torch.zeros(len(self.counts), device=device))
 
     def keep(self, rows: Tensor, values: Mapping[str, Tensor]) -> None:

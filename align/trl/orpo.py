@@ -36,7 +36,7 @@ class ORPOTrainer(PolicyOnlyTrainer):
         return micro
 
     def _scored(self, model: nn.Module, lists: list[Example], step: Step) -> dict[str, Tensor]:
-        stats = self.engine.score(model, self.engine.collate(lists, self.args.device), self._outputs)
+        _, stats = self._stats(model, lists, step)
         weights = torch.zeros_like(stats.logprobs)
         learnt_at = [at for example in lists for at in example["learn_at"]]
         own_at = [at for example in lists for at in (example.get("own_at") or example["learn_at"])]

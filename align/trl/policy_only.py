@@ -15,6 +15,7 @@ from transformers.data.data_collator import DataCollatorMixin
 
 from align.packing.batch import Example
 from align.trl import rows, start
+from align.trl.experts import balance_weight
 from align.trl.joined import TokenizeJoined, render
 from align.trl.micro_batches import MicroBatch, Step, check_collated, of_sequences, unpadded
 from align.trl.overrides import class_name
@@ -81,9 +82,9 @@ class PolicyOnlyTrainer(PairTrainer):
         super().__init__(**start.arguments(locals(), without=("model_init",)))
 
     def _check_model(self, model: Any, args: Any) -> None:
-        config = model.config.get_text_config()
-        asked = None if getattr(config, "output_router_logits", False) else 0.0
-        start.refuse_auxiliary_loss(model, asked, trainer=self._name)
+        self.aux_loss_enabled = getattr(model.config, "output_router_logits", False)
+        self.aux_loss_coef = balance_weight(model, None if self.aux_loss_enabled else 0.0)
+        self.router_aux_loss_coef = self.aux_loss_coef
 
     def _take(self, model: Any, args: Any) -> None:
         self.beta, self.max_length = args.beta, args.max_length
@@ -116,7 +117,7 @@ class PolicyOnlyTrainer(PairTrainer):
         return of_sequences(inputs, *unpadded(inputs), couples(inputs["input_ids"]), first)
 
     def _scored(self, model: nn.Module, lists: list[Example], step: Step) -> dict[str, Tensor]:
-        stats = self.engine.score(model, self.engine.collate(lists, self.args.device), self._outputs)
+        _, stats = self._stats(model, lists, step)
         return self._row_sums(stats, stats.logprobs.new_ones(()))
 
     def _lengths(self, micro: MicroBatch) -> Tensor:

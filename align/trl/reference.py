@@ -10,6 +10,8 @@ from torch import Tensor
 
 from align.trl import start
 from align.trl.engine import Engine
+from align.trl.experts import balance_weight
+from align.trl.micro_batches import Step
 from align.trl.moving import MoveReference, refuse_moving
 from align.trl.overrides import class_name
 from align.trl.trainer import PackedTrainer
@@ -61,14 +63,15 @@ class ReferenceTrainer(PackedTrainer):
             self.add_callback(MoveReference(self.ref_model, self.accelerator))
 
     def _check_model(self, model: Any, args: Any) -> None:
-        start.refuse_auxiliary_loss(model, getattr(args, "router_aux_loss_coef", None), trainer=self._name)
+        self.router_aux_loss_coef = balance_weight(model, getattr(args, "router_aux_loss_coef", None))
+        self.aux_loss_enabled = self.router_aux_loss_coef != 0.0
 
     def _keeps_start(self) -> bool:
         return self._given_reference is None
 
     def _take(self, model: Any, args: Any) -> None:
         """The attributes, and the copy of a model that trains in full: before the engine gives it its own forward."""
-        self.beta, self.aux_loss_enabled = args.beta, False
+        self.beta = args.beta
         refuse_moving(model, args)
         if self._given_reference is None and not isinstance(model, PeftModel) and self._needs_reference(args):
             self._given_reference = deepcopy(model)
@@ -89,6 +92,15 @@ class ReferenceTrainer(PackedTrainer):
             self.ref_engine = Engine(given.eval(), trainer=class_name(type(self)))
             given.requires_grad_(False)
             self.ref_model = self.accelerator.prepare_model(given, evaluation_mode=True)
+
+    def _note(self, mode: str, step: Step) -> None:
+        super()._note(mode, step)
+        self._note_balance(mode, step)
+
+    def _note_balance(self, mode: str, step: Step) -> None:
+        """The load-balancing loss of every micro-batch, by TRL's name; CPO and ORPO do not log it there."""
+        for micro in step.micros if self.balance else ():
+            self._metrics[mode]["aux_loss"].append(self._mean(self._balance_of(step, micro).detach()[None]))
 
     def _reference_stats(self, batch: Any) -> Tensor:
         """[N, C] log-probabilities under the reference, without gradient."""

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from align.errors import UserError
-from align.trl.answers import REFUSED, WITHOUT_EFFECT, beyond
+from align.trl.answers import REFUSED, WITHOUT_EFFECT
 from align.trl.engine import REFERENCE
 
 log = logging.getLogger("align")
@@ -164,23 +164,6 @@ def given_tokenizer(processing_class: Any, model: Any, args: Any, *, trainer: st
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return tokenizer
-
-
-def refuse_auxiliary_loss(model: Any, asked: float | None, *, trainer: str) -> None:
-    """Refuse a mixture of experts whose load-balancing loss is asked for.
-
-    Args:
-        asked: the configuration's weight of it; None for the model's own.
-
-    Raises:
-        ValueError: as TRL does, for a model without experts; UserError: names the remedy.
-    """
-    config = model.config.get_text_config()
-    coefficient = getattr(config, "router_aux_loss_coef", 0.0) if asked is None else asked
-    if asked and not hasattr(config, "output_router_logits"):
-        raise ValueError(f"`router_aux_loss_coef` is set to {asked} but {type(model).__name__} has no experts")
-    if coefficient and hasattr(config, "output_router_logits"):
-        raise beyond(trainer, "router_aux_loss_coef")
 
 
 def with_adapter(model: Any, peft_config: Any, args: Any, *, keeps_start: bool) -> Any:

@@ -15,10 +15,11 @@ from align.model.forward import logprobs
 from align.packing.batch import Example
 from align.trl.built import BuiltTrainer
 from align.trl.engine import Engine
+from align.trl.experts import Balance
 from align.trl.extra import extra
 from align.trl.micro_batches import MicroBatch, Step, passes
 from align.trl.overrides import class_name, overrides_compute_loss
-from align.types import TokenStats
+from align.types import ListBatch, TokenStats
 
 log = logging.getLogger("align")
 
@@ -39,12 +40,19 @@ class PackedTrainer(BuiltTrainer):
     _outputs: tuple[str, ...] = LOOKED_AT
     _counts_tokens = True
     """Whether the log says how many tokens were seen."""
+    _whole = False
+    """Whether a loss needs all of a micro-batch in one pass."""
+    balance: Balance | None = None
+    router_aux_loss_coef = 0.0
 
     def _ready(self) -> None:
         """What comes once transformers' trainer stands."""
         super()._ready()
         self.tokens_per_pass = extra(self.args).get("tokens_per_batch")
         self.engine = Engine(self.model, trainer=class_name(type(self)), read=self._read)
+        if self.router_aux_loss_coef:
+            self.balance = Balance(self.model, trainer=class_name(type(self)))
+            self._outputs, self._whole = (*self._outputs, "router_logits"), True
         self._stash: list[dict[str, Any]] = []
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._total_train_tokens = 0
@@ -139,9 +147,13 @@ class PackedTrainer(BuiltTrainer):
         return Step(micros, self.args.device)
 
     def _passes(self, step: Step) -> list[list[Example]]:
-        units = [unit for micro in step.micros for unit in self._units(micro) if unit]
+        units = self._all_units(step)
         as_given = max(micro.inputs["input_ids"].numel() for micro in step.micros)
         return passes(units, self.tokens_per_pass or min(as_given, max(TOKENS, _largest(units))))
+
+    def _all_units(self, step: Step) -> list[list[Example]]:
+        units = [[micro.lists] if self._whole else self._units(micro) for micro in step.micros]
+        return [unit for own in units for unit in own if unit]
 
     def _agreed(self, batches: list[list[Example]]) -> list[list[Example]]:
         """As many passes on every process; empty ones where a process has fewer."""
@@ -163,7 +175,20 @@ class PackedTrainer(BuiltTrainer):
             own = (rows >= micro.rows.start) & (rows < micro.rows.stop)
             if own.any():
                 total = total + self._loss(micro, rows[own], {name: v[own] for name, v in values.items()})
+                total = total + self.router_aux_loss_coef * self._balance_of(step, micro)
         return total
+
+    def _stats(self, model: nn.Module, lists: list[Example], step: Step) -> tuple[ListBatch, TokenStats]:
+        """Lists as the model reads them, and what it says of their tokens; of experts their balance is kept."""
+        batch = self.engine.collate(lists, self.args.device)
+        stats = self.engine.score(model, batch, self._outputs)
+        if self.balance:
+            self.balance.keep(step, batch, lists, stats.router_logits)
+        return batch, stats
+
+    def _balance_of(self, step: Step, micro: MicroBatch) -> Tensor:
+        """The load-balancing loss of a micro-batch; 0 of one without a learnt token, or of a model without experts."""
+        return step.balance.get(micro.first, torch.zeros((), device=self.args.device))
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -244,5 +269,5 @@ def _nothing() -> Example:
         "completion_ids": [[0], [0]],
         "learn_at": [[0], [0]],
         "grades": [0.0] * 2,
-        "rows": [0, 0],
+        "rows": [-1, -1],
     }

@@ -11,7 +11,7 @@ from datasets import Dataset
 from huggingface_hub.errors import OfflineModeIsEnabled
 from peft import LoraConfig
 from same_script import assert_same_lines, log_histories, pairs, trainer
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 import align.trl
 from align.errors import UserError
@@ -243,3 +243,11 @@ def test_images_are_refused_by_name(tiny_policy, tmp_path, name):
     rows = Dataset.from_list([row | {"images": ["a"]} for row in pairs(3).to_list()])
     with pytest.raises(UserError, match=rf"rows with images are not supported; use trl.{name}Trainer for them"):
         made(name, tiny_policy, tmp_path, train_dataset=rows)
+
+
+@pytest.mark.parametrize("name", ["DPO", "Reward"])
+def test_several_devices_in_one_process_are_refused(tiny_policy, tmp_path, monkeypatch, name):
+    """What transformers would wrap into nn.DataParallel: a process that sees two GPUs and was not launched."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match=rf"{name}Trainer does not support `nn.DataParallel`: start .* `torchrun`"):
+        trainer("align.trl", name, tmp_path, str(tiny_policy), {}, train_dataset=pairs(6))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from same_script import assert_same_lines
-from train_trl import SETTINGS, logged
+from train_trl import OF_LISTS, SETTINGS, logged
 
 HERE = Path(__file__).parent
 OF_RANK_ZERO = ("num_tokens", "rewards/", "logps/", "logits/", "entropy", "mean_token_accuracy", "accuracy", "reward")
@@ -22,3 +22,6 @@ def test_two_processes_log_what_trl_logs_and_step_as_one(tiny_policy, start_each
         assert_same_lines(theirs, ours)
         if setting != "KTO":  # whose baseline is a micro-batch's over all processes
             assert_same_lines(logged("align.trl", setting, str(tiny_policy), tmp_path, 1), ours, without=OF_RANK_ZERO)
+    for setting in OF_LISTS:
+        ours = json.loads((tmp_path / f"align.trl-{setting}.json").read_text())
+        assert_same_lines(logged("align.trl", setting, str(tiny_policy), tmp_path, 1), ours)
