@@ -40,6 +40,8 @@ class ListsSeen:
     """One for each list."""
     weights: Float[Tensor, " B"]
     """Each list's share of the step's loss; over all of a step's lists they sum to 1."""
+    iteration: int | None = None
+    """Of an online run, from 1; None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class StepDone:
     """Of the whole run, as it is planned."""
     figures: dict[str, float]
     """Its line of metrics.jsonl: loss, gradient norm, learning rate, and what is measured of its lists."""
+    iteration: int | None = None
+    """Of an online run, from 1, whose steps these are; None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Hooks:
     """After the loss of each micro-batch, in every process with its own lists."""
     on_step: Callable[[StepDone], Any] | None = None
     """After each optimizer step, in the main process."""
+    iteration: int | None = None
+    """Of the online run that they are called in."""
 
     def tell_lists(
         self,
@@ -87,12 +93,13 @@ class Hooks:
             scores=_copy(scores),
             losses=_copy(losses),
             weights=_copy(weights),
+            iteration=self.iteration,
         )
         self._call("on_lists", seen)
 
     def tell_step(self, step: int, steps: int, figures: dict[str, float]) -> None:
         """Call `on_step`."""
-        self._call("on_step", StepDone(step, steps, dict(figures)))
+        self._call("on_step", StepDone(step, steps, dict(figures), self.iteration))
 
     def _call(self, name: str, event: Any) -> None:
         """A hook's random draws are its own: with it and without it training draws the same."""

@@ -6,6 +6,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from align.runs.log import start_log
 from align.runs.record import Part, hold_to_record, record_rows
 from align.runs.run_directory import RunDirectory
 from align.runs.told import told_by_main
+from align.training.given import Given
 from align.training.result import RunResult
 from align.training.run import conclude, is_finished, open_run, train_rows
 
@@ -36,23 +38,24 @@ SHORT = ("ndcg", "best_logprob_change", "sample_reward")
 """Of the held-out figures, those that the line after an iteration has."""
 
 
-def train_online(recipe: Recipe, *, show: bool = True) -> RunResult:
+def train_online(recipe: Recipe, given: Given, *, show: bool = True) -> RunResult:
     """Train in iterations of sampling and training; a run that is already in `recipe.output` goes on.
 
     Args:
+        given: objects of the caller's own, but no model; the same in every iteration.
         show: print the figures at the end.
 
     Raises:
         UserError: something in the recipe cannot work.
     """
     check_online(recipe)
-    with open_run(recipe) as (run, arguments):
+    with open_run(recipe, given) as (run, arguments):
         finished = is_finished(run)
-        _iterate(recipe, run)
+        _iterate(recipe, run, replace(given, write=None))
         return conclude(recipe, run, finished=finished, main=arguments.process_index == 0, show=show)
 
 
-def _iterate(recipe: Recipe, run: RunDirectory) -> None:
+def _iterate(recipe: Recipe, run: RunDirectory, given: Given) -> None:
     """Run all iterations of the recipe's `online` section, or those that are left; write the run's summary.
 
     Nothing is done where all are finished, but that the prompts and the held-out rows are those of then is checked.
@@ -83,7 +86,7 @@ def _iterate(recipe: Recipe, run: RunDirectory) -> None:
                 if rests(recipe) != "resident":
                     sampler.rest(stop=rests(recipe) == "stopped")
             state.wait_for_everyone()
-            _train_iteration(recipe, run, iteration, main=main)
+            _train_iteration(recipe, run, iteration, given, main=main)
     finally:
         sampler.close()
     if main:
@@ -196,12 +199,14 @@ def _version(recipe: Recipe, run: RunDirectory, iteration: int) -> int:
     return policy_version(recipe.policy.start_run) + sum(read_json(r.summary)["steps"] for r in earlier)
 
 
-def _train_iteration(recipe: Recipe, run: RunDirectory, iteration: int, *, main: bool) -> None:
+def _train_iteration(recipe: Recipe, run: RunDirectory, iteration: int, given: Given, *, main: bool) -> None:
     own = iteration_recipe(recipe, run, iteration)
+    given = replace(given, hooks=replace(given.hooks, iteration=iteration))
     began = time.monotonic()
     there = RunDirectory(own.output)
     finished = told_by_main(lambda: there.summary.exists() and not there.digests.problem())
-    result = train_rows(own, measured=_measured(recipe, run, iteration), show=False) if not finished else None
+    measured = _measured(recipe, run, iteration)
+    result = train_rows(own, measured=measured, show=False, given=given) if not finished else None
     start_log(run, main=main)  # which the training has turned to its own folder
     if result and main:
         stages = Stages(iteration_folder(run, iteration))

@@ -4,11 +4,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from align.recipe.settings import EarlyStopping
 from align.training.pause import Pause
 
+ASKED = ("should_training_stop", "should_save", "should_evaluate")
 STOPPED = "stopped"
 """File whose presence says that training ended with a checkpoint, although its plan goes on."""
 
@@ -48,16 +50,30 @@ class Ending(TrainerCallback):
     It comes behind the user's callbacks and before what pauses a run, whose rest is still to be trained.
     """
 
-    def __init__(self, pause: Pause) -> None:
+    def __init__(self, pause: Pause, *, told: bool) -> None:
+        """Args:
+        told: whether callbacks of the user's may ask for something, in one of several processes too.
+        """
         self.pause = pause
+        self.told = told
         self.asked = False
         """Whether training is over."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.told and args.world_size > 1:
+            _agree(control, args.device)
         if control.should_training_stop and not self.pause.number:
             self.asked = control.should_save = True
 
     on_evaluate = on_step_end
+
+
+def _agree(control: Any, device: torch.device) -> None:
+    """What callbacks ask for in one process, all do: to stop, save and evaluate take all of them."""
+    asked = torch.tensor([int(getattr(control, name)) for name in ASKED], device=device)
+    torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+    for name, value in zip(ASKED, asked.tolist(), strict=True):
+        setattr(control, name, bool(value))
 
 
 def was_stopped(checkpoint: Path | None) -> bool:

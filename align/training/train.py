@@ -24,9 +24,11 @@ def train(recipe: Recipe, given: Given | None = None, *, show: bool = True) -> R
         Stopped: by a signal or at the end of `train.time_limit`; the same call goes on.
     """
     say_idle(recipe)
-    if recipe.online and given:
-        raise UserError("online: an online run takes no objects; give callbacks and functions by their file's name")
-    with limited(recipe.train.time_limit):
-        return (
-            train_online(recipe, show=show) if recipe.online else train_rows(recipe, given=given or Given(), show=show)
+    given = given or Given()
+    if recipe.online and given.folder:
+        raise UserError(
+            "model, tokenizer: an online run reads its policy anew in every iteration; save them to a folder and name "
+            "it as policy.model"
         )
+    with limited(recipe.train.time_limit):
+        return train_online(recipe, given, show=show) if recipe.online else train_rows(recipe, given=given, show=show)

@@ -95,7 +95,7 @@ class AlignTrainer(Trainer):
         self.add_callback(_AtTheStart(self))
         self.tracking = Tracking(self.callback_handler.callbacks, args.project)
         self.pause = Pause(self)
-        self.ending = Ending(self.pause)
+        self.ending = Ending(self.pause, told=bool(given.callbacks))
         for own in (*given.callbacks, self.ending, self.pause):
             self.add_callback(own)
         if self.is_deepspeed_enabled:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, TrainerCallback
 
+import align
 from align.errors import UserError
-from align.recipe import load_recipe
+from align.recipe import dump_recipe, load_recipe
 from align.report.summary import print_summary
 from align.rollout import sample
 from align.rollout.journal import read_lines
@@ -274,3 +277,46 @@ def test_a_finished_run_grows_by_iterations(whole, online_recipe, scorer):
         train(recipe)
     with pytest.raises(UserError, match=r"differs in train.epochs\); set `output`"):
         train(online_recipe(online={"iterations": 2}, train={"epochs": 2}))
+
+
+class Told(TrainerCallback):
+    """Counts what an online run tells, and ends every training after two steps if asked."""
+
+    def __init__(self, *, ends: bool = False) -> None:
+        self.trainings, self.lists, self.steps, self.ends = 0, [], [], ends
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        self.trainings += 1
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        control.should_training_stop |= self.ends and state.global_step == 2
+
+    def objects(self) -> dict:
+        return {"callbacks": [self], "on_lists": self.lists.append, "on_step": self.steps.append}
+
+
+def test_an_online_run_tells_hooks_and_callbacks_and_takes_rows(whole, online_recipe, prompts_file, scorer):
+    told, recipe = Told(), yaml.safe_load(dump_recipe(online_recipe("told")))
+    recipe["data"].pop("sources")
+    rows = [json.loads(line) for line in prompts_file.read_text().splitlines()]
+    run = align.Trainer(recipe, train_dataset=rows, **told.objects()).train().path
+    assert contents(run)[0] == contents(whole)[0], "what they are told changes nothing"
+    inner = [json.loads((run / f"iterations/00{i}/train/summary.json").read_text()) for i in (1, 2)]
+    expected = [(i, step) for i, one in enumerate(inner, start=1) for step in range(1, one["steps"] + 1)]
+    assert [(done.iteration, done.step) for done in told.steps] == expected and told.trainings == 2
+    for i, step in expected:
+        own = [seen for seen in told.lists if (seen.iteration, seen.step) == (i, step)]
+        assert sum(seen.weights.sum().item() for seen in own) == pytest.approx(1.0)
+
+
+def test_a_callback_ends_the_training_of_each_iteration(online_recipe, scorer):
+    told = Told(ends=True)
+    result = align.Trainer(online_recipe("ended"), **told.objects()).train()
+    assert [(done.iteration, done.step) for done in told.steps] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert result.summary["steps"] == 4
+
+
+def test_an_online_run_takes_no_model_object(online_recipe, untied):
+    model = AutoModelForCausalLM.from_pretrained(untied)
+    with pytest.raises(UserError, match="model, tokenizer: an online run reads its policy anew"):
+        align.Trainer(online_recipe(), model=model).train()

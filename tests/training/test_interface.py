@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import hook_each
 import numpy as np
 import peft
 import pytest
@@ -572,7 +573,27 @@ def test_functions_that_fail_are_named(keys, given, message):
         align.Trainer(**keys("given", *given.keys() & {"objective"}), **given).train()
 
 
-def test_an_online_run_takes_no_objects(keys):
-    online = {"online": {"iterations": 1}, "rollout": {"reward": {"name": "length", "max": 9}, "completions": 2}}
-    with pytest.raises(UserError, match="online run takes no objects"):
-        align.Trainer(**keys("given") | online, on_step=print).train()
+@pytest.mark.slow
+def test_several_processes_tell_hooks_their_own_lists_and_end_together(make_recipe, start_each, tmp_path):
+    """A callback asks for the end in the second process alone; that is the end of both, and of one process."""
+    told: dict[int, list] = {}
+    for processes in (1, 2):
+        recipe = make_recipe(f"of{processes}", train=TRAIN | {"lists_per_step": 5})
+        (tmp_path / f"of{processes}.yaml").write_text(dump_recipe(recipe))
+        if processes == 1:
+            hook_each.train(tmp_path / "of1.yaml", tmp_path)
+        else:
+            start_each("hook_each", str(tmp_path / "of2.yaml"), str(tmp_path)).finish()
+        files = [tmp_path / f"of{processes}-{rank}.jsonl" for rank in range(processes)]
+        told[processes] = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    steps = [[line for line in lines if "lists" not in line] for lines in (*told[1], *told[2])]
+    assert [line["step"] for line in steps[0]] == [line["step"] for line in steps[1]] == [1, 2, 3] and not steps[2]
+    assert [line["loss"] for line in steps[1]] == pytest.approx([line["loss"] for line in steps[0]], rel=1e-5)
+    one, first, second = [[line for line in lines if "lists" in line] for lines in (*told[1], *told[2])]
+    for step in (1, 2, 3):
+        of_one, *shares = [
+            {name: loss for line in lines if line["step"] == step for name, loss in line["lists"].items()}
+            for lines in (one, first, second)
+        ]
+        assert all(shares) and len(of_one) == len(shares[0]) + len(shares[1]) == 5
+        assert shares[0] | shares[1] == pytest.approx(of_one, rel=1e-5)
