@@ -18,7 +18,7 @@ from align.errors import UserError
 from align.evaluate.lists import reference_logprobs
 from align.files import write_text
 from align.progress import counted
-from rewards.broken import broken_weights
+from rewards.broken import REMEDY, broken_weights
 
 log = logging.getLogger("align")
 
@@ -193,3 +193,19 @@ def _watch(model: nn.Module) -> Iterator[list[str]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def refuse_divergence(name: str, value: float, *, step: int, model: nn.Module) -> None:
+    """Refuse a figure that is no finite number, and say what of the weights is none.
+
+    Raises:
+        UserError: it is none; with what to set.
+    """
+    if math.isfinite(value):
+        return
+    broken = broken_weights(model)
+    remedy = "lower train.learning_rate, or set" if step else f"before any step: {broken and REMEDY + ', or '}set"
+    raise UserError(
+        f"step {step}: the {name} is {value}; {broken + '; ' if broken else ''}{remedy} "
+        "train.precision to bfloat16 or float32 if it is float16, and give `output` another folder"
+    )

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import fields, replace
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -15,12 +14,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from align.data.steps import StepLists, agreed_micro_batches, agreed_parts, part_of_list
+from align.data.steps import StepLists, agreed_micro_batches, agreed_parts
 from align.data.windows import completion_tokens
-from align.errors import UserError
 from align.evaluate.lists import evaluate_lists, reference_logprobs
 from align.files import partial_folder, replaced_folder
 from align.losses.list_loss import ListLoss
@@ -35,29 +33,27 @@ from align.recipe.settings import TrainSection
 from align.runs.checkpoints import step_of
 from align.runs.run_directory import RunDirectory
 from align.stopping import between_steps
-from align.training.bad_step import SKIPPED, BadSteps
+from align.training.at_steps import AfterStep, AtTheStart
+from align.training.bad_step import SKIPPED, BadSteps, refuse_divergence
 from align.training.balance import Waiting, step_cost
-from align.training.given import Given, own_optimizer, own_schedule, restore_callbacks
+from align.training.baseline import Baseline
+from align.training.checkpointed import CheckpointedTrainer
+from align.training.given import Given
 from align.training.last_words import LastWords
+from align.training.list_parts import ListParts
 from align.training.pause import Pause
 from align.training.processes import check_sharding
-from align.training.sharded import PARTS, load_optimizer, save_optimizer, set_rates
-from align.training.stopping import STOPPED, Ending, Patience, was_stopped
+from align.training.stopping import Ending, Patience, was_stopped
 from align.training.tracking import Tracking
-from align.training.zero import before_the_last, check_world, check_zero, keep_head_whole, whole_weights
-from align.types import ListBatch, TokenStats
-from rewards.broken import REMEDY, broken_weights
+from align.training.zero import before_the_last, check_zero, whole_weights
+from align.types import ListBatch
 
 log = logging.getLogger("align")
 
 OUTPUTS = ("logprob", "entropy")
-MISMATCHED = ("completion_ids", "learn_at", "token_weights")
-"""What a completion takes along behind another prompt."""
-Stats = TokenStats | Tensor
-"""What a model says: a policy of every token, a reward model its rewards [N, A]."""
 
 
-class AlignTrainer(Trainer):
+class AlignTrainer(CheckpointedTrainer):
     """transformers' Trainer, where one item of the data loader is one optimizer step's lists.
 
     The step is cut into micro-batches by tokens, so neither the cut nor the number of processes changes the loss: it is
@@ -91,8 +87,8 @@ class AlignTrainer(Trainer):
         super().__init__(model=self.scorer, args=args, train_dataset=lists, eval_dataset=heldout)
         check_sharding(self)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_AfterStep(policy))
-        self.add_callback(_AtTheStart(self))
+        self.add_callback(AfterStep(policy))
+        self.add_callback(AtTheStart(self))
         self.tracking = Tracking(self.callback_handler.callbacks, args.project)
         self.pause = Pause(self)
         self.ending = Ending(self.pause, told=bool(given.callbacks))
@@ -120,6 +116,7 @@ class AlignTrainer(Trainer):
         self.given = given
         self.hooks = given.hooks
         self.outputs = tuple(dict.fromkeys([*OUTPUTS, *loss.outputs]))
+        self.in_parts, self.mismatched = ListParts(self), Baseline(self)
         self.sums = Sums()
         self.waiting = Waiting(self.scorer, self.accelerator)
         self.weights = lists["loss_weight"][:] if "loss_weight" in lists.column_names else None
@@ -179,18 +176,6 @@ class AlignTrainer(Trainer):
         last = LastWords.of(summary["samples"], figures, self.state.global_step, self.run.path)
         self.tracking.end(last, self.args, self.state, self.control)
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The caller's own optimizer, or transformers'."""
-        if self.given.optimizer and self.optimizer is None:
-            self.optimizer = own_optimizer(self.given.optimizer, self.scorer)
-        return super().create_optimizer(model)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The caller's own schedule, or transformers'."""
-        if self.given.schedule and self.lr_scheduler is None:
-            self.lr_scheduler = own_schedule(self.given.schedule, self.optimizer, len(self.plan))
-        return super().create_scheduler(num_training_steps, optimizer)
-
     def get_train_dataloader(self) -> DataLoader:
         """One item per optimizer step; each process reads its own share, so accelerate must not cut it again."""
         world = {"rank": self.args.process_index, "world_size": self.args.world_size}
@@ -204,9 +189,9 @@ class AlignTrainer(Trainer):
         self.step_began = time.monotonic()
         self.waiting.begin_step()
         model.train()
-        batches = self._micro_batches(inputs)
+        batches = self.micro_batches(inputs)
         self.loss.begin_step(self.policy, batches, self.accelerator)
-        self.baseline = self._baseline() if self.loss.needs_baseline else None
+        self.baseline = self.mismatched.of_step() if self.loss.needs_baseline else None
         total = torch.zeros((), device=self.args.device)
         cut = agreed_parts(batches, tokens_per_batch=self.tokens_per_batch, accelerator=self.accelerator)
         for number, (examples, parts, passes) in enumerate(cut, start=1):
@@ -239,14 +224,15 @@ class AlignTrainer(Trainer):
             last: whether the processes' gradients are put together now.
         """
         if passes > 1:
-            return self._run_in_parts(model, examples, [*parts, *[[]] * (passes - len(parts))], penalty, last=last)
-        batch = self.policy.collate(examples or [self._idle])
-        with self._together(model, last):
+            parts = [*parts, *[[]] * (passes - len(parts))]
+            return self.in_parts.run(model, examples, parts, penalty, last=last)
+        batch = self.policy.collate(examples or [self.idle])
+        with self.together(model, last):
             with self.compute_loss_context_manager():
                 stats = model(batch, self.outputs)
-            return self._backward(self._loss_of(batch, stats, examples) + penalty)
+            return self.backward(self.loss_of(batch, stats, examples) + penalty)
 
-    def _together(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    def together(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """In which gradients are put together with the other processes', or are not yet; sharded ones always are,
         since those that wait would be whole on every process."""
         if last or self.sharded:
@@ -254,51 +240,12 @@ class AlignTrainer(Trainer):
         return before_the_last() if self.is_deepspeed_enabled else self.accelerator.no_sync(model)
 
     @cached_property
-    def _idle(self) -> Example:
+    def idle(self) -> Example:
         """The smallest list, which a process passes through the model where it has none and others have."""
         smallest = min(range(len(self.lists)), key=self.completion_tokens.__getitem__)
         return self.lists[smallest] | {"key": 0}
 
-    def _run_in_parts(
-        self, model: nn.Module, examples: list[Example], parts: list[list[int]], penalty: Tensor | float, *, last: bool
-    ) -> Tensor:
-        """A list larger than a forward pass may be: its loss is taken over all of it, its backward pass by parts.
-
-        A first pass without activations gives every token's log-probability (a reward model's rewards) and so the loss
-        and its gradient there; a second one carries that gradient through the model, one part at a time. Of a batch
-        that another process's list has made several passes, the first part is all and the rest are empty.
-        """
-        whole = self.policy.collate(examples or [self._idle])
-        batches = [self._part(examples, places) for places in parts]
-        with torch.no_grad(), self.compute_loss_context_manager():
-            found = [model(batch, self.outputs) for batch in batches]
-        stats = _joined(whole, parts, found)
-        if self.loss.needs_reference:  # in the same parts, so that before the first step it is the policy bit for bit
-            whole = replace(whole, reference_logprobs=self._reference_in_parts(whole, parts, batches))
-        leaf = _trained_on(stats).requires_grad_()
-        loss = self._loss_of(whole, stats, examples)
-        (gradient,) = torch.autograd.grad(loss, leaf)
-        for number, (batch, places) in enumerate(zip(batches, parts, strict=True), start=1):
-            with self._together(model, last and number == len(batches)):
-                with self.compute_loss_context_manager():
-                    values = _trained_on(model(batch))
-                carried = gradient[places, : values.shape[1]] if places else torch.zeros_like(values)
-                self._backward((values * carried).sum() + penalty)
-            penalty = 0.0
-        return loss.detach()
-
-    def _part(self, examples: list[Example], places: list[int]) -> ListBatch:
-        """Some completions of a list, all of a batch of several, or the least that goes through the model."""
-        if not places or not examples:
-            return self.policy.collate([part_of_list(self._idle, [0])])
-        return self.policy.collate(examples if len(examples) > 1 else [part_of_list(examples[0], places)])
-
-    def _reference_in_parts(self, whole: ListBatch, parts: list[list[int]], batches: list[ListBatch]) -> Tensor:
-        with self.compute_loss_context_manager():
-            found = [reference_logprobs(self.scorer, self.policy, batch) for batch in batches]
-        return _join(whole, parts, found, whole.targets.shape[1])
-
-    def _loss_of(self, batch: ListBatch, stats: Any, examples: Sequence[Example]) -> Tensor:
+    def loss_of(self, batch: ListBatch, stats: Any, examples: Sequence[Example]) -> Tensor:
         """The lists' share of the step's loss; see the class. Without examples the batch is a stand-in of share 0."""
         counts = bool(examples)
         with self.compute_loss_context_manager():
@@ -308,7 +255,7 @@ class AlignTrainer(Trainer):
         values = {"loss": losses.detach(), **self.loss.metrics(batch, stats, reference, scores.detach())}
         self.sums.add(values, batch, counts=counts)
         # Gradients are averaged over processes, so each process's sum counts world_size times.
-        counted = self._counted(self.plan[self.state.global_step])
+        counted = self.counted(self.plan[self.state.global_step])
         share = self.args.world_size / counted if counts else 0.0
         if counts and self.hooks.on_lists:
             weights = (torch.ones_like(losses) if batch.weights is None else batch.weights) / counted
@@ -318,49 +265,18 @@ class AlignTrainer(Trainer):
             return losses.sum() * share
         return (losses * (batch.weights * share).to(losses.dtype)).sum()
 
-    def _counted(self, rows: Sequence[int]) -> float:
+    def counted(self, rows: Sequence[int]) -> float:
         """How many lists these rows count as."""
         return len(rows) if self.weights is None else math.fsum(self.weights[row] for row in rows)
 
-    def _backward(self, loss: Tensor) -> Tensor:
+    def backward(self, loss: Tensor) -> Tensor:
         self.accelerator.backward(loss)
         return loss.detach()
 
-    def _micro_batches(self, lists: list[Example]) -> list[list[Example]]:
+    def micro_batches(self, lists: list[Example]) -> list[list[Example]]:
         return agreed_micro_batches(
             lists, tokens_per_batch=self.tokens_per_batch, accelerator=self.accelerator, packed=self.policy.packing
         )
-
-    def _baseline(self) -> Tensor:
-        """KTO's estimate of the policy's divergence from the reference, in nats, at least 0.
-
-        The mean log-ratio of every prompt of the whole step with the completion of the next row that is another: it
-        does not depend on how the step is cut (TRL takes it per micro-batch), and weight 2 is the row twice.
-        """
-        rows = self.plan[self.state.global_step]
-        places = range(self.args.process_index, len(rows), self.args.world_size)
-        total = torch.zeros((), device=self.args.device)
-        for examples in self._micro_batches([self._mismatched(rows, place) for place in places]):
-            total += self._log_ratio(examples or [self._mismatched(rows, 0)]) * bool(examples)
-        return (self.accelerator.reduce(total, reduction="sum") / self._counted(rows)).clamp(min=0)
-
-    def _mismatched(self, rows: Sequence[int], place: int) -> Example:
-        own, others = self.lists[rows[place]], [*rows[place + 1 :], *rows[:place]]
-        other = next((one for one in map(self.lists.__getitem__, others) if not _is_same(one, own)), own)
-        first = {name: other[name][:1] for name in MISMATCHED if name in other}
-        counted = {} if self.weights is None else {"loss_weight": self.weights[rows[place]]}
-        return {"prompt_ids": own["prompt_ids"], "grades": [0.0]} | first | counted
-
-    @torch.no_grad()
-    def _log_ratio(self, examples: list[Example]) -> Tensor:
-        """Sum over the examples of the log-ratio of policy and reference, as often as each counts."""
-        batch = self.policy.collate(examples)
-        with self.compute_loss_context_manager():
-            ratio = self.scorer(batch).logprobs - reference_logprobs(self.scorer, self.policy, batch)
-        weights = self.loss.message_weights(batch)
-        ratio = ratio if weights is None else ratio * weights
-        ratio = ratio.where(batch.completion_mask, 0.0)
-        return ratio.sum() if batch.weights is None else (ratio.sum(dim=1) * batch.weights).sum().to(ratio.dtype)
 
     def compute_loss_context_manager(self) -> Any:
         """transformers' own, in which activations wait on the host where the recipe says so."""
@@ -394,15 +310,7 @@ class AlignTrainer(Trainer):
             self.hooks.tell_step(self.state.global_step, len(self.plan), line)
 
     def _refuse_divergence(self, name: str, value: float) -> None:
-        if not math.isfinite(value):
-            broken, step = broken_weights(self.policy.model), self.state.global_step
-            remedy = (
-                "lower train.learning_rate, or set" if step else f"before any step: {broken and REMEDY + ', or '}set"
-            )
-            raise UserError(
-                f"step {step}: the {name} is {value}; {broken + '; ' if broken else ''}{remedy} "
-                "train.precision to bfloat16 or float32 if it is float16, and give `output` another folder"
-            )
+        refuse_divergence(name, value, step=self.state.global_step, model=self.policy.model)
 
     def _rates(self) -> dict[str, float]:
         rows = self.plan[self.state.global_step - 1]
@@ -466,105 +374,3 @@ class AlignTrainer(Trainer):
                     seal(folder)
         if self.sharded:  # where all have read the metrics before one goes on to write them
             self.accelerator.wait_for_everyone()
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Seal the checkpoint once every process has written its part: a kill leaves an older one to go on from."""
-        if self.args.should_save:
-            checkpoint = self.run.saved.begin(self.state.global_step)
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            if self.ending.asked and self.state.global_step < len(self.plan):
-                (checkpoint / STOPPED).touch()
-            self.run.saved.end(checkpoint, keep=self.keep_checkpoints)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """What training changed, for going on; sharded weights are gathered one by one, or all together under ZeRO-3,
-        which takes every process."""
-        with whole_weights(self.scorer):
-            if self.sharded or self.args.should_save:
-                self._save(output_dir)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.sharded:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        save_optimizer(self.optimizer, self.scorer, Path(output_dir))
-        if self.args.should_save:
-            scheduler: Any = self.lr_scheduler
-            torch.save(scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint and self.is_deepspeed_enabled:
-            check_world(Path(checkpoint), self.args.world_size)
-        if checkpoint is None or not (self.sharded or (Path(checkpoint) / PARTS).is_dir()):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        load_optimizer(self.optimizer, self.scorer, Path(checkpoint))
-        scheduler: Any = self.lr_scheduler
-        scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
-        set_rates(self.optimizer, scheduler)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        self.policy.save_state(Path(output_dir or self.run.checkpoints))
-
-    def _load_callback_state(self) -> None:
-        restore_callbacks(self.given.callbacks, self.state)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.policy.load_state(Path(resume_from_checkpoint))
-        self.policy.load_moved(Path(resume_from_checkpoint))
-
-
-class _AfterStep(TrainerCallback):
-    """Lets the adapter act between the optimizer's step and the gradients' end (AdaLoRA moves its ranks there)."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.policy.after_step(state.global_step + 1)
-
-
-class _AtTheStart(TrainerCallback):
-    """Tells trackers, once they are open, the held-out figures from before the first step; a resumed run did so.
-
-    Under DeepSpeed the weights have been cut by now.
-    """
-
-    def __init__(self, trainer: AlignTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.trainer.is_deepspeed_enabled:
-            keep_head_whole(self.trainer.deepspeed, self.trainer.policy)
-        self.trainer.tracking.begin(getattr(args, "recipe_values", {}))
-        if state.global_step == 0 and self.trainer.before:
-            self.trainer.track_heldout(self.trainer.before)
-
-
-def _is_same(a: Example, b: Example) -> bool:
-    """Whether two rows have the same prompt and first completion, as a row that a step has twice."""
-    return a["prompt_ids"] == b["prompt_ids"] and a["completion_ids"][:1] == b["completion_ids"][:1]
-
-
-def _trained_on(stats: Stats) -> Tensor:
-    """What the loss is differentiated by: token log-probabilities, or a reward model's rewards."""
-    return stats if isinstance(stats, Tensor) else stats.logprobs
-
-
-def _joined(whole: ListBatch, parts: list[list[int]], found: list[Stats]) -> Stats:
-    """The statistics of a list's completions, from those of its parts."""
-    if isinstance(found[0], Tensor):
-        return _join(whole, parts, found, found[0].shape[1])  # type: ignore[arg-type]
-    width = whole.targets.shape[1]
-    names = [f.name for f in fields(TokenStats) if getattr(found[0], f.name) is not None]
-    return TokenStats(**{name: _join(whole, parts, [getattr(s, name) for s in found], width) for name in names})
-
-
-def _join(whole: ListBatch, parts: list[list[int]], values: list[Tensor], width: int) -> Tensor:
-    joined = torch.zeros(len(whole.targets), width, device=whole.targets.device)
-    for places, own in filter(itemgetter(0), zip(parts, values, strict=True)):
-        joined[places, : own.shape[1]] = own
-    return joined

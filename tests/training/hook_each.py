@@ -4,10 +4,10 @@ What a process is told goes to FOLDER/OUTPUT-RANK.jsonl; of several the last alo
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
-from accelerate import PartialState
 from transformers import TrainerCallback
 
 import align
@@ -22,7 +22,7 @@ class AsksInOne(TrainerCallback):
 
 def train(recipe: Path, folder: Path) -> None:
     """Train and write down what the hooks are told."""
-    with (folder / f"{recipe.stem}-{PartialState().process_index}.jsonl").open("w", buffering=1) as file:
+    with (folder / f"{recipe.stem}-{os.environ.get('RANK', '0')}.jsonl").open("w", buffering=1) as file:
 
         def on_lists(seen: align.ListsSeen) -> None:
             lists = dict(zip(seen.ids, seen.losses.tolist(), strict=True))

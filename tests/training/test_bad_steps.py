@@ -97,7 +97,7 @@ SKIP = {"on_bad_step": "skip", "save_steps": 2, "schedule": "constant", "warmup_
 def test_a_step_that_is_passed_over_touches_neither_weights_nor_optimizer(make_recipe, monkeypatch, parts):
     """The run ends as one whose plan has not that step; it is counted, and its rows are written out."""
     optimizer = {"weight_decay": 0.1, "learning_rate": 1e-2}
-    original, bad_rows = AlignTrainer._loss_of, []
+    original, bad_rows = AlignTrainer.loss_of, []
 
     def spoiled(self, *args):
         loss = original(self, *args)
@@ -110,7 +110,7 @@ def test_a_step_that_is_passed_over_touches_neither_weights_nor_optimizer(make_r
         return beginning(self, *args, **kwargs)
 
     beginning = AlignTrainer.train_from
-    monkeypatch.setattr(AlignTrainer, "_loss_of", spoiled)
+    monkeypatch.setattr(AlignTrainer, "loss_of", spoiled)
     monkeypatch.setattr(AlignTrainer, "train_from", start)
     skipping = train(make_recipe("skipping", train=SKIP | optimizer | parts))
     monkeypatch.setattr("align.training.parts.fit_to_plan", _one_less)

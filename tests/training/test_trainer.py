@@ -287,19 +287,19 @@ def test_kto_trains_on_labelled_single_completions(make_recipe, tmp_path):
 
 
 def test_ktos_baseline_reads_each_prompt_with_the_next_rows_completion(make_recipe, tmp_path, monkeypatch):
-    from align.training.trainer import AlignTrainer
+    from align.training.baseline import Baseline
 
     rows = tmp_path / "labelled.jsonl"
     lines = [{"prompt": f"w{10 + i}", "completion": f" w{20 + i}", "label": bool(i % 2)} for i in range(6)]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     read: list[tuple[int, int]] = []
-    original = AlignTrainer._log_ratio
+    original = Baseline._log_ratio
 
     def log_ratio(self, examples):
         read.extend((e["prompt_ids"][-1], e["completion_ids"][0][0]) for e in examples)
         return original(self, examples)
 
-    monkeypatch.setattr(AlignTrainer, "_log_ratio", log_ratio)
+    monkeypatch.setattr(Baseline, "_log_ratio", log_ratio)
     data = {"sources": [str(rows)], "eval_fraction": 0.0}
     train(make_recipe(data=data, objective={"name": "kto"}, train={"steps": 1, "lists_per_step": 6}))
     prompts, completions = ({value % 10 for value in side} for side in zip(*read, strict=True))

@@ -21,8 +21,8 @@ from align.report.reading import read_run
 from align.runs.build import prepare
 from align.training import parts
 from align.training.annotate import annotate_lists
+from align.training.baseline import Baseline
 from align.training.train import train
-from align.training.trainer import AlignTrainer
 
 CONTRAST = {"name": "contrast", "better": "w30 {prompt}", "worse": "w31 w32 {prompt}"}
 TIMES = {"seconds", "lists_per_second", "completion_tokens_per_second"}
@@ -178,16 +178,17 @@ def test_a_cache_from_before_serves_the_lists_of_which_all_is_learnt(run, monkey
 @pytest.mark.parametrize("weight", [None, 0.5])
 def test_ktos_baseline_is_of_the_learnt_tokens_of_the_next_rows_completion(run, tiny_policy, monkeypatch, weight):
     known = []
-    original = AlignTrainer._baseline
+    original = Baseline.of_step
 
     def baseline(self):
         value = original(self)
-        rows = [self.lists[row] for row in self.plan[self.state.global_step]]
-        state = {name: tensor.clone() for name, tensor in self.policy.model.state_dict().items()}
+        trainer = self.trainer
+        rows = [trainer.lists[row] for row in trainer.plan[trainer.state.global_step]]
+        state = {name: tensor.clone() for name, tensor in trainer.policy.model.state_dict().items()}
         known.append((value.item(), rows, state))
         return value
 
-    monkeypatch.setattr(AlignTrainer, "_baseline", baseline)
+    monkeypatch.setattr(Baseline, "of_step", baseline)
     policy = {"adapter": {"name": "full"}}
     run("kto", some, weight=weight, objective={"name": "kto"}, policy=policy, train={"learning_rate": 1e-2})
     models = [AutoModelForCausalLM.from_pretrained(tiny_policy).double() for _ in range(2)]

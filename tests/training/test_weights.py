@@ -23,6 +23,7 @@ from align.recipe import parse_recipe
 from align.runs.build import loss_of, prepare
 from align.runs.run_directory import RunDirectory
 from align.training.arguments import training_arguments
+from align.training.baseline import Baseline
 from align.training.train import train
 from align.training.trainer import AlignTrainer
 
@@ -161,8 +162,8 @@ def test_a_row_of_weight_2_is_the_row_twice_in_the_step(models, tmp_path, monkey
 
 def test_ktos_baseline_counts_a_row_as_often_as_its_weight(models, tmp_path, monkeypatch):
     """sum w_i r_i / sum w_i, r_i the log-ratio of a prompt with the next other row's completion; here it is above 0."""
-    found, real = [], AlignTrainer._baseline
-    monkeypatch.setattr(AlignTrainer, "_baseline", lambda self: found.append(real(self)) or found[-1])
+    found, real = [], Baseline.of_step
+    monkeypatch.setattr(Baseline, "of_step", lambda self: found.append(real(self)) or found[-1])
     policy, start = models["policy", True]
     for name, parameter in policy.model.named_parameters():
         if name in start:
