@@ -14,6 +14,7 @@ from align.errors import UserError
 from align.evaluate.options import COMMANDS as EVALUATE
 from align.export.options import COMMANDS as EXPORT
 from align.importing.options import COMMANDS as IMPORTING
+from align.judging.options import COMMANDS as JUDGING
 from align.lacks import in_words
 from align.recipe.options import COMMANDS as RECIPE
 from align.report.options import COMMANDS as REPORT
@@ -44,7 +45,7 @@ DOCTOR = Command(
         ALLOW_CODE,
     ),
 )
-COMMANDS = (*RECIPE, *IMPORTING, *TRAINING, *ROLLOUT, *EXPORT, *SCORING, *EVALUATE, *STUDIES, *REPORT, DOCTOR)
+COMMANDS = (*RECIPE, *IMPORTING, *TRAINING, *ROLLOUT, *EXPORT, *SCORING, *EVALUATE, *JUDGING, *STUDIES, *REPORT, DOCTOR)
 """In the order in which `align --help` tells them."""
 
 

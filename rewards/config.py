@@ -83,24 +83,27 @@ class DensityRatio(Running):
     """A plain-text completion includes the end token."""
 
 
-@SCORER.add
-class Judge(Running):
-    """A generative judge: asked about each completion, or about each two of a prompt's completions in both orders."""
+class Asking(Strict):
+    """What a generative judge is asked; the base of every judge's configuration."""
 
-    scorer: ClassVar = "judge:JudgeScorer"
-    name: Literal["judge"] = "judge"
-    model: str
-    """A local folder, or a hub name; a conversation goes through its chat template where it has one."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    mode: Literal["yes_no", "pairwise"] = "yes_no"
-    """What is asked. Pairwise rewards compare the completions of one prompt, so they depend on the list."""
+    mode: Literal["yes_no", "pairwise", "scale", "checklist"] = "yes_no"
+    """What is asked: whether an answer is good; which of two is better, in both orders; where it stands from 1 to 5, of
+    which the reward is the expectation; or yes and no of every question of a checklist that the judge writes once for
+    each prompt. Pairwise rewards compare the completions of one prompt, so they depend on the list."""
     question: str | None = None
-    """What the judge reads; {prompt} and {completion}, or {first} and {second}, stand for the texts."""
-    verdicts: tuple[str, str] | None = None
-    """The favourable verdict (or the first answer's name), then the other; by default Yes and No, or A and B."""
+    """What the judge reads; {prompt} and {completion}, or {first} and {second}, stand for the texts, and {check} for a
+    question of the checklist. A rubric goes here."""
+    verdicts: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    """The favourable verdict (or the first answer's name), then the other; by default Yes and No, or A and B. Of a
+    scale its words from the worst to the best, by default 1 to 5."""
     log_odds: bool = False
-    """Give the log-odds of the favourable verdict in place of its probability; not for pairwise."""
+    """Give the log-odds of the favourable verdict in place of its probability; only for yes_no."""
+    reasoning: Annotated[int, Field(ge=0)] = 0
+    """Tokens that the judge may reason in before its verdict, whose probability is read behind that; 0 for none."""
+    checklists: str | None = None
+    """A file that keeps the checklists, a JSON object a line, for other jobs and for mending by hand."""
+    checks: PositiveInt = 6
+    """Questions of a checklist, at most."""
 
     @property
     def listwise(self) -> bool:
@@ -108,14 +111,49 @@ class Judge(Running):
         return self.mode == "pairwise"
 
     @model_validator(mode="after")
-    def _question_names_the_texts(self) -> "Judge":
-        names = ("{prompt}", "{completion}") if self.mode == "yes_no" else ("{prompt}", "{first}", "{second}")
+    def _question_names_the_texts(self) -> "Asking":
+        names = ["{prompt}", *(["{first}", "{second}"] if self.mode == "pairwise" else ["{completion}"])]
+        names += ["{check}"] if self.mode == "checklist" else []
         missing = [name for name in names if self.question is not None and name not in self.question]
         if missing:
             raise ValueError(f"question: does not hold {', '.join(missing)}; the judge would not see that text")
-        if self.mode == "pairwise" and self.log_odds:
-            raise ValueError("log_odds: pairwise rewards are mean probabilities of winning; remove it")
+        if self.mode != "yes_no" and self.log_odds:
+            raise ValueError(f"log_odds: {self.mode} rewards are no probability of yes; remove it")
+        if self.mode != "scale" and self.verdicts is not None and len(self.verdicts) != 2:
+            raise ValueError(f"verdicts: {self.mode} has two, and these are {len(self.verdicts)}")
         return self
+
+
+@SCORER.add
+class Judge(Running, Asking):
+    """A generative judge that runs here: a language model whose verdict's probability is the reward."""
+
+    scorer: ClassVar = "judge:local_judge"
+    name: Literal["judge"] = "judge"
+    model: str
+    """A local folder, or a hub name; a conversation goes through its chat template where it has one."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+
+
+@SCORER.add
+class ServedJudge(Asking):
+    """A generative judge behind an endpoint that speaks OpenAI's chat completions, as vLLM and others do.
+
+    The verdict's probability is read from the reply's `top_logprobs`; an endpoint without them counts as certain.
+    """
+
+    scorer: ClassVar = "served_judge:served_judge"
+    name: Literal["served_judge"] = "served_judge"
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    """The server's address up to its version, such as http://localhost:8000/v1."""
+    model: str
+    """The name that the server knows the model by."""
+    api_key: str | None = None
+    """Name of the environment variable that holds the key; none is sent otherwise."""
+    requests_at_once: PositiveInt = 8
+    timeout: PositiveFloat = 300.0
+    """Seconds to wait for one request."""
 
 
 @SCORER.add

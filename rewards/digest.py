@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from align.section import Strict
-from rewards.config import Judge
+from rewards.config import Asking
 from rewards.files import file_digest
 from rewards.loading import chat_template_of, default_device, folder_of
 from rewards.templates import VOLATILE
@@ -20,7 +20,7 @@ from rewards.types import Running
 
 BACKEND = 2
 """To be counted up when our own computation of rewards changes its results."""
-SPEED = {"tokens_per_batch", "texts_per_request", "requests_at_once", "timeout"}
+SPEED = {"tokens_per_batch", "texts_per_request", "requests_at_once", "timeout", "api_key"}
 """Fields that change how fast rewards come, not what they are."""
 MODELS = ("model", "adapter", "reference", "reference_adapter", "strong", "weak")
 """Fields that name a model's folder or hub name."""
@@ -63,7 +63,7 @@ def templates_of(config: Strict) -> list[str | None]:
 
 def reads_text_without_template(config: Strict) -> bool:
     """Whether a scorer's model is one for chats and reads plain text as it stands; a judge writes its own messages."""
-    return not isinstance(config, Judge) and any(template is not None for template in templates_of(config))
+    return not isinstance(config, Asking) and any(template is not None for template in templates_of(config))
 
 
 def _folder_digest(folder: Path) -> str:

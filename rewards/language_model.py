@@ -6,7 +6,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from align.kernels import linear_logprobs
 from rewards.backbone import Backbone
@@ -56,6 +56,8 @@ class LanguageModel:
         self.adapted = with_adapters(self.model, adapters) if adapters else None
         if not isinstance(self.model.get_output_embeddings(), nn.Linear):
             raise ScorerError(f"{model}: an adapter changes its LM head; merge it into the model first")
+        self.ends = _ends(self.model, self.tokenizer)
+        self.tokens_per_batch = running["tokens_per_batch"]
         self.max_length = context(self.model, self.tokenizer, running["max_length"])
         self.tally = tally
 
@@ -102,6 +104,43 @@ class LanguageModel:
         with self._using(adapter):
             return self._sums(rows, sizes, [text_key(prompt) for prompt in prompts])
 
+    @torch.no_grad()
+    def write(
+        self, texts: Sequence[str], *, tokens: int, templated: bool = False, stop: str | None = None
+    ) -> list[str]:
+        """The likeliest continuation of each text, token by token.
+
+        Args:
+            tokens: of a continuation, at most.
+            templated: as for `logprobs`.
+            stop: a text behind which nothing more is written.
+        """
+        room = max(2, self.max_length - tokens)
+        rows = [cut(ids, room) for ids in token_ids([(text, templated) for text in texts], self.tokenizer)]
+        self.tally.read(rows, rows)
+        written = [""] * len(texts)
+        left = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
+        while left:
+            size = max(1, self.tokens_per_batch // (len(rows[left[0]]) + tokens))
+            batch, left = left[:size], left[size:]
+            for i, text in zip(batch, self._written([rows[i] for i in batch], tokens, stop), strict=True):
+                written[i] = text
+        return written
+
+    def _written(self, rows: list[list[int]], tokens: int, stop: str | None) -> list[str]:
+        pad, width = (self.ends or [0])[0], max(map(len, rows))
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.model.device)
+        ends = {"eos_token_id": self.ends, "pad_token_id": pad}
+        config = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=tokens, **ends)
+        given: dict[str, Any] = (
+            {"stopping_criteria": StoppingCriteriaList([_Said(self.tokenizer, stop, width)])} if stop else {}
+        )
+        found = self.model.generate(  # type: ignore[operator]  # transformers keeps it outside PreTrainedModel
+            input_ids=ids, attention_mask=mask, generation_config=config, **given
+        )
+        return self.tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
+
     def _sums(self, rows: list[list[int]], sizes: list[int], groups: list[str]) -> list[tuple[float, int]]:
         """Of each row, the log-probability of its last `size` tokens."""
         places = [range(len(row) - 1 - size, len(row) - 1) for row, size in zip(rows, sizes, strict=True)]
@@ -123,6 +162,25 @@ class LanguageModel:
         else:
             self.adapted.set_adapter(adapter)
             yield
+
+
+class _Said(StoppingCriteria):
+    """Ends a text in which another stands."""
+
+    def __init__(self, tokenizer: Any, stop: str, width: int) -> None:
+        self.tokenizer, self.stop, self.width = tokenizer, stop, width
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.BoolTensor:
+        texts = self.tokenizer.batch_decode(input_ids[:, self.width :], skip_special_tokens=True)
+        return torch.tensor([self.stop in text for text in texts], device=input_ids.device)  # type: ignore[return-value]
+
+
+def _ends(model: PreTrainedModel, tokenizer: Any) -> list[int]:
+    """The tokens that end a text; the model's configuration of its own, which could hold penalties, is put away."""
+    own: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
+    model.generation_config = GenerationConfig()
+    many = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    return [token for token in dict.fromkeys(many) if token is not None]
 
 
 def _head(model: PreTrainedModel) -> dict[str, Any]:

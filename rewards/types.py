@@ -60,6 +60,18 @@ class RunningOptions(TypedDict):
     device: str | None
 
 
+class AskingOptions(TypedDict):
+    """What a judge is asked, as keywords: the fields of `rewards.config.Asking`."""
+
+    mode: str
+    question: str | None
+    verdicts: tuple[str, ...] | None
+    log_odds: bool
+    reasoning: int
+    checklists: str | None
+    checks: int
+
+
 class ScorerError(ValueError):
     """A scorer cannot be made or used as asked; the message names what is wrong and how to mend it."""
 

@@ -75,7 +75,7 @@ FLOORS = (
     ("report",),
     ("evaluate", "scoring", "export", "importing"),
     ("rollout",),
-    ("planning",),
+    ("planning", "judging"),
     ("training", "trl"),
     ("doctor", "bench", "studies"),
     ("cli",),

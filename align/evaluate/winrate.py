@@ -38,7 +38,7 @@ class LengthControlled:
     win_rate: float
     """Percent."""
     standard_error: float | None
-    """Percent, over instructions and the judge's labels; None for one row."""
+    """Percent, over instructions and the judge's labels; None for one instruction."""
     weights: tuple[float, float, float]
     """Of length, difficulty and model."""
     c: float
@@ -91,6 +91,7 @@ def length_controlled(
     *,
     gamed: Gamed | None = None,
     c: float | None = None,
+    clusters: ArrayLike | None = None,
 ) -> LengthControlled:
     """The win rate that a logistic model expects at equal lengths.
 
@@ -108,6 +109,7 @@ def length_controlled(
         difficulty: [n], how hard the instruction is for the baseline; None leaves the term out.
         gamed: None leaves them out.
         c: inverse strength of the penalty; None chooses from `C_GRID` by five-fold cross-validation of the log loss.
+        clusters: [n], a number for each instruction where it has several rows; None where each row has its own.
 
     Returns:
         With a standard error that takes penalty, gamed rows and length scale as given, and instructions and labels as
@@ -127,7 +129,8 @@ def length_controlled(
         w = _fit(rows, c, free_model=True)
         moves = np.array([w[0] != 0, w[1] != 0, True])
     expected = _sigmoid(x[:, 1:] @ w[1:])
-    error = 100 * _standard_error(rows, len(y), expected, w, np.flatnonzero(moves)) if len(y) > 1 else None
+    groups = np.arange(len(y)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    error = 100 * _standard_error(rows, groups, expected, w, np.flatnonzero(moves)) if groups.max() else None
     return LengthControlled(100 * float(expected.mean()), error, (float(w[0]), float(w[1]), float(w[2])), c)
 
 
@@ -207,14 +210,17 @@ def _cross_validated(rows: Rows) -> float:
     return min(C_GRID, key=loss)
 
 
-def _standard_error(rows: Rows, n: int, expected: Array, w: Array, free: NDArray[np.intp]) -> float:
-    """From every judged row's influence on the win rate: its own expectation, and how far it moves the free weights."""
+def _standard_error(rows: Rows, groups: NDArray[np.intp], expected: Array, w: Array, free: NDArray[np.intp]) -> float:
+    """From every instruction's influence on the win rate: that of its judged rows, which is their own expectation, and
+    how far they move the free weights."""
+    n = len(groups)
     x = rows.x[-n:]
     slope = ((expected * (1 - expected))[:, None] * x * [0.0, 1.0, 1.0]).mean(axis=0)[free]
     pull = x[:, free] * (rows.y[-n:] - _sigmoid(x @ w))[:, None]
     moved = np.linalg.pinv(_hessian(rows, w)[np.ix_(free, free)]) @ slope
     influence = (expected - expected.mean()) / n + (pull - pull.mean(axis=0)) @ moved
-    return float(np.sqrt((influence**2).sum() * n / (n - 1)))
+    own = np.bincount(groups, influence)
+    return float(np.sqrt((own**2).sum() * len(own) / (len(own) - 1)))
 
 
 def _sigmoid(z: Array) -> Array:

@@ -141,7 +141,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         with pytest.raises(ScorerError, match=message):
             load_scorer(spec)
     with pytest.raises(RowError, match="chat template"):
-        load_scorer({"name": "judge", "model": base}).model.logprobs([[{"role": "user", "content": "a"}]], ["b"])
+        load_scorer({"name": "judge", "model": base}).voice.model.logprobs([[{"role": "user", "content": "a"}]], ["b"])
 
 
 def test_scoring_leaves_the_kernels_fit_for_training(tmp_path):

@@ -1,0 +1,115 @@
+"""What `align evaluate policy` prints."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from align.progress import counted
+
+RATES = (
+    ("win_rate", "win rate"),
+    ("win_rate_discrete", "win rate, discrete"),
+    ("win_rate_lc", "win rate at equal lengths"),
+    ("position_bias", "bias for the first shown"),
+    ("reward_change", "change of the reward"),
+)
+SIDES = (
+    ("reward", "reward", "{:+.4f}"),
+    ("length", "characters", "{:.0f}"),
+    ("distinct_1", "distinct words", "{:.3f}"),
+    ("distinct_2", "distinct pairs of words", "{:.3f}"),
+    ("repetition", "repeated runs of four words", "{:.3f}"),
+    ("ended", "ended by itself", "{:.3f}"),
+)
+SHORT = 48
+"""Characters of a judge's name in a table."""
+
+
+def show(console: Console, figures: dict[str, Any], left_out: int, unlabelled: str) -> None:
+    """Print the tables and sentences."""
+    for judge in figures["judges"]:
+        console.print(_of_judge(judge, f"{figures['policy']} against {figures['against']}, by {short(judge['judge'])}"))
+    console.print(_of_sides(figures))
+    if figures["ranking"]:
+        console.print(_of_models(figures["ranking"]))
+    console.print("\n".join(sentences(figures, left_out, unlabelled)), highlight=False, markup=False)
+
+
+def sentences(figures: dict[str, Any], left_out: int, unlabelled: str) -> Iterator[str]:
+    """What the tables do not hold, a line each."""
+    yield f"{counted(figures['prompts'], 'prompt')}, {counted(figures['comparisons'], 'comparison')}"
+    if left_out:
+        yield f"{counted(left_out, 'prompt')} left out that not every side has answered"
+    for judge in figures["judges"]:
+        name = short(judge["judge"])
+        yield f"{name}: {judge['wins']:.1%} won, {judge['losses']:.1%} lost, {judge['ties']:.1%} tied"
+        if judge["position_flips"] is not None:
+            yield f"{name}: {judge['position_flips']:.1%} of its verdicts follow the order in which it sees the answers"
+        if judge["without_a_verdict"]:
+            yield f"{name}: {counted(judge['without_a_verdict'], 'comparison')} without a verdict, left out"
+        if labels := judge["labels"]:
+            own = labels["accuracy"]
+            yield (
+                f"{name}: right in {span(own, '{:.3f}')} of {counted(labels['pairs'], 'pair')} that the rows grade; "
+                f"calibration error {labels['calibration_error']:.3f}, Brier score {labels['brier']:.3f}; "
+                f"`longer wins` is right in {labels['longer_wins']:.3f}"
+            )
+    if unlabelled:
+        yield f"no judge is held against the rows: {unlabelled}"
+    for both in figures["agreement"]:
+        kappa = "undefined" if both["kappa"] is None else f"{both['kappa']:.3f}"
+        one, other = map(short, both["judges"])
+        yield f"{one} and {other}: the same in {both['same']:.1%}, kappa {kappa}"
+    if figures["kl"]:
+        yield f"KL to what it was before: {span(figures['kl'], '{:.3f}')} nats, {figures['kl_per_token']:.4f} a token"
+
+
+def short(spec: str) -> str:
+    """A judge's specification as a name."""
+    line = " ".join(spec.split())
+    return line if len(line) <= SHORT else line[: SHORT - 3] + "..."
+
+
+def span(own: dict[str, Any], pattern: str) -> str:
+    """A mean with its interval."""
+    mean = pattern.format(own["mean"])
+    return mean if own["low"] is None else f"{mean} [{pattern.format(own['low'])}, {pattern.format(own['high'])}]"
+
+
+def _of_judge(judge: dict[str, Any], title: str) -> Table:
+    table = Table("", "mean", "95 % interval", title=Text(title), title_justify="left")
+    for key, label in RATES:
+        if own := judge[key]:
+            signed = "{:+.3f}" if key in ("position_bias", "reward_change") else "{:.3f}"
+            low = "unknown" if own["low"] is None else f"{signed.format(own['low'])} to {signed.format(own['high'])}"
+            table.add_row(label, signed.format(own["mean"]), low)
+    return table
+
+
+def _of_sides(figures: dict[str, Any]) -> Table:
+    table = Table("", escape(figures["policy"]), escape(figures["against"]))
+    for key, label, pattern in SIDES:
+        values = (figures[key], figures[f"{key}_against"])
+        if any(value is not None for value in values):
+            table.add_row(label, *("" if value is None else pattern.format(value) for value in values))
+    if figures["best_of_n"]:
+        for n in sorted({1, 2, 4, 8, 16, 32, len(figures["best_of_n"])} - {1}):
+            if n <= len(figures["best_of_n"]):
+                cells = (
+                    f"{figures[f'best_of_n{side}'][n - 1]:+.4f}"
+                    for side in ("", "_against")
+                    if n <= len(figures[f"best_of_n{side}"])
+                )
+                table.add_row(f"reward of the best of {n}", *cells)
+    return table
+
+
+def _of_models(ranking: list[dict[str, Any]]) -> Table:
+    table = Table("", "Elo", "95 % interval", title="ranking", title_justify="left")
+    for own in ranking:
+        table.add_row(Text(own["model"]), f"{own['elo']:.0f}", f"{own['low']:.0f} to {own['high']:.0f}")
+    return table
