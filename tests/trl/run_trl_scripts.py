@@ -1,8 +1,9 @@
-"""`python tests/trl/run_trl_scripts.py CHECKOUT [--json OUT]`: TRL's public scripts as they are and with our import.
+"""`python tests/trl/run_trl_scripts.py CHECKOUT [--float32]`: TRL's public scripts as they are and with our import.
 
 CHECKOUT is a checkout of github.com/huggingface/trl. Every script runs four steps, full and with LoRA, in processes of
 its own: as it stands, and as a copy in which `from trl import DPOTrainer` and the like say `align.trl`. The table says
-how far the losses and gradient norms of the two are apart.
+how far the losses and gradient norms of the two are apart. Some scripts leave a model in the bfloat16 of its files,
+whatever --dtype says; with --float32 the files are float32.
 """
 
 import argparse
@@ -89,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--float32", action="store_true", help="from files of float32")
     parser.add_argument("--only", default="", help="a regular expression that a script's path has")
     parser.add_argument("--home", type=Path, default=Path(tempfile.gettempdir()) / "align-trl-lookalikes")
     arguments = parser.parse_args()
@@ -109,13 +111,24 @@ def _both(arguments: argparse.Namespace, path: str, more: Sequence[str], folder:
 
     lookalikes.build(arguments.checkout, arguments.home, {MODEL})
     rows, own = SCRIPTS[path]
-    given = ["--model_name_or_path", MODEL, "--dataset_name", str(arguments.home / "sets/trl-internal-testing" / rows)]
+    model = _in_float32(arguments.home) if arguments.float32 else MODEL
+    given = ["--model_name_or_path", model, "--dataset_name", str(arguments.home / "sets/trl-internal-testing" / rows)]
     source = (arguments.checkout / path).read_text(encoding="utf-8")
     given += [*COMMON, *more, *(own if more or "--lora_task_type" not in own else ())]
     theirs, ours = (run(s, given, folder / n) for n, s in (("trl", source), ("align", with_our_import(source))))
     if isinstance(theirs, str):
         return f"TRL's own fails ({theirs}); ours: {ours if isinstance(ours, str) else 'ran'}"
     return ours if isinstance(ours, str) else f"ran, {apart(theirs, ours):.1e} apart"
+
+
+def _in_float32(home: Path) -> str:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = home / "float32" / MODEL
+    if not folder.exists():
+        AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
+        AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32").save_pretrained(folder)
+    return str(folder)
 
 
 if __name__ == "__main__":
