@@ -1,9 +1,8 @@
 """Folders and files of strangers before every command that reads them: nothing of theirs runs unasked, and what cannot
 be read is one sentence.
 
-    python tests/faults/hostile.py [WORD ...]     every pair of a hostile thing and a command whose names hold the words
-
-Each hostile thing is made here. A pair fails if the thing's code has run without consent, if there is a traceback, if
+Each hostile thing is made here, and met by every command that reads such a thing (`python tests/faults/table.py
+hostile`). A pair fails if the thing's code has run without consent, if there is a traceback, if
 a refusal is not one sentence or does not say what it should, or if it takes too long.
 """
 
@@ -18,7 +17,6 @@ import shutil
 import signal
 import struct
 import sys
-import tempfile
 import time
 import traceback
 import zlib
@@ -28,8 +26,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if __name__ == "__main__":
-    sys.path.append(str(Path(__file__).parents[1] / "rewards"))
 
 import torch
 import yaml
@@ -639,8 +635,16 @@ def pairs(*words: str) -> Iterator[tuple[str, str]]:
                 yield name, command
 
 
-def try_pair(world: World, name: str, command: str) -> list[str]:
-    """What is wrong with how a command meets a hostile thing: nothing, if all is well."""
+class Tried(NamedTuple):
+    """How a command has met a hostile thing."""
+
+    outcome: Outcome
+    faults: list[str]
+    """None, if all is well."""
+
+
+def try_pair(world: World, name: str, command: str) -> Tried:
+    """Let a command meet a hostile thing, and with the option that consents to it if it has code."""
     hostile = HOSTILE[name]
     number = sum(1 for _ in world.root.glob("stranger*"))
     folder = world.root / f"stranger{number}"
@@ -657,13 +661,14 @@ def try_pair(world: World, name: str, command: str) -> list[str]:
     }
     template = dict(COMMANDS[hostile.kind])[command]
     world.marker.unlink(missing_ok=True)
-    faults = _faults(hostile, command, world, world.call([word.format(**filled) for word in template]))
+    outcome = world.call([word.format(**filled) for word in template])
+    faults = _faults(hostile, command, world, outcome)
     if not faults and hostile.consent and command not in (*hostile.not_by, *hostile.idle):
         filled["out"] = world.root / f"out{number}-consent"
-        outcome = world.call([*(word.format(**filled) for word in template), hostile.consent])
+        consented = world.call([*(word.format(**filled) for word in template), hostile.consent])
         if not world.marker.exists():
-            faults.append(f"with {hostile.consent} its code does not run:\n{outcome.said}")
-    return faults
+            faults.append(f"with {hostile.consent} its code does not run:\n{consented.said}")
+    return Tried(outcome, faults)
 
 
 def _faults(hostile: Hostile, command: str, world: World, outcome: Outcome) -> list[str]:
@@ -706,20 +711,3 @@ def _stdin(text: str) -> Iterator[None]:
         yield
     finally:
         sys.stdin = before
-
-
-def run_table(words: list[str]) -> int:
-    """Print every pair that holds the words; the number of those that fail."""
-    failed = count = 0
-    with tempfile.TemporaryDirectory() as root:
-        world = World(Path(root))
-        for name, command in pairs(*words):
-            faults = try_pair(world, name, command)
-            count, failed = count + 1, failed + bool(faults)
-            print(f"{'FAIL' if faults else 'ok  '}  {name} / {command}", *faults, sep="\n      " if faults else "")
-    print(f"{count} pairs, {failed} failed")
-    return failed
-
-
-if __name__ == "__main__":
-    sys.exit(run_table(sys.argv[1:]) > 0)

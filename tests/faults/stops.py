@@ -30,7 +30,7 @@ class Stops:
         """Args:
         build: folder for the compiled hook and the commands' messages.
         """
-        self.log = build / "stops.log"
+        self.log, self.begins = build / "stops.log", 0
         library = build / "stop.so"
         compiler = shutil.which("cc") or shutil.which("gcc")
         assert compiler, "a C compiler is needed, as for align's own kernels"
@@ -57,14 +57,15 @@ class Stops:
 
     def run(self, arguments: list[str], *, below: Path, at: int | None = None) -> Ended:
         assert self.driver.stdin
+        self.begins = self.log.stat().st_size
         command = {"arguments": arguments, "below": str(below), "at": -1 if at is None else at, "log": str(self.log)}
         self.driver.stdin.write(json.dumps(command) + "\n")
         self.driver.stdin.flush()
         return Ended(**json.loads(self._answer()))
 
     def said(self) -> str:
-        """The end of all that the commands said."""
-        return self.log.read_text(errors="replace")[-4000:]
+        """The end of what the last command said."""
+        return self.log.read_bytes()[self.begins :].decode(errors="replace")[-4000:]
 
     def close(self) -> None:
         assert self.driver.stdin

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 from harm import HARMS, as_a_plain_user, files_of, restore
+from table import case
 
 from align.cli import main
 from align.manifest import check, seal
@@ -107,8 +108,16 @@ def evaluate(place: Place) -> dict[str, bytes]:
 CASES = ((train, "killed"), (train, "finished"), (report, "finished"), (export, "finished"), (evaluate, "finished"))
 
 
-def outcome(place: Place, command, source: Path, expected: dict[str, bytes], file: str, harm: str, capsys) -> str:
-    """What is wrong with how a command takes a damaged file; empty where nothing is."""
+class Outcome(NamedTuple):
+    """How a command takes a damaged file."""
+
+    code: int
+    said: str = ""
+    wrong: str = ""
+    """Empty where nothing is."""
+
+
+def outcome(place: Place, command, source: Path, expected: dict[str, bytes], file: str, harm: str, capsys) -> Outcome:
     restore(source, place.run)
     HARMS[harm](place.run / file)
     capsys.readouterr()
@@ -118,11 +127,11 @@ def outcome(place: Place, command, source: Path, expected: dict[str, bytes], fil
     except SystemExit as stopped:
         said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("align: ")]
         fine = stopped.code == 2 and len(said) == 1 and Path(file).name in said[0]
-        return "" if fine else f"exit {stopped.code}, {said}"
+        return Outcome(int(stopped.code or 0), said[0] if fine else "", "" if fine else f"exit {stopped.code}, {said}")
     except BaseException as error:
-        return f"traceback: {error!r}"
+        return Outcome(1, wrong=f"traceback: {error!r}")
     wrong = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
-    return f"another result: {wrong}" if wrong else ""
+    return Outcome(0, wrong=f"another result: {wrong}" if wrong else "")
 
 
 def chosen(source: Path, *, every: bool) -> list[tuple[str, str]]:
@@ -135,15 +144,18 @@ def chosen(source: Path, *, every: bool) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("command", "state"), CASES, ids=lambda own: getattr(own, "__name__", own))
-def test_the_same_result_or_one_sentence_that_names_the_file(place, capsys, command, state, every):
+def test_the_same_result_or_one_sentence_that_names_the_file(place, capsys, record_property, command, state, every):
     source = getattr(place, state)
     restore(place.finished, place.run)
     expected = command(place)
     cases = chosen(source, every=every)
     if command is train and not every:
         cases = HARMFUL if state == "killed" else cases[::3]
-    results = {case: outcome(place, command, source, expected, *case, capsys) for case in cases}
-    assert not {case: own for case, own in results.items() if own}
+    results = {chosen: outcome(place, command, source, expected, *chosen, capsys) for chosen in cases}
+    for (file, harm), own in results.items():
+        what = f"{command.__name__} of a {state} run, {file} {harm}"
+        record_property(*case(what, code=own.code, said=own.said, wrong=own.wrong))
+    assert not {chosen: own.wrong for chosen, own in results.items() if own.wrong}
     assert os.path.exists(place.folder / "r.yaml") and len(results) > 5
 
 

@@ -1,10 +1,12 @@
 """Of `tests/faults/hostile.py` the commands that go furthest; and where consent to code comes from."""
 
 import os
+from typing import Any
 
 import pytest
 import yaml
 from hostile import ALLOW, HOSTILE, World, pairs, try_pair
+from table import case
 
 from align import load_recipe
 from align.cli import main
@@ -15,7 +17,7 @@ from align.recipe.recipe import read_recipe
 from rewards import load_scorer, read_reward
 
 SHORT = ("train", "evaluate rows", "chat", "export merged", "score", "import", "report", "plan")
-"""Commands; the script takes all."""
+"""Commands of the default run; `-m long` takes all."""
 ONCE = (
     "template that",
     "weights in",
@@ -27,13 +29,10 @@ ONCE = (
 """Hostile things without code, by how they begin, that one command meets here."""
 
 
-def short() -> list[tuple[str, str]]:
-    """What may run code before those commands, and what may take time or memory before one."""
-    return [
-        (name, command)
-        for name, command in pairs()
-        if (HOSTILE[name].consent and command in SHORT) or (name.startswith(ONCE) and command == "evaluate rows")
-    ]
+def marked(name: str, command: str) -> Any:
+    """A pair: long, unless it may run code before those commands, or take time or memory before one."""
+    short = (HOSTILE[name].consent and command in SHORT) or (name.startswith(ONCE) and command == "evaluate rows")
+    return pytest.param(name, command, marks=() if short else pytest.mark.long)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +40,12 @@ def world(tmp_path_factory) -> World:
     return World(tmp_path_factory.mktemp("world"))
 
 
-@pytest.mark.parametrize(("name", "command"), short())
-def test_nothing_of_a_strangers_runs_unasked_and_a_refusal_is_one_sentence(world, name, command):
-    assert try_pair(world, name, command) == []
+@pytest.mark.parametrize(("name", "command"), [marked(*pair) for pair in pairs()])
+def test_nothing_of_a_strangers_runs_unasked_and_a_refusal_is_one_sentence(world, record_property, name, command):
+    tried = try_pair(world, name, command)
+    wrong = "; ".join(tried.faults)
+    record_property(*case(f"{name} / {command}", code=tried.outcome.code, said=tried.outcome.sentence, wrong=wrong))
+    assert tried.faults == []
 
 
 MINE = "def f(scores, grades, list_mask):\n    return scores.masked_fill(~list_mask, 0).square().sum(-1)\n"
@@ -149,7 +151,7 @@ def test_an_answer_from_the_terminal_is_no_consent(world, tmp_path, monkeypatch,
     """transformers asks where it is told neither yes nor no."""
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
     for name, command in pairs("scorer", "code"):
-        assert try_pair(world, name, command) == []
+        assert try_pair(world, name, command).faults == []
 
 
 def test_what_is_consented_to_is_said_to_be_an_option(capsys):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 from stops import STOPPED, Stops
+from table import case
 
 SHORT = 4
 """Moments of each command in the default run; `-m long` takes every one."""
@@ -86,7 +87,7 @@ def clean(job: Job) -> None:
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", ["train", "annotate", "export", "merge", "score"])
-def test_stopped_anywhere_the_same_command_ends_with_the_same_files(stops, jobs, name, every):
+def test_stopped_anywhere_the_same_command_ends_with_the_same_files(stops, jobs, record_property, name, every):
     job = jobs[name]
     clean(job)
     ended = stops.run(job.arguments, below=job.folder)
@@ -100,11 +101,13 @@ def test_stopped_anywhere_the_same_command_ends_with_the_same_files(stops, jobs,
         found = whole_of(job)
         code = stops.run(job.arguments, below=job.folder).code
         taken = found == whole and code == 2 and job.taken and job.taken in stops.said()
-        assert code == 0 or taken, f"after {at}: {stops.said()}"
         again = whole_of(job)
-        different = [file for file in whole.keys() | again.keys() if whole.get(file) != again.get(file)]
-        assert not different, f"stopped at {at}"
-        assert not [file for file in job.folder.rglob("*") if file.suffix == ".tmp"], f"stopped at {at}"
+        wrong = "" if code == 0 or taken else stops.said()
+        wrong += "".join(f" lost: {own}" for own in whole.keys() | again.keys() if whole.get(own) != again.get(own))
+        wrong += "".join(f" left: {file}" for file in job.folder.rglob("*") if file.suffix == ".tmp")
+        what = f"{' '.join(job.arguments[:1])}, stopped at {at} of {ended.seen}"
+        record_property(*case(what, code=code, said=job.taken if taken else "", wrong=wrong))
+        assert not wrong, f"stopped at {at}: {wrong}"
 
 
 def whole_of(job: Job) -> dict[str, bytes]:
