@@ -94,6 +94,8 @@ def _check_config(file: Path) -> None:
         raise UserError(f"{file}: not valid JSON ({error}); fetch it again") from None
     if not isinstance(tree, dict):
         raise UserError(f"{file}: holds a {type(tree).__name__} and no keys; fetch it again")
+    if not isinstance(tree.get("base_model_name_or_path") or "", str):
+        raise UserError(f"{file}: `base_model_name_or_path` is no name of a model; fetch it again, or mend the key")
     if file.name == "config.json":
         longest = max((_longest(one) for one in sorted(file.parent.glob("*.safetensors"))), default=0)
         _check_sizes(tree, file, "", 0, longest * PACKED or SIZE)

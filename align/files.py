@@ -31,6 +31,23 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: damaged, not valid JSON ({error}); restore the file, or start anew") from None
 
 
+def read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """What a JSON file of a run or an adapter holds under its keys.
+
+    Args:
+        keys: that it has to have.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: damaged, it holds no keys; restore the file, or start anew")
+    if missing := [key for key in keys if key not in value]:
+        raise UserError(f"{path}: damaged, it lacks `{missing[0]}`; restore the file, or start anew")
+    return value
+
+
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 

@@ -134,7 +134,9 @@ def _load(folder: Path, dtype: str, device: str | None) -> PreTrainedModel:
 
 def _load_adapted(folder: Path, dtype: str, device: str | None) -> PreTrainedModel:
     """A base model with an adapter and a head saved beside it (PEFT's `modules_to_save`), merged."""
-    base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    base = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ScorerError(f"{folder / ADAPTER_CONFIG}: names no base model; give `base_model_name_or_path` there")
     head = named_tensor(folder, "base_model.model.score.weight")
     if head is None:
         raise ScorerError(f"{folder}: the adapter holds no reward head (base_model.model.score.weight); give another")

@@ -27,7 +27,7 @@ from align.data.texts import check_options
 from align.data.tokenize import COUNTS, Reading, tokenize_rows
 from align.data.windows import windows
 from align.errors import UserError
-from align.files import read_json, write_json
+from align.files import read_object, write_json
 from align.progress import stage
 
 __all__ = ["Prepared", "Wanted", "grade_row", "prepare_data"]
@@ -159,7 +159,7 @@ def _write(
 
 def _opened(folder: Path, section: DataSection, wanted: Wanted) -> Prepared:
     """What stands in a preparation's folder."""
-    about = read_json(folder / AUDIT)
+    about = read_object(folder / AUDIT, "audit", "columns")
     with np.load(folder / USED) as used:
         tables = {part: Dataset.from_file(str(_table(folder, part))).select(used[f"{part}_lists"]) for part in PARTS}
         rows = _rows_of(RowStore(folder), [used[f"{part}_rows"] for part in PARTS], section, wanted)

@@ -18,7 +18,7 @@ from align.data.source_view import SourceView, mapping_of
 from align.errors import UserError
 from align.evaluate.in_options import in_options
 from align.evaluate.lists import evaluate_lists
-from align.files import read_json, write_json
+from align.files import read_object, write_json
 from align.losses.list_loss import ListLoss, build_loss
 from align.model.adapters import Full
 from align.model.checks import check_fits
@@ -126,10 +126,14 @@ def load_any(model: str, chat_template: str | None, *, trust_remote_code: bool) 
     check_of_run(folder)
     options = LoadOptions(device=device)
     held: dict[str, Any] = {"chat_template": chat_template, "trust_remote_code": trust_remote_code}
-    if (folder / "adapter_config.json").exists():
+    if (file := folder / "adapter_config.json").exists():
         check_folder(folder)
-        config = read_json(folder / "adapter_config.json")
-        base = config["base_model_name_or_path"]
+        config = read_object(file)
+        base = config.get("base_model_name_or_path")
+        if not base:
+            raise UserError(
+                f"{folder / 'adapter_config.json'}: names no base model; give `base_model_name_or_path` there"
+            )
         revision = None if Path(base).expanduser().is_dir() else config.get("revision")
         section = PolicySection(model=base, revision=revision, start_adapter=model, **held)
         return load_policy(section, options), chat_template

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from align.evaluate.token_view import TokenValues
-from align.files import read_json, write_json
+from align.files import read_object, write_json
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Measured:
 
     @staticmethod
     def load(path: Path) -> "Measured":
-        kept = read_json(path)
+        kept = read_object(path)
         return Measured(**{name: kept[name] for name in kept.keys() & Measured.__dataclass_fields__.keys()})
 
     def all_metrics(self) -> dict[str, float]:

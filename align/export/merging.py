@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -17,7 +16,7 @@ from align.export.trained import ADAPTER_FILE, Trained, source_of
 from align.model.attach import TRAINED, adapter_tensors, check_loaded
 from align.model.checkpoint import export_tokenizer
 from align.model.classifier import load_classifier
-from align.model.load import first_line, load_model
+from align.model.load import LOAD_ERRORS, first_line, load_model
 from align.progress import stage
 from rewards.files import is_of_other_weights
 from rewards.loading import without_bars
@@ -124,7 +123,7 @@ def with_adapter(base: PreTrainedModel, trained: Trained) -> PeftModel:
     try:
         wrapped = PeftModel.from_pretrained(base, trained.folder, adapter_name=TRAINED)
         stored = set(load_file(trained.folder / ADAPTER_FILE))
-    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
+    except LOAD_ERRORS as error:
         raise UserError(f"{trained.folder} does not fit its base {trained.base}: {first_line(error)}") from error
     # PEFT itself may store the base's embeddings beside an adapter on them.
     known = set(get_peft_model_state_dict(wrapped, adapter_name=TRAINED, save_embedding_layers=True))

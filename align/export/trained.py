@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from align.bounds import check_folder
 from align.errors import UserError
-from align.files import read_json
+from align.files import read_json, read_object
 from align.model.classifier import is_classifier, output_names
 from align.model.load import load_tokenizer, loading, model_folder, model_name, read_tokenizer
 from align.runs.digests import check_of_run
@@ -81,7 +81,8 @@ def find_trained(path: Path, *, trust_remote_code: bool = False) -> Trained:
                 f"{folder} holds no {ADAPTER_FILE}; an adapter in a pickle (adapter_model.bin) is not read, since "
                 "reading it can run code: convert it once, where you trust it, with PEFT's save_pretrained"
             )
-        config = PeftConfig.from_pretrained(str(folder))
+        with loading(folder, "has an adapter's config that cannot be read"):
+            config = PeftConfig.from_pretrained(str(folder))
         commit = base_of(weights).get("commit")
         revision = commit or policy.get("revision", config.revision)
         base = config.base_model_name_or_path
@@ -104,7 +105,7 @@ def _reward_outputs(folder: Path, trust_remote_code: bool) -> list[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def read_tokenizer_of(trained: Trained) -> PreTrainedTokenizerBase:

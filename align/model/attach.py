@@ -15,7 +15,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -24,7 +24,7 @@ from align.errors import UserError
 from align.model.adapters import Adapter, Decomposed, Lora, Peft
 from align.model.config import PolicySection
 from align.model.forward import is_multimodal, language_part
-from align.model.load import LoadOptions, first_line, model_name
+from align.model.load import LOAD_ERRORS, LoadOptions, first_line, model_name
 
 STATE_FILE = "policy.safetensors"
 """What a checkpoint holds of the policy."""
@@ -177,7 +177,7 @@ def continue_adapter(base: PreTrainedModel, start_adapter: str, *, instead_of: A
             stored = set(tensors.keys())
             _refuse_unlike(json.loads((folder / "adapter_config.json").read_text()), folder)
         wrapped = PeftModel.from_pretrained(base, folder, adapter_name=TRAINED, is_trainable=True)
-    except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
+    except LOAD_ERRORS as error:
         raise UserError(f"policy.start_adapter: {folder} does not fit the base: {first_line(error)}") from error
     kind = adapter_config(wrapped).peft_type
     if kind not in CONTINUABLE:

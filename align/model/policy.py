@@ -284,7 +284,7 @@ def _check_weights_of(start_adapter: Path, model: str, folder: Path) -> None:
     file = start_adapter / ADAPTER_FILE
     if not file.is_file() or not is_of_other_weights(file, folder):
         return
-    named = json.loads((start_adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    named = json.loads((start_adapter / "adapter_config.json").read_text()).get("base_model_name_or_path") or ""
     if Path(named).expanduser().resolve() == folder.resolve():
         raise UserError(
             f"{start_adapter} was trained on other weights than {model} holds now; put the old ones back, or train anew"

@@ -106,7 +106,8 @@ def _with_adapter(recipe: Recipe, base: PreTrainedModel, total_steps: int) -> nn
     policy = recipe.policy
     if policy.start_adapter is not None:
         check_folder(Path(policy.start_adapter).expanduser())
-        config: Any = peft.PeftConfig.from_pretrained(policy.start_adapter)
+        with loading(Path(policy.start_adapter), "has an adapter's config that cannot be read"):
+            config: Any = peft.PeftConfig.from_pretrained(policy.start_adapter)
         config.inference_mode = False
     else:
         config = policy.adapter.peft(total_steps=max(total_steps, 2))

@@ -18,7 +18,7 @@ from align.data.tools import TOOLS
 from align.disk import free, in_words
 from align.errors import UserError
 from align.evaluate.sampling import Sampled, completion_text
-from align.files import read_json, write_json
+from align.files import read_object, write_json
 from align.manifest import file_digest
 from align.model.load import LoadOptions
 from align.model.policy import Policy, load_policy
@@ -61,7 +61,7 @@ class Stages:
 
     def read(self) -> dict[str, Any]:
         """Stage -> figures."""
-        return read_json(self.path) if self.path.exists() else {}
+        return read_object(self.path) if self.path.exists() else {}
 
     def check(self) -> None:
         """Forget a stage whose file is not as it left it, and say so; what a later one was made of does not matter."""
@@ -400,7 +400,7 @@ def policy_version(run: str | None) -> int:
     directory = RunDirectory(run)
     if not directory.summary.exists():
         raise UserError(f"policy.start_run: {run} is no finished run; let `align train` end it")
-    steps = read_json(directory.summary)["steps"]
+    steps = read_object(directory.summary, "steps")["steps"]
     return steps + policy_version(read_recipe(directory.recipe).policy.start_run)
 
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from align.data.schema import Row
 from align.errors import UserError
-from align.files import read_json
+from align.files import read_object
 from align.model.identity import base_identity
 from align.model.load import model_folder
 from align.own_code import GIVEN, file_digest, is_of_a_file
@@ -76,7 +76,7 @@ def hold_to_record(
     given = {"base": base_identity(policy.model, folder), **parts, **({"functions": functions} if functions else {})}
     damage = run.digests.problem([run.given.name])
     if run.has_work() and run.given.exists() and not damage:
-        before = read_json(run.given)
+        before = read_object(run.given, "base")
         if before["base"] != given["base"]:
             raise UserError(
                 f"{run.path} was trained from another base model than `policy.model` gives; start a new run"

@@ -12,7 +12,7 @@ import yaml
 
 from align.bounds import load_yaml
 from align.errors import UserError
-from align.files import forget_removed, read_json, remove_folder, replaced, replaced_folder, write_text
+from align.files import forget_removed, read_object, remove_folder, replaced, replaced_folder, write_text
 from align.locks import LOCK_FILES, alone
 from align.manifest import Damaged, check, file_digest, json_digest
 from align.recipe import Recipe, dump_recipe, read_recipe
@@ -209,7 +209,7 @@ class RunDirectory:
             return recipe
         except UserError as error:
             file, own = self.path / "environment.json", version("align-lm")
-            wrote = read_json(file).get("packages", {}).get("align-lm", own) if file.exists() else own
+            wrote = read_object(file).get("packages", {}).get("align-lm", own) if file.exists() else own
             raise UserError(
                 f"{error}; align {wrote} wrote this run, and this is {own}" if wrote != own else str(error)
             ) from None
@@ -288,7 +288,7 @@ class RunDirectory:
             UserError: that is damaged, or all are.
         """
         found = self.last_checkpoint()
-        steps = read_json(self.summary)["steps"] if self.summary.exists() else 0
+        steps = read_object(self.summary, "steps")["steps"] if self.summary.exists() else 0
         if found and step_of(found) >= steps:
             return found
         if problem := self.saved.problem():

@@ -13,7 +13,7 @@ from typing import Any
 from align.data.schema import is_messages
 from align.data.tools import TOOLS
 from align.errors import UserError
-from align.files import read_json, remove_folder, replaced, write_json, write_text
+from align.files import read_object, remove_folder, replaced, write_json, write_text
 from align.locks import alone
 from align.manifest import json_digest
 from align.runs.trees import differing_keys
@@ -40,7 +40,7 @@ class Job:
         """Whether the output of this very job is there."""
         if not (self.output.exists() and self.summary.exists()):
             return False
-        return bool(read_json(self.summary).get("job") == self.description)
+        return bool(read_object(self.summary).get("job") == self.description)
 
     def check(self) -> None:
         """Refuse to mix with, or write over, what another job has left.
@@ -95,7 +95,7 @@ class Job:
         file = self.folder / "job.json"
         if not file.exists():
             raise UserError(f"{file}: is missing; remove {self.folder}, and the job begins anew")
-        value = read_json(file)
+        value = read_object(file)
         if value.pop("digest", None) != json_digest(value):
             raise UserError(
                 f"{file}: damaged, it is not as it was written; remove {self.folder}, and the job begins anew"

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from align.data import Row, read_source
 from align.errors import UserError
 from align.evaluate.sampling import row_seed
-from align.files import read_json, write_json
+from align.files import read_object, write_json
 from align.model.adapters import Full, Lora
 from align.recipe import Recipe, SourceSection
 from align.report.summary import ROWS, figure
@@ -196,7 +196,7 @@ def _sample_and_score(recipe: Recipe, run: RunDirectory, iteration: int, prompts
 def _version(recipe: Recipe, run: RunDirectory, iteration: int) -> int:
     """Optimizer steps before an iteration."""
     earlier = (RunDirectory(iteration_folder(run, i) / "train") for i in range(1, iteration))
-    return policy_version(recipe.policy.start_run) + sum(read_json(r.summary)["steps"] for r in earlier)
+    return policy_version(recipe.policy.start_run) + sum(read_object(r.summary, "steps")["steps"] for r in earlier)
 
 
 def _train_iteration(recipe: Recipe, run: RunDirectory, iteration: int, given: Given, *, main: bool) -> None:
@@ -236,7 +236,7 @@ def _finish(recipe: Recipe, run: RunDirectory) -> None:
     assert recipe.online is not None
     folders = [iteration_folder(run, i) for i in range(1, recipe.online.iterations + 1)]
     runs = [RunDirectory(folder / "train") for folder in folders]
-    summaries = [read_json(one.summary) for one in runs]
+    summaries = [read_object(one.summary, "steps") for one in runs]
     with run.replaced_folder(run.adapter) as temporary:
         shutil.copytree(runs[-1].adapter, temporary, dirs_exist_ok=True)
     lines, steps, iterations = [], 0, []

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments, set_seed
 
-from align.files import read_json
+from align.files import read_object
 from align.model.given import in_place_of
 from align.planning.check import refuse_unfit
 from align.recipe import Recipe
@@ -116,7 +116,7 @@ def conclude(recipe: Recipe, run: RunDirectory, *, finished: bool, main: bool, s
         main: whether this process speaks.
         show: print the figures.
     """
-    summary = read_json(run.summary)
+    summary = read_object(run.summary)
     if finished and main and show:
         print(f"finished before; nothing was done; `align report {run.path}` shows its figures")
         print(f"run directory: {run.path}")

@@ -10,7 +10,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from align.errors import UserError
-from align.files import give_mode, read_json, sync, write_json
+from align.files import give_mode, read_object, sync, write_json
 from align.manifest import MANIFEST, Damaged, check, seal
 from align.runs.checkpoints import NAME, numbered, step_of
 
@@ -45,7 +45,7 @@ def tidy(folder: Path) -> None:
     if config.exists():  # PEFT writes sets, whose order is another in every process
         values = {
             name: sorted(own) if name in SETS and isinstance(own, list) else own
-            for name, own in read_json(config).items()
+            for name, own in read_object(config).items()
         }
         write_json(config, values)
 

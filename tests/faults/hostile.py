@@ -442,6 +442,8 @@ NOT_CALLED = ("inspect", "chat", "export", "export merged", "report")
 IDLE = ("annotate", "rollout")
 LOOKS = ("inspect", "plan")
 """Commands that read no weight."""
+COPIES = ("export",)
+"""Which copies an adapter without its base."""
 BY_NAME = "train with a reward"
 """Which takes a specification's file for a model's name."""
 HOSTILE: dict[str, Hostile] = {
@@ -555,15 +557,15 @@ HOSTILE: dict[str, Hostile] = {
     "tokenizer that is a list": Hostile("model", model_with(content("tokenizer_config.json", "[]")), ""),
     **{
         f"adapter with {what}": Hostile(
-            "adapter", model_with(keys("adapter_config.json", **values), of="adapter"), said
+            "adapter", model_with(keys("adapter_config.json", **values), of="adapter"), said, not_by=not_by
         )
-        for what, values, said in (
-            ("rank 10^9", {"r": 10**9}, ""),
-            ("an unknown kind", {"peft_type": "STRANGER"}, ""),
-            ("prompt tuning", {"peft_type": "PROMPT_TUNING"}, ""),
-            ("no base", {"base_model_name_or_path": None}, ""),
-            ("a list as base", {"base_model_name_or_path": ["a"]}, ""),
-            ("a slow pattern", {"target_modules": "(a+)+$" + "x"}, ""),
+        for what, values, said, not_by in (
+            ("rank 10^9", {"r": 10**9}, "", COPIES),
+            ("an unknown kind", {"peft_type": "STRANGER"}, "", ()),
+            ("prompt tuning", {"peft_type": "PROMPT_TUNING"}, "", COPIES),
+            ("no base", {"base_model_name_or_path": None}, "", ()),
+            ("a list as base", {"base_model_name_or_path": ["a"]}, "base_model_name_or_path", ()),
+            ("a slow pattern", {"target_modules": "(a+)+$" + "x"}, "", COPIES),
         )
     },
     "adapter config that is a list": Hostile(

@@ -92,7 +92,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     cases, began = Cases(), time.monotonic()
     marks = [] if given.short else ["-m", "long or not long"]
-    words = ["-k", " and ".join(" ".join(given.words).split())] if given.words else []
+    words = ["-k", " and ".join(given.words)] if given.words else []
     quiet = ["-q", "-s", "--no-header", "-p", "no:cacheprovider", "--disable-warnings"]
     code = pytest.main([*quiet, *marks, *words, *(str(TESTS / file) for file in FILES)], plugins=[cases])
     kinds = {kind: figures(own) for kind, own in cases.kinds.items()}

@@ -25,6 +25,9 @@ ONCE = (
     "adapter in",
     "config with ten million",
     "config with 10^12 words",
+    "adapter with no base",
+    "model with fewer layers",
+    "run whose figures are others",
 )
 """Hostile things without code, by how they begin, that one command meets here."""
 

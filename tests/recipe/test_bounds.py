@@ -61,6 +61,11 @@ def test_yaml_makes_no_objects_of_python(text):
         ("config.json", json.dumps({"attn_implementation": "a/b"}), "names a/b, compiled code of the hub"),
         ("config.json", json.dumps({"n_layer": -1}), "`n_layer` is -1, and a model has 1 or more"),
         ("config.json", "[]", "holds a list and no keys"),
+        (
+            "adapter_config.json",
+            '{"base_model_name_or_path": ["a"]}',
+            "`base_model_name_or_path` is no name of a model",
+        ),
         ("adapter_config.json", "[" * 100_000, "deeper than 100 levels"),
         ("tokenizer_config.json", "{", "not valid JSON"),
     ],
