@@ -9,6 +9,7 @@ from align.errors import UserError
 WORDS = {
     r"set `policy\.chat_template: plain` \(without a recipe (.*?)\)": r"give \1",
     r"policy\.chat_template: ": "--chat-template: ",
+    r"rollout\.max_tokens: ": "--max-tokens: ",
     r"(set|give) `policy\.chat_template`": r"give a `--chat-template`",
     r"`policy\.chat_template`": "`--chat-template`",
     r"set `data\.append_eos: false`": "give `--no-append-eos`",

@@ -1,6 +1,5 @@
 """`align evaluate policy`: what happens in which order."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,6 @@ from align.scoring.cache import RewardCache, default_cache_dir
 FILE, PAGE = "evaluate.json", "evaluate.html"
 SAMPLING = {"max_tokens": 256, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 """How a model that is no run samples."""
-log = logging.getLogger("align")
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class Contest:
     """The policy, what it is compared with, then any others."""
     cases: list[Case]
     written: dict[str, Written]
-    left_out: int
-    """Prompts that not every side has answered."""
+    left_out: dict[str, int]
+    """Prompts that are not among them, by reason."""
     unlabelled: str
     """Why no judge is held against the rows' own grades; empty where they are."""
 
@@ -98,8 +96,6 @@ def evaluate_policy(
         UserError: a side, the prompts or a judge cannot be used.
     """
     console = console or Console()
-    if not logging.getLogger("align").handlers:
-        logging.basicConfig(format="%(message)s")
     folder = Path(output) if output else _default_output(models[0])
     store = RewardCache(Path(cache).expanduser() if cache else default_cache_dir()) if use_cache else None
     source = SourceSection(path=prompts, split=split, columns=mapping_of(columns), where=where)
@@ -117,7 +113,7 @@ def evaluate_policy(
         figures["sampling"] = asked | {"engine": held["engine"].name}  # type: ignore[attr-defined]
         write_json(folder / FILE, figures)
         write_page(folder / PAGE, figures, contest.cases, opinions[0])
-    show(console, figures, contest.left_out, contest.unlabelled)
+    show(console, figures, contest.unlabelled)
     console.print(f"figures: {folder / FILE}\npage: {folder / PAGE}", highlight=False, soft_wrap=True)
     return figures
 
@@ -155,8 +151,10 @@ def _written(models: Sequence[str], against: str, rows: dict[str, Any], held: di
         raise UserError(f"{rows['source'].path}: no prompt has been answered by every side; give shorter prompts")
     if own and not any(case.labels for case in cases):
         unlabelled = "the rows grade no two completions differently"
-    most = max(len(side.rows) for side in found)
-    return Contest([side.name for side in found], cases, {s.name: s for s in found}, most - len(cases), unlabelled)
+    left_out = found[0].left_out
+    if missing := len(found[0].rows) - len(cases):
+        left_out = {**left_out, "without an answer of every side": missing}
+    return Contest([side.name for side in found], cases, {s.name: s for s in found}, left_out, unlabelled)
 
 
 def _own_completions(rows: dict[str, Any], *, wanted: bool) -> tuple[dict[str, Row], str]:
@@ -173,7 +171,6 @@ def _own_completions(rows: dict[str, Any], *, wanted: bool) -> tuple[dict[str, R
 
 
 def _asked(judge: Judge, cases: Sequence[Case]) -> list[Opinion]:
-    log.info("judge: %s", judge.spec)
     found = judge.opinions(cases)
     judge.close()
     return found

@@ -46,7 +46,7 @@ def write_page(path: Path, figures: dict[str, Any], cases: Sequence[Case], opini
             rates=RATES,
             of_sides=[(key, label, pattern) for key, label, pattern in SIDES if figures[key] is not None],
             short=short,
-            facts=list(sentences(figures, figures["left_out"], "")),
+            facts=list(sentences(figures, "")),
             kinds={
                 f"The other side is better ({len(worse)} prompts)": worse[:SHOWN],
                 f"The policy is better ({len(better)} prompts)": better[::-1][:SHOWN],

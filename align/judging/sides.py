@@ -1,7 +1,6 @@
 """The policies that are compared, and what each writes for every prompt."""
 
 import importlib.util
-import logging
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +19,13 @@ from align.recipe import Recipe, with_consent
 from align.recipe.recipe import parse_recipe
 from align.rollout.config import EngineConfig, RolloutSection, Transformers, Vllm
 from align.rollout.journal import Line, read_lines
-from align.rollout.prompts import describe_prompts, read_prompts
+from align.rollout.prompts import read_prompts
 from align.rollout.sample import Sampler
 from align.runs.run_directory import RunDirectory
 from rewards.files import file_digest
 
 LONGEST = 1024
 """Tokens of prompt and completion of a model that is no run."""
-log = logging.getLogger("align")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,8 @@ class Written:
     """With their tokens, as a rollout has them; none of the rows' own."""
     rows: dict[str, Row] = field(default_factory=dict)
     """The prompts."""
-    folder: Path | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Prompts that it was not asked, by reason."""
 
     @property
     def ended(self) -> float | None:
@@ -116,7 +115,6 @@ def write(side: Side) -> Written:
     """
     with in_options():
         prompts = read_prompts(side.recipe)
-    log.info("%s: %s", side.name, describe_prompts(prompts))
     key = {
         "weights": _weights(side),
         "prompts": [[row.id, ids] for row, ids in zip(prompts.rows, prompts.ids, strict=True)],
@@ -135,7 +133,8 @@ def write(side: Side) -> Written:
         shutil.rmtree(folder / "weights", ignore_errors=True)
     lines = {line["id"]: line for line in read_lines(folder / "sampled.jsonl")}
     rows = {row.id: row for row in prompts.rows}
-    return Written(side.name, {name: line["completions"] for name, line in lines.items()}, lines, rows, folder)
+    texts = {name: line["completions"] for name, line in lines.items()}
+    return Written(side.name, texts, lines, rows, prompts.left_out)
 
 
 def _asking(

@@ -29,21 +29,22 @@ SHORT = 48
 """Characters of a judge's name in a table."""
 
 
-def show(console: Console, figures: dict[str, Any], left_out: int, unlabelled: str) -> None:
+def show(console: Console, figures: dict[str, Any], unlabelled: str) -> None:
     """Print the tables and sentences."""
     for judge in figures["judges"]:
         console.print(_of_judge(judge, f"{figures['policy']} against {figures['against']}, by {short(judge['judge'])}"))
     console.print(_of_sides(figures))
     if figures["ranking"]:
         console.print(_of_models(figures["ranking"]))
-    console.print("\n".join(sentences(figures, left_out, unlabelled)), highlight=False, markup=False)
+    console.print("\n".join(sentences(figures, unlabelled)), highlight=False, markup=False)
 
 
-def sentences(figures: dict[str, Any], left_out: int, unlabelled: str) -> Iterator[str]:
+def sentences(figures: dict[str, Any], unlabelled: str) -> Iterator[str]:
     """What the tables do not hold, a line each."""
     yield f"{counted(figures['prompts'], 'prompt')}, {counted(figures['comparisons'], 'comparison')}"
-    if left_out:
-        yield f"{counted(left_out, 'prompt')} left out that not every side has answered"
+    if figures["left_out"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in figures["left_out"].items())
+        yield f"prompts left out: {reasons}"
     for judge in figures["judges"]:
         name = short(judge["judge"])
         yield f"{name}: {judge['wins']:.1%} won, {judge['losses']:.1%} lost, {judge['ties']:.1%} tied"

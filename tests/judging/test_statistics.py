@@ -9,6 +9,7 @@ import pytest
 import scipy.optimize
 import scipy.stats
 
+from align.bench.judges import simulated
 from align.judging.agreement import agreements, kappa
 from align.judging.best_of_n import best_of_n
 from align.judging.diversity import distinct, repetition
@@ -40,6 +41,23 @@ def test_prompts_that_all_say_the_same_leave_room_for_others():
     assert (won.low, won.high) == pytest.approx((exact.low, exact.high))
     tied = interval([0.5] * 20, seed=0, bounds=(0, 1))
     assert tied.high - 0.5 == pytest.approx(0.5 - tied.low) == pytest.approx(0.5 * (1 - exact.low))
+
+
+def test_95_of_100_intervals_hold_the_truth():
+    """300 evaluations of 50 prompts with four samples each: within three standard errors of 95 %."""
+    generator = np.random.default_rng(0)
+    held = 0
+    for trial in range(300):
+        wins = generator.random((50, 4)) < generator.beta(1.4, 0.6, (50, 1))
+        found = interval(wins.mean(1).tolist(), seed=trial, bounds=(0, 1), draws=500)
+        held += found.low <= 0.7 <= found.high
+    assert 0.95 - 0.038 < held / 300 < 0.95 + 0.038
+
+
+@pytest.mark.long
+def test_the_benchmark_finds_93_to_97_of_100():
+    rows = [row for row in simulated() if (row["prompts"], row["truth"]) != (20, 0.9)]
+    assert len(rows) == 18 and all(0.93 <= row["coverage"] <= 0.97 for row in rows)
 
 
 def test_one_prompt_has_no_interval():
