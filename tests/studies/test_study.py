@@ -149,7 +149,7 @@ def test_runs_share_one_preparation_and_one_reference_pass_and_are_what_train_gi
         assert difference["mean"] == pytest.approx(sum(own) / 2 - sum(base) / 2, abs=1e-9)
 
 
-def test_a_kill_between_and_within_runs_leaves_the_same_table(write, tmp_path, monkeypatch):
+def test_a_kill_between_runs_leaves_the_same_table(write, tmp_path, monkeypatch):
     whole = execute(plan_study(write("whole", seeds=[3])))
     plan = plan_study(write("cut", seeds=[3]))
     calls = 0
@@ -173,7 +173,7 @@ def test_a_kill_between_and_within_runs_leaves_the_same_table(write, tmp_path, m
 
 
 @pytest.mark.long
-def test_killed_at_its_third_run_it_resumes_to_the_same_table(write, tmp_path):
+def test_killed_within_its_third_run_it_resumes_to_the_same_table(write, tmp_path):
     whole, study = execute(plan_study(write("whole"))), write("cut")
     command = [sys.executable, "-m", "align.cli", "study", study]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
