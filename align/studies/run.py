@@ -98,15 +98,16 @@ def execute(plan: Plan) -> dict[str, Any]:
         _check_begun(plan)
         arms, done, spent = plan.arms, dict[str, tuple[float, list[Record]]](), list[Record]()
         for share in plan.shares:
-            for number, (seed, arm) in enumerate((seed, arm) for seed in plan.study.seeds for arm in arms):
-                if seed == plan.study.seeds[0]:
-                    done[arm.name] = (share, [])
-                record = _run(plan.recipe(arm, seed, share), seed)
-                done[arm.name][1].append(record)
-                spent.append(record)
-                _say(arm, record, f"{number + 1}/{len(arms) * len(plan.study.seeds)}", share)
-                result = _result(plan, done, spent)
-                write_study(plan.path, result)
+            for seed in plan.study.seeds:
+                for arm in arms:
+                    record = _run(plan.recipe(arm, seed, share), seed)
+                    runs = done[arm.name][1] if seed != plan.study.seeds[0] else []
+                    done[arm.name] = (share, [*runs, record])
+                    spent.append(record)
+                    _say(arm, record, f"{len(spent)}/{_planned(plan)}", share)
+                    result = _result(plan, done, spent)
+                    write_study(plan.path, result)
+                _check_figures(plan, done)
             arms = _best(plan, arms, done) if share < 1 else arms
     return result
 
@@ -117,6 +118,17 @@ def _check_begun(plan: Plan) -> None:
         run = RunDirectory(plan.folder(arm, seed, share))
         if run.recipe.exists():
             run.open(plan.recipe(arm, seed, share))
+
+
+def _check_figures(plan: Plan, done: dict[str, tuple[float, list[Record]]]) -> None:
+    """Refuse a figure to show that no arm has.
+
+    Raises:
+        UserError: names it, and those that there are.
+    """
+    known = {key for _, runs in done.values() for key in _by_seed(runs)}
+    if known and (unknown := [key for key in plan.study.figures if key not in known]):
+        raise UserError(f"figures: no run has `{unknown[0]}`; there are {', '.join(sorted(known))}")
 
 
 def _run(recipe: Recipe, seed: int) -> Record:
@@ -133,9 +145,10 @@ def _run(recipe: Recipe, seed: int) -> Record:
         return record | {"error": said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"}
     finally:
         gc.collect()  # one model at a time
-    seconds = summary["train_seconds"]
+    seconds, figures = summary["train_seconds"], summary["eval_after"]
     return record | {
-        "figures": {key: value for key, value in summary["eval_after"].items() if math.isfinite(value)},
+        "figures": {key: value for key, value in figures.items() if math.isfinite(value)},
+        "not_finite": [key for key, value in figures.items() if not math.isfinite(value)],
         "steps": summary["steps"],
         "seconds": seconds,
         "tokens": round(summary["tokens_per_second"] * seconds),
@@ -229,7 +242,7 @@ def _best(plan: Plan, arms: Sequence[Arm], done: dict[str, tuple[float, list[Rec
     lower = by in LOWER_IS_BETTER or by.startswith(SQUARED_ERROR)
     order = sorted(means, key=lambda name: means[name] * (1 if lower else -1))
     stay = order[: _kept(plan, len(arms))]
-    log.info("by %s go on: %s", by, "; ".join(stay))
+    print(f"by {by} go on: {'; '.join(stay)}", flush=True)
     return tuple(arm for arm in arms if arm.name in stay)
 
 
@@ -242,4 +255,5 @@ def _say(arm: Arm, record: Record, place: str, share: float) -> None:
         shown = [key for key in FIGURES if key in record["figures"]]
         told = ", ".join(f"{key} {record['figures'][key]:+.4f}" for key in shown)
         told += f", {counted(record['steps'], 'step')} in {in_time(record['seconds'])}"
+        told += f"; NOT FINITE: {', '.join(record['not_finite'])}" if record["not_finite"] else ""
     print(f"{place} {arm.name}, seed {record['seed']}{rung}: {told}", flush=True)

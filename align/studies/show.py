@@ -20,6 +20,9 @@ def print_study(path: Path, result: dict[str, Any], console: Console | None = No
         for run in arm["runs"]:
             if "error" in run:
                 console.print(f"FAILED {name}, seed {run['seed']}: {run['error']}", markup=False, soft_wrap=True)
+            elif run["not_finite"]:
+                names = ", ".join(run["not_finite"])
+                console.print(f"NOT FINITE, left out of means: {name}, seed {run['seed']}: {names}", markup=False)
     compute = result["compute"]
     runs = counted(result["runs"]["done"], "run")
     console.print(f"{runs}, {compute['tokens']:,} completion tokens in {in_time(compute['seconds'])} of training")

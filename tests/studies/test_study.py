@@ -210,6 +210,21 @@ def test_a_failed_run_is_said_and_its_arm_is_of_the_others(write, tmp_path, fake
     assert "of a &lt;library&gt;" in (tmp_path / "study/report.html").read_text()
 
 
+def test_a_figure_that_is_not_finite_is_said_and_left_out(write, tmp_path, fake_train, capsys):
+    fake_train(lambda r, **_: summary_of(math.nan if r.objective[0].name == "softmax" and r.train.seed else 0.5, 2))
+    main(["study", write(figures=["pair_accuracy"])])
+    assert "NOT FINITE, left out of means: softmax, seed 1: pair_accuracy, loss" in capsys.readouterr().out
+    arm = json.loads((tmp_path / "study/study.json").read_text())["arms"]["softmax"]
+    assert arm["figures"]["pair_accuracy"] == {"mean": 0.5, "low": None, "high": None, "sd": None, "n": 1}
+    assert "left out of the means: pair_accuracy, loss" in (tmp_path / "study/report.html").read_text()
+
+
+def test_a_figure_that_no_run_has_is_refused_after_the_first_seed(write, fake_train):
+    fake_train(lambda recipe, **_: summary_of(0.5, 2))
+    with pytest.raises(UserError, match="no run has `pair_acuracy`; there are loss, pair_accuracy"):
+        execute(plan_study(write(figures=["pair_acuracy"])))
+
+
 def test_a_study_of_another_recipe_is_refused_before_any_run(write, tmp_path, fake_train):
     execute(plan_study(write(seeds=[0], vary={"lambda": {}})))
     fake_train(lambda recipe, **_: summary_of(0.5, 2))
