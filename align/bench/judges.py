@@ -36,8 +36,6 @@ MODELS = SHARED / "models"
 JUDGES = {
     "story scorer": "data/story-scorer",
     "stories3m, pairwise": f"{{name: judge, model: {MODELS}/stories3m, mode: pairwise}}",
-    "stories260k, pairwise": f"{{name: judge, model: {MODELS}/stories260k, mode: pairwise}}",
-    "stories3m, scale": f"{{name: judge, model: {MODELS}/stories3m, mode: scale}}",
 }
 PROMPTS = 150
 """Of a data set, at most."""
@@ -118,7 +116,6 @@ def study() -> Iterator[dict[str, Any]]:
         for name, spec in JUDGES.items():
             judge = Judge(spec, Path(folder), None, allow_code=False)
             for data, cases in every.items():
-                began = time.monotonic()
                 opinions = judge.opinions(cases)
                 seen = [
                     [own.position for pair in case.labels if (own := said.of(pair)) and own.position is not None]
@@ -131,7 +128,6 @@ def study() -> Iterator[dict[str, Any]]:
                     "prompts": len(cases),
                     **(label_figures(cases, opinions, seed=0) or {}),
                     "position_bias": asdict(interval(biases, seed=0, bounds=(-0.5, 0.5))) if biases else None,
-                    "seconds": time.monotonic() - began,
                 }
 
 

@@ -39,7 +39,7 @@ def kl_figures(policy: Policy, lines: Iterable[Line], *, seed: int) -> tuple[dic
             after = scorer(batch).logprobs
             with policy.reference():
                 before = scorer(batch).logprobs
-            gaps = ((after - before) * batch.completion_mask).double().sum(-1)
+            gaps = (after - before).double().sum(-1)
             ratios.append(fmean(gaps.tolist()))
             total += float(gaps.sum())
             tokens += sum(map(len, own))
