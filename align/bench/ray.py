@@ -1,4 +1,7 @@
-"""50,000 rows scored by one process, by two actors of a Ray cluster, and again with one killed; run it in the root."""
+"""50,000 rows scored by one process, by two actors of a Ray cluster, and again with one killed; run it in the root.
+
+`RAY_ROWS` makes them fewer.
+"""
 
 import json
 import os
@@ -20,14 +23,14 @@ from rich.table import Table
 from align.bench.measure import machine
 from align.data import stream_rows
 
-ROWS, CHARACTERS = 50_000, 60
+ROWS, CHARACTERS = int(os.environ.get("RAY_ROWS", "50000")), 60
 """Rows of one completion each, which is so long at most: what is measured is rows, not the model."""
 SCORER = "data/story-scorer"
 LISTS = "data/story-lists/train.jsonl.gz"
 STARTED = re.compile(r"actor (\w+) runs in process (\d+)")
 KILL_AT = 0.4
 """Share of the windows that are done when an actor is killed."""
-WINDOW = 1024
+WINDOW = 1024 if ROWS >= 50_000 else 256
 ON_RAY = ["--ray", "--actors", "2"]
 WAYS: dict[str, tuple[list[str], bool]] = {
     "one process": ([], False),

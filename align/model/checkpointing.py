@@ -29,7 +29,8 @@ def checkpoint_layers(model: nn.Module, count: int | None = None) -> None:
     """
     base = base_model(model)
     layers = _layers(base)
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)  # since 5.24
+    enable({"use_reentrant": False})
     for place, layer in enumerate(layers):
         layer.gradient_checkpointing = place < min(len(layers) - 1, len(layers) if count is None else count)
 

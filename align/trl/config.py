@@ -81,6 +81,8 @@ class AlignConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.bf16 = not self.fp16 if self.bf16 is None else self.bf16
+        if getattr(self, "activation_checkpointing", "") is None:  # what transformers 5.24 calls it
+            setattr(self, "activation_checkpointing", self.gradient_checkpointing)  # noqa: B010
         super().__post_init__()
         if self.pad_to_multiple_of in ("auto", "none", "None", "null"):
             self.pad_to_multiple_of = None

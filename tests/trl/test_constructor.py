@@ -147,7 +147,7 @@ def test_pushing_writes_the_card_and_the_model(tiny_policy, tmp_path, monkeypatc
     sent = {}
     api = SimpleNamespace(upload_folder=lambda **given: sent.update(given))
     monkeypatch.setattr(import_module("transformers.trainer"), "hf_api", lambda: api)
-    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, token=None: setattr(self, "hub_model_id", "me/mine"))
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, **_: setattr(self, "hub_model_id", "me/mine"))
     one = made("DPO", tiny_policy, tmp_path, {"hub_model_id": "me/mine"}, peft_config=lora())
     one.push_to_hub(dataset_name="some/rows")
     assert sent["repo_id"] == "me/mine"
