@@ -106,9 +106,10 @@ def evaluate_policy(
         opened = [Judge(spec, folder, store, allow_code=allow_code) for spec in dict.fromkeys(judges)]
         contest = _written(models, against, rows, {**held, "sampling": asked})
         opinions = [_asked(judge, contest.cases) for judge in opened]
-        figures = _figures(
-            models[0], against, contest, dict(zip([j.spec for j in opened], opinions, strict=True)), seed
-        )
+        said = dict(zip([judge.spec for judge in opened], opinions, strict=True))
+        figures = _figures(models[0], against, contest, said, seed)
+        for own, judge in zip(figures["judges"], opened, strict=True):
+            own["name"] = judge.name
         figures |= _moved(models[0], contest, seed, asked, trust_remote_code)
         figures["sampling"] = asked | {"engine": held["engine"].name}  # type: ignore[attr-defined]
         write_json(folder / FILE, figures)

@@ -104,6 +104,15 @@ class Judge:
             journal.finish([case.row.id for case in cases])
         return [self._opinion(journal.lines[case.row.id], case) for case in cases]
 
+    @property
+    def name(self) -> str:
+        """A few words for tables: what scores, with the last part of its model's name, and what is asked."""
+        scorer: Any = self.given.scorer
+        model = Path(getattr(scorer, "model", "")).name
+        said = [] if scorer.name == "sequence_classifier" else [scorer.name]
+        asked = [getattr(scorer, "mode", ""), "reasoning" * bool(getattr(scorer, "reasoning", 0))]
+        return " ".join(filter(None, [*said, model, *asked]))
+
     def close(self) -> None:
         """Free the judge's model."""
         self.scorer = None

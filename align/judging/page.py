@@ -9,7 +9,7 @@ from align.files import write_text
 from align.judging.cases import Case
 from align.judging.figures import differences
 from align.judging.judges import Opinion
-from align.judging.tables import RATES, SIDES, sentences, short
+from align.judging.tables import RATES, SIDES, sentences
 from align.report.page import page_parts, templates
 from rewards.texts import plain
 
@@ -45,7 +45,6 @@ def write_page(path: Path, figures: dict[str, Any], cases: Sequence[Case], opini
             figures=figures,
             rates=RATES,
             of_sides=[(key, label, pattern) for key, label, pattern in SIDES if figures[key] is not None],
-            short=short,
             facts=list(sentences(figures, "")),
             kinds={
                 f"The other side is better ({len(worse)} prompts)": worse[:SHOWN],

@@ -25,14 +25,12 @@ SIDES = (
     ("repetition", "repeated runs of four words", "{:.3f}"),
     ("ended", "ended by itself", "{:.3f}"),
 )
-SHORT = 48
-"""Characters of a judge's name in a table."""
 
 
 def show(console: Console, figures: dict[str, Any], unlabelled: str) -> None:
     """Print the tables and sentences."""
     for judge in figures["judges"]:
-        console.print(_of_judge(judge, f"{figures['policy']} against {figures['against']}, by {short(judge['judge'])}"))
+        console.print(_of_judge(judge, f"{figures['policy']} against {figures['against']}, by {judge['name']}"))
     console.print(_of_sides(figures))
     if figures["ranking"]:
         console.print(_of_models(figures["ranking"]))
@@ -46,7 +44,7 @@ def sentences(figures: dict[str, Any], unlabelled: str) -> Iterator[str]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in figures["left_out"].items())
         yield f"prompts left out: {reasons}"
     for judge in figures["judges"]:
-        name = short(judge["judge"])
+        name = judge["name"]
         yield f"{name}: {judge['wins']:.1%} won, {judge['losses']:.1%} lost, {judge['ties']:.1%} tied"
         if judge["position_flips"] is not None:
             yield f"{name}: {judge['position_flips']:.1%} of its verdicts follow the order in which it sees the answers"
@@ -61,18 +59,13 @@ def sentences(figures: dict[str, Any], unlabelled: str) -> Iterator[str]:
             )
     if unlabelled:
         yield f"no judge is held against the rows: {unlabelled}"
+    names = {judge["judge"]: judge["name"] for judge in figures["judges"]}
     for both in figures["agreement"]:
         kappa = "undefined" if both["kappa"] is None else f"{both['kappa']:.3f}"
-        one, other = map(short, both["judges"])
+        one, other = (names[spec] for spec in both["judges"])
         yield f"{one} and {other}: the same in {both['same']:.1%}, kappa {kappa}"
     if figures["kl"]:
         yield f"KL to what it was before: {span(figures['kl'], '{:.3f}')} nats, {figures['kl_per_token']:.4f} a token"
-
-
-def short(spec: str) -> str:
-    """A judge's specification as a name."""
-    line = " ".join(spec.split())
-    return line if len(line) <= SHORT else line[: SHORT - 3] + "..."
 
 
 def span(own: dict[str, Any], pattern: str) -> str:

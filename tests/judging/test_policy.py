@@ -108,6 +108,7 @@ def test_a_judge_without_bias_has_none(asked, tmp_path):
         found = evaluate_policy(**asked | {"judges": [spec, W3]}, output=str(tmp_path / "out"))
     assert found["position_bias"]["low"] <= 1e-9 and found["position_bias"]["high"] >= -1e-9
     assert found["position_flips"] == 0
+    assert [own["name"] for own in found["judges"]] == ["served_judge m pairwise", "regex"]
     (both,) = found["agreement"]
     assert both["judges"] == [spec, W3] and both["kappa"] > 0.3, "one counts w3, the other looks for one"
 

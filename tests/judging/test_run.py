@@ -77,13 +77,22 @@ def test_the_page_shows_what_flipped_and_escapes_it(tmp_path):
         **dict.fromkeys(("reward", "reward_against", "ended", "ended_against")),
     }
     rate = {"mean": 0.5, "low": 0.2, "high": 0.8, "standard_error": 0.1}
-    judge = {"judge": "<i>j</i>", "wins": 0.5, "losses": 0.5, "ties": 0.0, "position_flips": None, "labels": None}
+    judge = {
+        "judge": "<i>j</i>",
+        "name": "<i>n</i>",
+        "wins": 0.5,
+        "losses": 0.5,
+        "ties": 0.0,
+        "position_flips": None,
+        "labels": None,
+    }
     judge |= {"without_a_verdict": 0, "win_rate": rate, "win_rate_discrete": rate, "win_rate_lc": None}
     figures["judges"] = [judge | {"position_bias": None, "reward_change": None}]
     said = [Opinion([1.0, 0.0], {}), Opinion([0.0, 2.0], {})]
     write_page(tmp_path / "page.html", figures, [case, case], said)
     page = (tmp_path / "page.html").read_text()
     assert "&lt;script&gt;prompt" in page and "<script>prompt" not in page and "<b>good" not in page
+    assert "&lt;i&gt;n" in page and "<i>" not in page.partition("<body>")[2]
     worse, better = page.index("The other side is better (1 prompts)"), page.index("The policy is better (1 prompts)")
     assert worse < page.index("−2.00") < better < page.index("+1.00")
 
