@@ -144,6 +144,8 @@ def _written(models: Sequence[str], against: str, rows: dict[str, Any], held: di
         other: Side | None = others.get(against, lambda: read_side(against, **rows, **held))()
     own, unlabelled = _own_completions(rows, wanted=against == ROWS)
     found = [write(side) for side in (sides[0], other, *sides[1:]) if side is not None]
+    asked = found[0].rows
+    own = {name: row for name, row in own.items() if name in asked and row.prompt == asked[name].prompt}
     if other is None:
         texts = {name: list(row.completions) for name, row in own.items()}
         found.insert(1, Written(ROWS, texts))
@@ -153,7 +155,7 @@ def _written(models: Sequence[str], against: str, rows: dict[str, Any], held: di
     if own and not any(case.labels for case in cases):
         unlabelled = "the rows grade no two completions differently"
     left_out = found[0].left_out
-    if missing := len(found[0].rows) - len(cases):
+    if missing := len(asked) - len(cases):
         left_out = {**left_out, "without an answer of every side": missing}
     return Contest([side.name for side in found], cases, {s.name: s for s in found}, left_out, unlabelled)
 
