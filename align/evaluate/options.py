@@ -116,6 +116,23 @@ COMMANDS = (
         light=True,
     ),
     Command(
+        "evaluate weights",
+        "what training did to each matrix: norms of the update, its stable rank, new directions",
+        "align.export.weights:evaluate_weights",
+        (
+            option("run", metavar="RUN", help="a run directory, or an adapter's folder"),
+            option("--directions", type=positive, default=10, help="leading singular vectors of a matrix (default 10)"),
+            option(
+                "--similarity",
+                type=share,
+                default=0.6,
+                help="one is an intruder where no cosine with the start's reaches this (default 0.6)",
+            ),
+            JSON,
+            TRUST_REMOTE_CODE,
+        ),
+    ),
+    Command(
         "chat",
         "one prompt to a run's policy and to what it was before training, beside each other",
         "align.evaluate.chat:chat",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.data.schema import is_messages
 from align.errors import UserError
@@ -21,6 +21,8 @@ from align.export.trained import Trained, read_tokenizer_of, source_of
 
 FLOAT32 = 0
 """ggml's number of the type that keys and values are kept in."""
+LONGEST = 8192
+"""Tokens of the context at most, of which the logits of a whole vocabulary are kept."""
 
 
 class Model:
@@ -35,23 +37,25 @@ class Model:
                 folder, gguf_file=self.file.name, dtype=torch.float32
             ).eval()
         else:
-            self._open(str(self.file))
+            self._open(str(self.file), trained)
 
-    def _open(self, file: str, **options: Any) -> None:
+    def _open(self, file: str, trained: Trained, **options: Any) -> None:
         import llama_cpp
 
-        self.said = f"llama-cpp-python {version('llama_cpp_python')}"
-        sizes: dict[str, Any] = {"n_ctx": 0, "logits_all": True, "type_k": FLOAT32, "type_v": FLOAT32}
-        vocabulary = llama_cpp.Llama(file, vocab_only=True, verbose=False)
-        sizes["n_ctx"] = min(int(_of(vocabulary.metadata, "context_length")), 8192)
+        self.said = f"llama-cpp-python {llama_cpp.__version__}"
+        threads = torch.get_num_threads()
+        context = min(AutoConfig.from_pretrained(source_of(trained)).max_position_embeddings, LONGEST)
         try:
             self.model = llama_cpp.Llama(
                 file,
-                n_batch=sizes["n_ctx"],
-                n_threads=torch.get_num_threads(),
-                n_threads_batch=torch.get_num_threads(),
+                n_ctx=context,
+                n_batch=context,
+                n_threads=threads,
+                n_threads_batch=threads,
+                logits_all=True,
+                type_k=FLOAT32,
+                type_v=FLOAT32,
                 verbose=False,
-                **sizes,
                 **options,
             )
         except ValueError as error:
@@ -89,10 +93,6 @@ class Model:
         return logits.log_softmax(-1).gather(1, torch.tensor(ids[start:])[:, None])[:, 0]
 
 
-def _of(metadata: dict[str, str], name: str) -> str:
-    return metadata[f"{metadata['general.architecture']}.{name}"]
-
-
 class Adapter(Model):
     """An adapter's GGUF file on its base, which is written as GGUF in float32 for that."""
 
@@ -104,4 +104,4 @@ class Adapter(Model):
             base = Path(place, "base.gguf")
             write_gguf(model, Made(trained, tokenizer, Path(place), "base", "float32"), base, "float32")
             del model
-            self._open(str(base), lora_path=str(folder / "adapter.gguf"))
+            self._open(str(base), trained, lora_path=str(folder / "adapter.gguf"))

@@ -193,7 +193,7 @@ def test_a_gguf_file_with_rotated_rows_in_the_wrong_order_is_refused(run, tmp_pa
 
 SIZES = {
     "vocab_size": 4096,
-    "hidden_size": 64,
+    "hidden_size": 128,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -211,7 +211,7 @@ CONFIGS = {
     "qwen3": Qwen3Config(**SIZES),
     "gemma": GemmaConfig(**SIZES),
     "gemma2": Gemma2Config(**SIZES, query_pre_attn_scalar=32),
-    "gemma3": Gemma3TextConfig(**SIZES, query_pre_attn_scalar=32),
+    "gemma3": Gemma3TextConfig(**SIZES | {"num_hidden_layers": 6}, query_pre_attn_scalar=32),
 }
 
 
@@ -233,7 +233,8 @@ def test_every_architecture_of_gguf_gives_the_models_own_log_probabilities(name,
     ids = torch.randint(3, 4000, (60,), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         exact = model(input_ids=ids[None]).logits[0].log_softmax(-1)[torch.arange(59), ids[1:]]
-    torch.testing.assert_close(Model(tmp_path, trained).logprobs(ids.tolist(), 1), exact, atol=2e-3, rtol=1e-4)
+    bound = 0.1 if name.startswith("gemma") else 1e-3  # llama.cpp looks GELU up in a table of float16
+    torch.testing.assert_close(Model(tmp_path, trained).logprobs(ids.tolist(), 1), exact, atol=bound, rtol=0)
 
 
 @pytest.mark.slow
