@@ -120,7 +120,7 @@ COMMANDS = (
         "what training did to each matrix: norms of the update, its stable rank, new directions",
         "align.export.weights:evaluate_weights",
         (
-            option("run", metavar="RUN", help="a run directory, or an adapter's folder"),
+            option("model", metavar="RUN", type=shipped, help="a run directory, or an adapter's folder"),
             option("--directions", type=positive, default=10, help="leading singular vectors of a matrix (default 10)"),
             option(
                 "--similarity",

@@ -29,7 +29,7 @@ COLUMNS = {
 
 @torch.no_grad()
 def evaluate_weights(
-    run: str,
+    model: str,
     *,
     directions: int = 10,
     similarity: float = 0.6,
@@ -40,7 +40,7 @@ def evaluate_weights(
     """A table of the matrices that training moved: how far, and how many new directions they got.
 
     Args:
-        run: a run directory, or an adapter's folder.
+        model: a run directory, or an adapter's folder.
         directions: of a trained weight, the leading singular vectors that are looked at.
         similarity: one is an intruder where its cosine with every singular vector of the start is below this.
         json_path: where every figure is written as well.
@@ -54,7 +54,7 @@ def evaluate_weights(
 
     Source: ours
     """
-    trained = find_trained(Path(run), trust_remote_code=trust_remote_code)
+    trained = find_trained(Path(model), trust_remote_code=trust_remote_code)
     begun = load_float32(_start(trained), replace(trained, base=None))
     start = {name: value for name, value in begun.named_parameters() if value.dim() == 2}
     merged = merged_model(trained, read_tokenizer_of(trained))[0]
@@ -66,10 +66,10 @@ def evaluate_weights(
             figures = weight_figures(start[name], after[name], directions=directions, similarity=similarity)
             found.append({"layer": name.removesuffix(".weight"), **figures})
             advance(1)
-    (console or Console()).print(_table(run, found, similarity))
+    (console or Console()).print(_table(found, similarity))
     if json_path:
         total = sum(own["intruders"] for own in found)
-        write_json(Path(json_path), {"model": run, "matrices": len(found), "intruders": total, "by_layer": found})
+        write_json(Path(json_path), {"model": model, "matrices": len(found), "intruders": total, "by_layer": found})
     return found
 
 
@@ -111,7 +111,7 @@ def weight_figures(
     }
 
 
-def _table(run: str, found: list[dict[str, Any]], similarity: float) -> Table:
+def _table(found: list[dict[str, Any]], similarity: float) -> Table:
     total = sum(own["intruders"] for own in found)
     title = f"{counted(len(found), 'weight')} moved, {counted(total, 'intruder')} (cosine below {similarity:g})"
     table = Table(
