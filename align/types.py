@@ -6,7 +6,7 @@ row, V vocabulary, H hidden width.
 
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,19 @@ from torch import Tensor
 
 LONGEST_WAIT = timedelta(days=30)
 """Of one process for the others; torch's half an hour is less than sampling or scoring can take."""
+
+
+class Branch(NamedTuple):
+    """A run of tokens that goes on from another's end."""
+
+    size: int
+    """Tokens, at least one."""
+    parent: int
+    """Number of the branch before it, whose tokens and their own past it sees; -1 where a tree begins."""
+
+
+Branches = tuple[Branch, ...]
+"""Of a packed row, in its order: every branch stands behind its parent's, the first child right behind it."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +67,8 @@ class ListBatch:
     """How often each list counts in its step, float64, where rows say so; None where each counts once."""
     margins: Float[Tensor, " B"] | None = None
     """How far apart each list's pairs should score, in the scores' unit, where rows say so; 0 for one that does not."""
-    segments: tuple[tuple[int, ...], ...] | None = None
-    """Of every list of a packed row, the tokens of its prompt and of each completion, in the order of the row."""
+    branches: Branches | None = None
+    """Of a packed row; None where rows are padded."""
 
     @property
     def completion_mask(self) -> Bool[Tensor, "N C"]:

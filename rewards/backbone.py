@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from align.packing import ATTENTION, Tree
 from align.packing.attention import unread_layers
 from align.packing.rope import fix_frequencies, regimes, sequence_length
+from align.packing.trie import grow
 from rewards.texts import common_prefix
 
 logger = logging.getLogger(__name__)
@@ -22,28 +23,13 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 
 
 @dataclass(frozen=True)
-class Branch:
-    """Where one sequence lies in a batch: its first tokens may be shared with others."""
-
-    member: int
-    trunk: int
-    """Flat index of its first token."""
-    shared: int
-    """How many tokens are shared."""
-    own: int
-    """Flat index of the first token after those."""
-
-    def at(self, position: int) -> int:
-        """Flat index of the token at a position of the sequence."""
-        return self.trunk + position if position < self.shared else self.own + position - self.shared
-
-
-@dataclass(frozen=True)
 class Batch:
-    """What one forward pass reads."""
+    """What one forward pass reads, which sequences are in it, and where it has their tokens."""
 
     inputs: dict[str, Any]
-    branches: list[Branch]
+    members: list[int]
+    rows: list[Int[Tensor, " L"]]
+    """Of every member, flat indices of its tokens."""
 
 
 class Backbone:
@@ -71,15 +57,15 @@ class Backbone:
             once; the order follows from the sequences alone.
         """
         for batch in self._batches(sequences, groups):
-            lengths = torch.tensor([len(sequences[branch.member]) for branch in batch.branches])
+            lengths = torch.tensor([len(sequences[member]) for member in batch.members])
             for length, numbers in regimes(self.decoder, lengths) or [(0, torch.arange(len(lengths)))]:
                 with sequence_length(length):
                     hidden = self.decoder(
                         **_moved(batch.inputs, self.decoder.device), use_cache=False
                     ).last_hidden_state
-                branches = [batch.branches[n] for n in numbers.tolist()]
-                wanted = [branch.at(p) for branch in branches for p in places[branch.member]]
-                yield [branch.member for branch in branches], hidden.flatten(0, 1)[wanted]
+                members = [batch.members[n] for n in numbers.tolist()]
+                wanted = [batch.rows[n][list(places[batch.members[n]])] for n in numbers.tolist()]
+                yield members, hidden.flatten(0, 1)[torch.cat(wanted)]
 
     def _batches(self, sequences: Sequence[list[int]], groups: Sequence[Hashable]) -> Iterator[Batch]:
         if self.packs:
@@ -118,7 +104,8 @@ def _padded(sequences: Sequence[list[int]], members: list[int]) -> Batch:
     """Right-padded rows; attention is causal, so nothing that counts can see the padding."""
     ids, _ = right_padded([sequences[i] for i in members], 0)
     width = ids.shape[1]
-    return Batch({"input_ids": ids}, [Branch(i, r * width, width, 0) for r, i in enumerate(members)])
+    rows = [torch.arange(r * width, r * width + len(sequences[i])) for r, i in enumerate(members)]
+    return Batch({"input_ids": ids}, members, rows)
 
 
 Bunch = tuple[int, list[int]]
@@ -167,28 +154,17 @@ def _size(bunch: Bunch, sequences: Sequence[list[int]]) -> int:
 
 
 def _packed(sequences: Sequence[list[int]], bunches: Sequence[Bunch]) -> Batch:
-    """One row in which every shared beginning stands once; positions restart at its end with every sequence."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    segments: list[tuple[int, ...]] = []
-    branches: list[Branch] = []
-    for shared, own in bunches:
-        trunk = len(tokens)
-        tokens += sequences[own[0]][:shared]
-        positions += range(shared)
-        segments.append((shared, *(len(sequences[i]) - shared for i in own)))
-        for i in own:
-            branches.append(Branch(i, trunk, shared, len(tokens)))
-            tokens += sequences[i][shared:]
-            positions += range(shared, len(sequences[i]))
+    """One row in which what sequences begin with stands once; positions restart where they part."""
+    members = [i for _, own in bunches for i in own]
+    trie = grow([sequences[i] for i in members], [number for number, (_, own) in enumerate(bunches) for _ in own])
     inputs = {
-        "input_ids": torch.tensor([tokens]),
-        "position_ids": torch.tensor([positions]),
+        "input_ids": torch.tensor([trie.tokens]),
+        "position_ids": trie.positions[None],
         # A mask of four dimensions is passed on as it is, so no mask over the whole row is built; ours reads `tree`.
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),
-        "tree": Tree(tuple(segments)),
+        "tree": Tree(trie.branches),
     }
-    return Batch(inputs, branches)
+    return Batch(inputs, members, trie.rows)
 
 
 def _moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -214,7 +190,7 @@ def _problem(decoder: PreTrainedModel, attention: str) -> str:
 
     def states(batch: Batch) -> Tensor:
         hidden = decoder(**_moved(batch.inputs, decoder.device), use_cache=False).last_hidden_state.flatten(0, 1)
-        return hidden[[branch.at(p) for branch in batch.branches for p in range(len(sequences[branch.member]))]]
+        return hidden[torch.cat(batch.rows)]
 
     expected = torch.cat([states(_padded(sequences, [i])) for i in (1, 0, 2)])
     batch = _packed(sequences, [(3, [1, 0]), (2, [2])])

@@ -186,3 +186,17 @@ def ragged() -> list[dict]:
         {"prompt_ids": [1, *ids(p - 1)], "completion_ids": [ids(n) for n in sizes], "grades": [float(n) for n in sizes]}
         for p, sizes in shapes
     ]
+
+
+@pytest.fixture
+def deep() -> list[dict]:
+    """Tokenised lists whose completions share beginnings, and beginnings of those; two of them a system prompt too."""
+    generator = torch.Generator().manual_seed(4)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(3, 40, (length,), generator=generator).tolist()
+
+    system, first, second = ids(20), ids(17), ids(18)
+    resampled = [[*first, *ids(3)], [*first, *second, *ids(2)], ids(6), [*first, *second, *ids(4)], [*first, *ids(5)]]
+    shapes = (([1, *ids(4)], resampled), ([*system, 5], [ids(3), ids(5)]), ([*system, 6], [ids(4), ids(4), first]))
+    return [{"prompt_ids": p, "completion_ids": own, "grades": [float(len(c)) for c in own]} for p, own in shapes]

@@ -12,6 +12,10 @@ from torch.utils.data import Dataset
 
 from align.errors import UserError
 from align.packing.batch import TOKEN_COLUMNS, draw_key
+from align.packing.trie import agree
+
+SHARED_PROMPT = 128
+"""Tokens that prompts have to begin with alike for lists to be brought together; a chat template's few are not."""
 
 PER_COMPLETION = ("completion_ids", "learn_at", "grades", "attributes", "deviations", *TOKEN_COLUMNS)
 """Columns of a tokenised list with an entry for each completion."""
@@ -151,7 +155,7 @@ def width(example: dict) -> int:
 
 
 def packed_size(example: dict) -> int:
-    """Tokens of a list's prompt, once, and of its completions."""
+    """Tokens of a list's prompt, once, and of its completions; a packed row may have fewer of it."""
     return len(example["prompt_ids"]) + sum(map(len, example["completion_ids"]))
 
 
@@ -159,7 +163,8 @@ def micro_batches(examples: Sequence[dict], *, tokens_per_batch: int, packed: bo
     """Cut lists into batches of at most `tokens_per_batch` tokens, counted as the model reads them.
 
     Padded rows: padding included, lists of like length together. Packed: the largest list first, each into the first
-    batch that has room for it. A list that is larger alone is a batch alone.
+    batch that has room for it, without what its prompt shares with that of the batch's first list. A list that is
+    larger alone is a batch alone.
     """
     if packed:
         return _first_fit(examples, tokens_per_batch)
@@ -178,16 +183,38 @@ def micro_batches(examples: Sequence[dict], *, tokens_per_batch: int, packed: bo
 def _first_fit(examples: Sequence[dict], tokens_per_batch: int) -> list[list[dict]]:
     batches: list[list[dict]] = []
     room: list[int] = []
-    for example in sorted(examples, key=packed_size, reverse=True):
+    for example in _alike_together(examples):
         size = packed_size(example)
-        place = next((b for b, left in enumerate(room) if size <= left), None)
+        shared = [_shared(batch[0], example) for batch in batches]
+        place = next((b for b, left in enumerate(room) if size - shared[b] <= left), None)
         if place is None:
             batches.append([example])
             room.append(tokens_per_batch - size)
         else:
             batches[place].append(example)
-            room[place] -= size
+            room[place] -= size - shared[place]
     return batches
+
+
+def _alike_together(examples: Sequence[dict]) -> list[dict]:
+    """The largest list first, and behind it those whose prompts begin as its own does, the larger ones first."""
+    alike: dict[tuple[int, ...], list[dict]] = {}
+    for example in sorted(examples, key=packed_size, reverse=True):
+        alike.setdefault(_beginning(example) or (-1, len(alike)), []).append(example)
+    return [example for own in alike.values() for example in own]
+
+
+def _beginning(example: dict) -> tuple[int, ...]:
+    """What prompts must have in common for their lists to be put into one batch for it; empty for a shorter prompt."""
+    prompt = example["prompt_ids"]
+    return tuple(prompt[:SHARED_PROMPT]) if len(prompt) >= SHARED_PROMPT else ()
+
+
+def _shared(one: dict, other: dict) -> int:
+    """Tokens of two lists' prompts that stand once if they are in one batch, where those decide about batches."""
+    if not _beginning(one) or _beginning(one) != _beginning(other):
+        return 0
+    return agree(one["prompt_ids"], other["prompt_ids"])
 
 
 def list_parts(example: dict, tokens_per_batch: int) -> list[list[int]]:

@@ -83,17 +83,38 @@ def score_tokens(
     frozen = head["lora"] is None and not head["weight"].requires_grad
     grad: Literal["direction", "auto"] = "direction" if frozen and rows.requires_grad else "auto"
     targets = batch.targets[mask]
+    first, whose = _alike(batch.predict_at[mask], targets, apart=hasattr(base_model(model), "frequency_bounds"))
     of_head = tuple(name for name in outputs if name not in ("hidden_sum", "router_logits"))
-    stats = linear_logprobs(rows, targets=targets, outputs=of_head, grad=grad, temperature=temperature, **head)
+    stats = linear_logprobs(
+        rows[first], targets=targets[first], outputs=of_head, grad=grad, temperature=temperature, **head
+    )
+
+    def everywhere(values: Tensor | None) -> Tensor | None:
+        return None if values is None else _scatter(values[whose], mask)
+
     return TokenStats(
-        logprobs=_scatter(stats.logprob, mask),
-        entropy=_scatter(stats.entropy, mask) if stats.entropy is not None else None,
-        log_sum_sq_probs=_scatter(stats.log_sum_sq_probs, mask) if stats.log_sum_sq_probs is not None else None,
+        logprobs=_scatter(stats.logprob[whose], mask),
+        entropy=everywhere(stats.entropy),
+        log_sum_sq_probs=everywhere(stats.log_sum_sq_probs),
         hidden_sum=_sums(rows, mask) if "hidden_sum" in outputs else None,
-        mean_logit=_scatter(stats.mean_logit, mask) if stats.mean_logit is not None else None,
-        is_top=_scatter(stats.is_top, mask) if stats.is_top is not None else None,
+        mean_logit=everywhere(stats.mean_logit),
+        is_top=everywhere(stats.is_top),
         router_logits=routers,
     )
+
+
+def _alike(places: Int[Tensor, " M"], targets: Int[Tensor, " M"], *, apart: bool) -> tuple[Any, Any]:
+    """Which targets stand for all, and which of those stands for each: what completions share is predicted once.
+
+    Args:
+        apart: every one for itself, since a position's state depends on the completion that asks for it.
+    """
+    order = (places * 2**32 + targets).argsort(stable=True)
+    fresh = torch.ones_like(order, dtype=torch.bool)
+    fresh[1:] = (places[order].diff() != 0) | (targets[order].diff() != 0)
+    if apart or fresh.all():
+        return slice(None), slice(None)
+    return order[fresh], torch.empty_like(order).index_copy_(0, order, fresh.cumsum(0) - 1)
 
 
 def logprobs(model: nn.Module, batch: ListBatch, tree: Tree | None = None) -> Float[Tensor, "N C"]:
@@ -148,11 +169,11 @@ def _routed(base: PreTrainedModel, batch: ListBatch, tree: Tree | None) -> tuple
 
 def _packed(batch: ListBatch, tree: Tree | None) -> dict[str, Any]:
     """What a decoder is told about a packed row; nothing about rows that are one sequence each."""
-    if batch.segments is None:
+    if batch.branches is None:
         return {}
     # A mask of four dimensions is passed on as it is, so no mask over the whole row is built; ours reads `tree`.
     unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
-    tree = tree or Tree(batch.segments)
+    tree = tree or Tree(batch.branches)
     tree.passes += 1
     return {"position_ids": batch.position_ids, "attention_mask": unread, "tree": tree}
 

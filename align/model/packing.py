@@ -41,7 +41,7 @@ def _problem(base: PreTrainedModel, attention: str, read: Callable[..., Tensor])
     lists = probe_lists(base)
     padded, packed = collate(lists, pad_id=0).to(base.device), packed_collate(lists).to(base.device)
     expected = read(base, padded)
-    tree = Tree(packed.segments or ())
+    tree = Tree(packed.branches or ())
     try:
         base.set_attn_implementation(ATTENTION[attention])
         found = torch.stack([read(base, padded), read(base, packed, tree=tree)])

@@ -11,8 +11,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from align.packing.flash import Segments, flash_tree_attention
+from align.packing.flash import flash_tree_attention
+from align.packing.trie import longest_sequence, trees
 from align.packing.varlen import DTYPES, MAX_HEAD_WIDTH, Layout, layout, varlen_tree_attention
+from align.types import Branches
 
 ATTENTION = {"sdpa": "tree_sdpa", "eager": "tree_eager"}
 """transformers' attention implementation -> ours, which is the same on rows that are not packed."""
@@ -21,12 +23,12 @@ ATTENTION = {"sdpa": "tree_sdpa", "eager": "tree_eager"}
 class Tree:
     """How a packed row is built, told to every layer's attention by the keyword `tree`."""
 
-    def __init__(self, segments: Segments) -> None:
+    def __init__(self, branches: Branches) -> None:
         """Args:
-        segments: of every list, the tokens of its prompt and of each completion, in the order of the row.
+        branches: of the row.
         """
-        self.segments = segments
-        self.longest = max(sizes[0] + max(sizes[1:]) for sizes in segments)
+        self.branches = branches
+        self.longest = longest_sequence(branches)
         self.passes = 0
         """Forward passes of the model with this row, where they are counted."""
         self.told: list[int | None] = []
@@ -37,25 +39,31 @@ class Tree:
     def layout(self, device: torch.device) -> Layout:
         """The row as variable-length calls, made for the first layer and kept for the others."""
         if self._layout is None:
-            self._layout = layout(self.segments, device)
+            self._layout = layout(self.branches, device)
         return self._layout
 
-    def mask(self, sizes: tuple[int, ...], window: int | None, device: torch.device) -> Bool[Tensor, "T T"]:
-        """Who sees whom in one list: itself and what precedes it in its own sequence, within a window."""
-        key = sizes, window, device
+    def mask(self, tree: Branches, window: int | None, device: torch.device) -> Bool[Tensor, "T T"]:
+        """Who sees whom in one tree of the row: itself and what precedes it in its own sequence, within a window."""
+        key = tree, window, device
         if key not in self._masks:
-            self._masks[key] = _mask(sizes, window, device)
+            self._masks[key] = _mask(tree, window, device)
         return self._masks[key]
 
 
-def _mask(sizes: tuple[int, ...], window: int | None, device: torch.device) -> Bool[Tensor, "T T"]:
-    prompt, *completions = sizes
-    branch = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
-    starts = [torch.arange(prompt), *(torch.arange(prompt, prompt + size) for size in completions)]
-    position = torch.cat(starts).to(device)
+def _mask(tree: Branches, window: int | None, device: torch.device) -> Bool[Tensor, "T T"]:
+    sees = torch.eye(len(tree), dtype=torch.bool)
+    starts = [0] * len(tree)
+    for number, (_, parent) in enumerate(tree):
+        if parent >= 0:
+            sees[number] |= sees[parent]
+            starts[number] = starts[parent] + tree[parent].size
+    sizes = torch.tensor([branch.size for branch in tree])
+    branch = torch.repeat_interleave(torch.arange(len(tree)), sizes).to(device)
+    places = [torch.arange(start, start + size) for start, (size, _) in zip(starts, tree, strict=True)]
+    position = torch.cat(places).to(device)
     distance = position[:, None] - position
-    sees = (distance >= 0) & ((branch == 0) | (branch == branch[:, None]))
-    return sees if window is None else sees & (distance < window)
+    seen = (distance >= 0) & sees.to(device)[branch[:, None], branch]
+    return seen if window is None else seen & (distance < window)
 
 
 def unread_layers(tree: Tree, config: PretrainedConfig) -> str:
@@ -93,7 +101,7 @@ def tree_sdpa(
     whole = window is None or window >= tree.longest
     if whole and not dropout and query.shape[-1] == value.shape[-1]:
         if query.device.type == "cpu":
-            return flash_tree_attention(query, key, value, tree.segments, scaling), None
+            return flash_tree_attention(query, key, value, tree.branches, scaling), None
         if query.dtype in DTYPES and query.shape[-1] <= MAX_HEAD_WIDTH:
             return varlen_tree_attention(query, key, value, tree.layout(query.device), scaling), None
 
@@ -101,7 +109,7 @@ def tree_sdpa(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
 
     key, value = (_repeat(x, query.shape[1]) for x in (key, value))
-    return _by_list(attend, tree, window, query, key, value), None
+    return _by_tree(attend, tree, window, query, key, value), None
 
 
 def tree_eager(
@@ -133,13 +141,14 @@ def tree_eager(
     if tree is None:
         return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
     tree.told.append(sliding_window)
-    return _by_list(attend, tree, sliding_window, query, key, value), None
+    return _by_tree(attend, tree, sliding_window, query, key, value), None
 
 
-def _by_list(attend: Callable[..., Tensor], tree: Tree, window: int | None, *tensors: Tensor) -> Tensor:
-    """Attention within each list's share of the row, under its mask."""
-    shares = (x.split([sum(sizes) for sizes in tree.segments], dim=2) for x in tensors)
-    masks = [tree.mask(sizes, window, tensors[0].device) for sizes in tree.segments]
+def _by_tree(attend: Callable[..., Tensor], tree: Tree, window: int | None, *tensors: Tensor) -> Tensor:
+    """Attention within each tree's share of the row, under its mask."""
+    own = trees(tree.branches)
+    shares = (x.split([sum(branch.size for branch in one) for one in own], dim=2) for x in tensors)
+    masks = [tree.mask(one, window, tensors[0].device) for one in own]
     return torch.cat([attend(*share) for share in zip(*shares, masks, strict=True)], dim=2).transpose(1, 2).contiguous()
 
 

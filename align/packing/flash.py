@@ -8,87 +8,81 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from align.packing.trie import paths
+from align.types import Branches
+
 # Private to torch, and what scaled_dot_product_attention itself calls on a CPU. They are the only way to a part's
 # log-sum-exp and to its backward pass under another one, and they take fewer key heads than query heads.
 FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-Segments = tuple[tuple[int, ...], ...]
-
 
 class Part(NamedTuple):
     """One call of the kernel: `blocks` runs of queries of equal length, each against keys of its own."""
 
-    kind: str
-    """"trunk": prompt and first completion; "prompt": the others against it; "own": a completion against itself."""
     queries: slice
     keys: slice
+    causal: bool
+    """Queries are the keys' own tokens; otherwise they stand behind all of them."""
+    first: bool
+    """No earlier part has these queries."""
     blocks: int = 1
 
-    @property
-    def causal(self) -> bool:
-        return self.kind != "prompt"
 
-
-def parts(segments: Segments) -> Iterator[Part]:
-    """The calls that make up a row's attention, a list's trunk before the rest of it."""
-    start = 0
-    for prompt, first, *others in segments:
-        trunk = slice(start, start + prompt + first)
-        yield Part("trunk", trunk, trunk)
-        at = trunk.stop
-        if others:
-            yield Part("prompt", slice(at, at + sum(others)), slice(start, start + prompt))
-        for size, run in groupby(others):
-            count = len(list(run))
-            own = slice(at, at + count * size)
-            yield Part("own", own, own, count)
-            at = own.stop
-        start = at
+def parts(branches: Branches) -> Iterator[Part]:
+    """The calls that make up a row's attention, each path's own before those of what turns off from it."""
+    alike = groupby(paths(branches), key=lambda path: (path.stop - path.start, path.depth, path.turns))
+    for (length, depth, turns), run in alike:
+        same = list(run)
+        # What turns off a path lies between it and the next one, so that only paths without turns are neighbours.
+        own = slice(same[0].start, same[0].start + len(same) * length)
+        yield Part(own, own, causal=True, first=depth == 0, blocks=len(same))
+        for queries, stop in turns:
+            yield Part(queries, slice(own.start, stop), causal=False, first=depth == 0)
 
 
 def flash_tree_attention(
     query: Float[Tensor, "1 Hq T D"],
     key: Float[Tensor, "1 Hk T D"],
     value: Float[Tensor, "1 Hk T D"],
-    segments: Segments,
+    branches: Branches,
     scaling: float | None = None,
 ) -> Float[Tensor, "1 T Hq D"]:
-    """softmax(scaling Q K' + mask) V, where every completion sees its prompt and its own past, and nothing else.
+    """softmax(scaling Q K' + mask) V, where every branch sees those that it goes on from and its own past.
 
-    With o_a, l_a the output and log-sum-exp over the prompt's keys and o_b, l_b over a completion's own:
+    With o_a, l_a the output and log-sum-exp over the keys of one part and o_b, l_b over those of another:
     l = log(e^l_a + e^l_b), o = e^(l_a - l) o_a + e^(l_b - l) o_b. The gradient is the sum of each part's flash backward
     pass under o and l, since P_a = exp(s - l) and rowsum(do * o) are all that such a pass needs of the whole.
 
     Args:
-        segments: of every list, the tokens of its prompt and of each completion, in the order of the row.
+        branches: of the row.
         scaling: 1 / sqrt(D) by default.
 
     Source: ours; the merge is that of ring attention and flash decoding.
     """
-    return _TreeAttention.apply(query, key, value, segments, scaling)
+    return _TreeAttention.apply(query, key, value, branches, scaling)
 
 
 class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, branches: Branches, scaling: float | None
     ) -> Float[Tensor, "1 T Hq D"]:
         heads, tokens = query.shape[1:3]
         out = query.new_empty(1, tokens, heads, query.shape[3]).transpose(1, 2)
         exact = torch.promote_types(query.dtype, torch.float32)
         lse = query.new_empty(1, tokens, heads, 1, dtype=exact).transpose(1, 2)
-        for part in parts(segments):
+        for part in parts(branches):
             q, o, total = (_blocks(x, part.queries, part.blocks) for x in (query, out, lse))
             k, v = (_blocks(x, part.keys, part.blocks) for x in (key, value))
             own, own_lse = FORWARD(q, k, v, 0.0, part.causal, scale=scaling)
-            if part.kind == "own":
-                _merge(o, total, own, own_lse[..., None])
-            else:
+            if part.first:
                 o.copy_(own)
                 total.copy_(own_lse[..., None])
+            else:
+                _merge(o, total, own, own_lse[..., None])
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.segments, ctx.scaling = segments, scaling
+        ctx.branches, ctx.scaling = branches, scaling
         return out.transpose(1, 2)
 
     @staticmethod
@@ -96,14 +90,14 @@ class _TreeAttention(torch.autograd.Function):
         query, key, value, out, lse = ctx.saved_tensors
         grad = grad.transpose(1, 2)
         dq, dk, dv = (torch.empty_like(x) for x in (query, key, value))
-        for part in parts(ctx.segments):
+        for part in parts(ctx.branches):
             g, q, o, total = (_blocks(x, part.queries, part.blocks) for x in (grad, query, out, lse))
             k, v = (_blocks(x, part.keys, part.blocks) for x in (key, value))
             own = BACKWARD(g, q, k, v, o, total.squeeze(-1), 0.0, part.causal, scale=ctx.scaling)
-            # A trunk writes all of its rows first; a completion's queries meet the prompt before its own keys.
-            _put(dq, part.queries, part.blocks, own[0], add=part.kind == "own")
-            _put(dk, part.keys, part.blocks, own[1], add=part.kind == "prompt")
-            _put(dv, part.keys, part.blocks, own[2], add=part.kind == "prompt")
+            # Every path's keys meet its own queries before those of what turns off from it.
+            _put(dq, part.queries, part.blocks, own[0], add=not part.first)
+            _put(dk, part.keys, part.blocks, own[1], add=not part.causal)
+            _put(dv, part.keys, part.blocks, own[2], add=not part.causal)
         return dq, dk, dv, None, None
 
 

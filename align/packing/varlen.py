@@ -1,4 +1,4 @@
-"""Tree attention on a GPU: two variable-length flash calls per layer for all lists of a row, merged by log-sum-exp."""
+"""Tree attention on a GPU: a variable-length flash call for each depth of a row's trees, merged by log-sum-exp."""
 
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from align.packing.flash import Segments
+from align.packing.trie import paths
+from align.types import Branches
 
 # Private to torch, and what torch.nn.attention.varlen calls. They are the only way to a part's backward pass under
 # another log-sum-exp, and they take fewer key heads than query heads.
@@ -48,44 +49,41 @@ class VarlenCall(NamedTuple):
         return self.queries.starts, self.keys.starts, self.queries.longest, self.keys.longest
 
 
+class Level(NamedTuple):
+    """What turns off from paths of one depth: its tokens, and those of the paths that it sees."""
+
+    queries: Int[Tensor, " Tq"]
+    """Their rows, each once."""
+    keys: Int[Tensor, " Tk"]
+    """Their rows; what turns off from a path at several places sees its beginning at each."""
+    query_runs: Runs
+    key_runs: Runs
+
+
 class Layout(NamedTuple):
-    """A packed row as two calls: every segment causal on itself, and every list's completions against its prompt."""
+    """A packed row as one call for all paths, causal on themselves, and one for each depth of turning off from them."""
 
     own: Runs
-    completions: Int[Tensor, " Tc"]
-    """Rows of completions' tokens."""
-    prompts: Int[Tensor, " Tp"]
-    """Rows of prompts' tokens."""
-    queries: Runs
-    keys: Runs
-
-    def calls(self, scaling: float) -> tuple[VarlenCall, VarlenCall]:
-        """Every segment on itself; completions on their prompts."""
-        own = VarlenCall(self.own, self.own, causal=True, scaling=scaling)
-        return own, VarlenCall(self.queries, self.keys, causal=False, scaling=scaling)
+    levels: list[Level]
 
 
-def layout(segments: Segments, device: torch.device) -> Layout:
-    """The calls' sequences; made on the host, where segments are known, so that nothing waits for the device."""
-    completions: list[int] = []
-    prompts: list[int] = []
-    start = 0
-    for prompt, *sizes in segments:
-        prompts += range(start, start + prompt)
-        completions += range(start + prompt, start + prompt + sum(sizes))
-        start += prompt + sum(sizes)
+def layout(branches: Branches, device: torch.device) -> Layout:
+    """The calls' sequences; made on the host, where branches are known, so that nothing waits for the device."""
+    found = list(paths(branches))
 
     def runs(sizes: list[int]) -> Runs:
         starts = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32)
         return Runs(starts.to(device, non_blocking=True), max(sizes))
 
-    return Layout(
-        own=runs([size for sizes in segments for size in sizes]),
-        completions=torch.tensor(completions).to(device, non_blocking=True),
-        prompts=torch.tensor(prompts).to(device, non_blocking=True),
-        queries=runs([sum(sizes[1:]) for sizes in segments]),
-        keys=runs([sizes[0] for sizes in segments]),
-    )
+    def rows(ranges: list[range]) -> Tensor:
+        return torch.tensor([row for own in ranges for row in own]).to(device, non_blocking=True)
+
+    levels = []
+    for depth in range(max(path.depth for path in found)):
+        turns = [(turn, range(p.start, stop)) for p in found if p.depth == depth for turn, stop in p.turns]
+        queries, keys = [range(turn.start, turn.stop) for turn, _ in turns], [seen for _, seen in turns]
+        levels.append(Level(rows(queries), rows(keys), runs([*map(len, queries)]), runs([*map(len, keys)])))
+    return Layout(runs([path.stop - path.start for path in found]), levels)
 
 
 def varlen_tree_attention(
@@ -95,10 +93,10 @@ def varlen_tree_attention(
     plan: Layout,
     scaling: float | None = None,
 ) -> Float[Tensor, "1 T Hq D"]:
-    """As flash_tree_attention, in a number of kernel calls that does not depend on the number of lists.
+    """As flash_tree_attention, in a number of kernel calls that depends on the depth of the trees alone: two for lists.
 
     Args:
-        plan: of the row's segments.
+        plan: of the row's branches.
         scaling: 1 / sqrt(D) by default.
 
     Source: ours; the merge is that of ring attention and flash decoding.
@@ -113,15 +111,16 @@ class _VarlenTreeAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Layout, scaling: float
     ) -> Float[Tensor, "T Hq D"]:
-        itself, across = plan.calls(scaling)
-        out, lse = itself.forward(query, key, value)
-        q, (k, v) = query[plan.completions], (x[plan.prompts] for x in (key, value))
-        other, other_lse = across.forward(q, k, v)
-        own, own_lse = out[plan.completions], lse[:, plan.completions]
-        total = torch.logaddexp(own_lse, other_lse)
-        weight, other_weight = ((part - total).exp().T[..., None] for part in (own_lse, other_lse))
-        out[plan.completions] = (own * weight + other * other_weight).to(out.dtype)
-        lse[:, plan.completions] = total
+        out, lse = VarlenCall(plan.own, plan.own, causal=True, scaling=scaling).forward(query, key, value)
+        for level in plan.levels:
+            rows = level.queries
+            q, (k, v) = query[rows], (x[level.keys] for x in (key, value))
+            other, other_lse = _call(level, scaling).forward(q, k, v)
+            own_lse = lse[:, rows]
+            total = torch.logaddexp(own_lse, other_lse)
+            weight, other_weight = ((part - total).exp().T[..., None] for part in (own_lse, other_lse))
+            out[rows] = (out[rows] * weight + other * other_weight).to(out.dtype)
+            lse[:, rows] = total
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plan, ctx.scaling = plan, scaling
         return out
@@ -129,15 +128,19 @@ class _VarlenTreeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, "T Hq D"]) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, out, lse = ctx.saved_tensors
-        rows, prompts = ctx.plan.completions, ctx.plan.prompts
-        itself, across = ctx.plan.calls(ctx.scaling)
         grad = grad.contiguous()
+        itself = VarlenCall(ctx.plan.own, ctx.plan.own, causal=True, scaling=ctx.scaling)
         dq, dk, dv = itself.backward(grad, query, key, value, out, lse)
-        q, g, o = (x[rows] for x in (query, grad, out))
-        k, v = key[prompts], value[prompts]
-        total = lse[:, rows].contiguous()
-        to_q, to_k, to_v = across.backward(g, q, k, v, o, total)
-        dq[rows] += to_q
-        dk[prompts] += to_k
-        dv[prompts] += to_v
+        for level in ctx.plan.levels:
+            q, g, o = (x[level.queries] for x in (query, grad, out))
+            k, v = key[level.keys], value[level.keys]
+            total = lse[:, level.queries].contiguous()
+            to_q, to_k, to_v = _call(level, ctx.scaling).backward(g, q, k, v, o, total)
+            dq[level.queries] += to_q
+            dk.index_add_(0, level.keys, to_k)
+            dv.index_add_(0, level.keys, to_v)
         return dq, dk, dv, None, None
+
+
+def _call(level: Level, scaling: float) -> VarlenCall:
+    return VarlenCall(level.query_runs, level.key_runs, causal=False, scaling=scaling)

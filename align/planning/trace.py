@@ -148,9 +148,9 @@ def _asked(batch: ListBatch, fake: Any, *, reward: bool) -> _Asked:
     places = batch.ends_at if reward else batch.predict_at[mask]
     assert places is not None, "the collators give it"
     options: dict[str, Any] = {}
-    if batch.segments is not None:
+    if batch.branches is not None:
         unread = fake(torch.ones(1, 1, 1, 1, dtype=torch.bool))
-        options = {"position_ids": fake(batch.position_ids), "attention_mask": unread, "tree": Tree(batch.segments)}
+        options = {"position_ids": fake(batch.position_ids), "attention_mask": unread, "tree": Tree(batch.branches)}
     tensors = batch.input_ids, places, places.unique(), batch.targets[mask]
     input_ids, places, distinct, targets = (fake(tensor) for tensor in tensors)
     return _Asked(input_ids, places, distinct, targets, options)

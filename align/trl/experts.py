@@ -72,12 +72,15 @@ def token_counts(batch: ListBatch, chosen: Tensor) -> Float[Tensor, " RT"]:
     Args:
         chosen: bool [B], the lists that count.
     """
-    if batch.segments is None:
-        assert batch.ends_at is not None, "the collators give it"
+    assert batch.ends_at is not None, "the collators give it"
+    if batch.branches is None:
         width = batch.input_ids.shape[1]
         seen = torch.arange(width, device=chosen.device) <= (batch.ends_at % width)[:, None]
         return (seen & chosen[batch.list_index][:, None]).flatten().float()
-    times = [n for _, *own in batch.segments for n in (len(own), 1)]
-    tokens = [n for prompt, *own in batch.segments for n in (prompt, sum(own))]
-    counts = torch.tensor(times, device=chosen.device) * chosen.repeat_interleave(2)
-    return counts.repeat_interleave(torch.tensor(tokens, device=chosen.device)).float()
+    sizes = torch.tensor([branch.size for branch in batch.branches], device=chosen.device)
+    last = torch.searchsorted(sizes.cumsum(0), batch.ends_at[chosen[batch.list_index]], right=True)
+    counts = torch.bincount(last, minlength=len(sizes)).tolist()
+    for number in range(len(counts) - 1, 0, -1):
+        if batch.branches[number].parent >= 0:
+            counts[batch.branches[number].parent] += counts[number]
+    return torch.tensor(counts, device=chosen.device).repeat_interleave(sizes).float()

@@ -19,7 +19,7 @@ SMALL = {
 }
 WITHOUT_GROUPS = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
 # As many learned positions as the longest sequence of the tests' lists has, fewer than a packed row.
-GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16, "vocab_size": 40, "initializer_range": 0.4}
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 40, "initializer_range": 0.4}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 CONFIGS = {
     "llama": lambda: t.LlamaConfig(**SMALL),

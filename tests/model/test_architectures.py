@@ -102,7 +102,7 @@ def test_a_packed_lora_step_is_plain_pefts(name, tmp_path, save_tokenizer, ragge
     }  # Gemma 3n's, in eval
     for n, gradient in found.items():
         if n in wanted:
-            assert (gradient - wanted[n]).norm() <= 1e-4 * wanted[n].norm() + 1e-6, n
+            assert (gradient - wanted[n]).norm() <= 1e-4 * wanted[n].norm() + 2e-6, n
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if "scale" in name or "soft-cap" in name or "mult" in name])

@@ -53,9 +53,11 @@ WITH_ATTENTION = [
 
 
 @pytest.mark.parametrize(("name", "attention"), WITH_ATTENTION)
-def test_values_and_gradients_are_those_of_padded_rows(name, attention, ragged):
+@pytest.mark.parametrize("shape", ["ragged", "deep"])
+def test_values_and_gradients_are_those_of_padded_rows(name, attention, shape, request):
     model = build(CONFIGS[name](), attention)
-    padded, packed = collate(ragged, pad_id=0), packed_collate(ragged)
+    lists = request.getfixturevalue(shape)
+    padded, packed = collate(lists, pad_id=0), packed_collate(lists)
     weights = torch.randn(padded.targets.shape)
     expected, wanted = gradients(model, padded, weights)
     assert enable_packing(model, name=name)
@@ -109,12 +111,13 @@ def adapter_gradients(policy, batch):
     return {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
 
 
-def test_adapters_get_the_same_gradients_with_and_without_checkpointing(policy, ragged):
-    wanted = adapter_gradients(policy, collate(ragged, pad_id=policy.pad_id))
-    plain = adapter_gradients(policy, policy.collate(ragged))
+def test_adapters_get_the_same_gradients_with_and_without_checkpointing(policy, ragged, deep):
+    lists = [*ragged, *deep]
+    wanted = adapter_gradients(policy, collate(lists, pad_id=policy.pad_id))
+    plain = adapter_gradients(policy, policy.collate(lists))
     checkpoint_layers(policy.model)
     assert policy.model.is_gradient_checkpointing
-    checkpointed = adapter_gradients(policy, policy.collate(ragged))
+    checkpointed = adapter_gradients(policy, policy.collate(lists))
     assert len(wanted) == 28 and plain.keys() == wanted.keys()
     for name, want in wanted.items():
         assert (plain[name] - want).norm() <= 1e-5 * want.norm(), name

@@ -7,35 +7,50 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from align.packing.attention import Tree, tree_eager, tree_sdpa
+from align.types import Branch
 
-SEGMENTS = ((4, 9, 5), (1, 3, 3, 1), (7, 6, 2, 2, 2), (2, 5))
+# Two lists, a trie that forks in what turns off from it, with leaves of equal length, and a sequence alone.
+BRANCHES = tuple(
+    Branch(*pair)
+    for pair in (
+        *((4, -1), (9, 0), (5, 0)),
+        *((1, -1), (3, 3), (3, 3), (1, 3)),
+        *((7, -1), (6, 7), (4, 8), (2, 8), (2, 8), (5, 7), (3, 12), (2, 13), (2, 13), (2, 12), (1, 7)),
+        (7, -1),
+    )
+)
+TOKENS = sum(branch.size for branch in BRANCHES)
+
+
+def sequences():
+    """Rows of the tokens of every path from a tree's beginning to a leaf."""
+    rows = []
+    start = 0
+    for size, parent in BRANCHES:
+        rows.append([*(rows[parent] if parent >= 0 else []), *range(start, start + size)])
+        start += size
+    parents = {parent for _, parent in BRANCHES}
+    return [torch.tensor(own) for number, own in enumerate(rows) if number not in parents]
 
 
 def alone(q, k, v, *, scaling, window=None, softcap=None):
-    """softmax(scaling q k' + causal mask) v of prompt and completion, for every completion; a prompt's rows once."""
+    """softmax(scaling q k' + causal mask) v of every sequence by itself; what several share once."""
     out = torch.zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3], dtype=q.dtype)
-    start = 0
-    for prompt, *sizes in SEGMENTS:
-        at = start + prompt
-        for size in sizes:
-            rows = torch.tensor([*range(start, start + prompt), *range(at, at + size)])
-            distance = torch.arange(len(rows))[:, None] - torch.arange(len(rows))
-            sees = (distance >= 0) & (distance < (window or 10**6))
-            heads = q.shape[1] // k.shape[1]
-            keys, values = (x[:, :, rows].repeat_interleave(heads, 1) for x in (k, v))
-            logits = q[:, :, rows] @ keys.mT * scaling
-            logits = softcap * torch.tanh(logits / softcap) if softcap else logits
-            own = logits.masked_fill(~sees, -torch.inf).softmax(-1) @ values
-            out = out.index_put((torch.tensor([0])[:, None], rows), own.transpose(1, 2))
-            at += size
-        start = at
+    for rows in sequences():
+        distance = torch.arange(len(rows))[:, None] - torch.arange(len(rows))
+        sees = (distance >= 0) & (distance < (window or 10**6))
+        heads = q.shape[1] // k.shape[1]
+        keys, values = (x[:, :, rows].repeat_interleave(heads, 1) for x in (k, v))
+        logits = q[:, :, rows] @ keys.mT * scaling
+        logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+        own = logits.masked_fill(~sees, -torch.inf).softmax(-1) @ values
+        out = out.index_put((torch.tensor([0])[:, None], rows), own.transpose(1, 2))
     return out
 
 
 @pytest.fixture(params=[torch.float64, torch.float32, torch.bfloat16], ids=str)
 def tensors(request):
-    tokens = sum(map(sum, SEGMENTS))
-    shapes = [(1, 6, tokens, 10), (1, 2, tokens, 10), (1, 2, tokens, 10)]  # three query heads to a key head
+    shapes = [(1, 6, TOKENS, 10), (1, 2, TOKENS, 10), (1, 2, TOKENS, 10)]  # three query heads to a key head
     return [torch.randn(shape).to(request.param).requires_grad_() for shape in shapes]
 
 
@@ -44,7 +59,7 @@ def tolerance(dtype):
 
 
 def compare(tensors, attention, told, expected_from):
-    out, _ = attention(nn.Module(), *tensors, None, tree=Tree(SEGMENTS), **told)
+    out, _ = attention(nn.Module(), *tensors, None, tree=Tree(BRANCHES), **told)
     double = [x.detach().double().requires_grad_() for x in tensors]
     expected = expected_from(*double)
     atol = tolerance(tensors[0].dtype)
@@ -61,7 +76,7 @@ def test_flash_parts_make_up_the_whole(tensors, scaling):
     compare(tensors, tree_sdpa, {"scaling": scaling}, lambda *x: alone(*x, scaling=scaling or 10**-0.5))
 
 
-@pytest.mark.parametrize("window", [3, 6, 13])
+@pytest.mark.parametrize("window", [3, 6, 13, 19])
 def test_a_window_is_kept(tensors, window):
     told = {"scaling": 0.3, "sliding_window": window}
     compare(tensors, tree_sdpa, told, lambda *x: alone(*x, scaling=0.3, window=window))
@@ -79,15 +94,15 @@ def test_a_head_size_of_values_of_its_own(tensors):
 
 
 def test_dropout_takes_effect():
-    q, k, v = (torch.randn(1, 2, sum(map(sum, SEGMENTS)), 8) for _ in range(3))
+    q, k, v = (torch.randn(1, 2, TOKENS, 8) for _ in range(3))
     for attention in (tree_sdpa, tree_eager):
-        first, second = (attention(nn.Module(), q, k, v, None, dropout=0.5, tree=Tree(SEGMENTS))[0] for _ in range(2))
+        first, second = (attention(nn.Module(), q, k, v, None, dropout=0.5, tree=Tree(BRANCHES))[0] for _ in range(2))
         assert not torch.equal(first, second)
 
 
 def test_autocast_brings_everything_to_its_dtype():
-    q, k, v = (torch.randn(1, 2, sum(map(sum, SEGMENTS)), 8) for _ in range(3))
+    q, k, v = (torch.randn(1, 2, TOKENS, 8) for _ in range(3))
     with torch.autocast("cpu", torch.bfloat16):
-        out, _ = tree_sdpa(nn.Module(), q, k, v.bfloat16(), None, tree=Tree(SEGMENTS))
+        out, _ = tree_sdpa(nn.Module(), q, k, v.bfloat16(), None, tree=Tree(BRANCHES))
     assert out.dtype == F.scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).dtype
     assert_close(out.float(), alone(q, k, v, scaling=8**-0.5), atol=3e-2, rtol=3e-2)

@@ -1,7 +1,5 @@
 """How lists lie in a packed row."""
 
-from itertools import accumulate
-
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,23 +10,19 @@ from align.packing.batch import collate
 
 
 def test_every_completion_reads_as_its_own_sequence(ragged):
-    """The row's tokens that a target's position may see, in order, are the prompt and the completion up to there."""
+    """Of every target the position that predicts it, and that one's place in its sequence."""
     batch = packed_collate(ragged)
     row, positions = batch.input_ids[0], batch.position_ids[0]
-    n, start = 0, 0
-    for example, sizes in zip(ragged, batch.segments, strict=True):
-        stops = list(accumulate(sizes, initial=start))
+    n = 0
+    for example in ragged:
         prompt = example["prompt_ids"]
-        assert row[start : stops[1]].tolist() == prompt
         for ids in example["completion_ids"]:
             assert batch.targets[n][batch.targets[n] >= 0].tolist() == ids
-            at = batch.predict_at[n, : len(ids)].tolist()
-            assert at[0] == stops[1] - 1
-            assert [row[p].item() for p in at[1:]] == ids[:-1]
+            at = batch.predict_at[n, : len(ids)]
+            assert row[at].tolist() == [prompt[-1], *ids[:-1]]
             assert positions[at].tolist() == list(range(len(prompt) - 1, len(prompt) + len(ids) - 1))
+            assert row[batch.ends_at[n]] == ids[-1]
             n += 1
-        start = stops[-1]
-    assert start == len(row) == sum(map(packed_size, ragged))
 
 
 def test_all_but_the_rows_is_as_in_a_padded_batch(ragged):
@@ -63,3 +57,15 @@ def test_what_is_counted_is_the_prompt_once():
     one = {"prompt_ids": [0] * 10, "completion_ids": [[0] * 3, [0] * 2]}
     assert [len(batch) for batch in micro_batches([one] * 4, tokens_per_batch=30, packed=True)] == [2, 2]
     assert [len(batch) for batch in micro_batches([one] * 4, tokens_per_batch=29, packed=True)] == [1, 1, 1, 1]
+
+
+def test_lists_with_one_system_prompt_meet_in_a_batch_and_it_is_counted_once():
+    """Each of two system prompts 200 tokens, 50 of a user and of the completions: (450 - 200) / 50 lists a batch."""
+    lists = [
+        {"prompt_ids": [n % 2] * 200 + [2 + n] * 20, "completion_ids": [[7] * 20, [8] * 10], "grades": [1.0, 0.0]}
+        for n in range(20)
+    ]
+    batches = micro_batches(lists, tokens_per_batch=450, packed=True)
+    assert [len(batch) for batch in batches] == [5, 5, 5, 5]
+    assert [{example["prompt_ids"][0] for example in batch} for batch in batches] == [{0}, {0}, {1}, {1}]
+    assert [packed_collate(batch).input_ids.numel() for batch in batches] == [450] * 4

@@ -6,9 +6,15 @@ from torch.testing import assert_close
 
 from align.packing import attention, varlen
 from align.packing.attention import Tree
+from align.packing.trie import trees
 from align.packing.varlen import layout, varlen_tree_attention
+from align.types import Branch
 
-SEGMENTS = ((3, 4, 2, 2), (1, 5), (6, 1, 1, 3, 1))
+LISTS = tuple(Branch(*pair) for pair in ((3, -1), (4, 0), (2, 0), (2, 0), (6, -1), (1, 4), (1, 4), (3, 4), (1, 4)))
+DEEP = (
+    *LISTS,
+    *(Branch(*pair) for pair in ((2, -1), (3, 9), (4, 10), (2, 10), (1, 9), (2, 13), (2, 13), (1, 9), (6, -1))),
+)
 
 
 def scores(q, k, cu_q, cu_k, causal, scale):
@@ -48,55 +54,58 @@ def kernels(monkeypatch):
     monkeypatch.setattr(varlen, "BACKWARD", backward)
 
 
-def inputs(heads, key_heads):
-    total = sum(map(sum, SEGMENTS))
+def inputs(heads, key_heads, branches):
+    total = sum(branch.size for branch in branches)
     sizes = ((heads, 4), (key_heads, 4), (key_heads, 4))
     return [torch.randn(1, h, total, d, dtype=torch.float64, requires_grad=True) for h, d in sizes]
 
 
-def masked(query, key, value, scaling):
-    """The same by a mask over each list, in plain operations."""
+def masked(query, key, value, scaling, branches):
+    """The same by a mask over each tree, in plain operations."""
     groups = query.shape[1] // key.shape[1]
-    totals, results = [sum(sizes) for sizes in SEGMENTS], []
-    tree = Tree(SEGMENTS)
-    for sizes, q, k, v in zip(SEGMENTS, *(x.split(totals, dim=2) for x in (query, key, value)), strict=True):
+    totals, results = [sum(branch.size for branch in own) for own in trees(branches)], []
+    tree = Tree(branches)
+    for own, q, k, v in zip(trees(branches), *(x.split(totals, dim=2) for x in (query, key, value)), strict=True):
         logits = q @ k.repeat_interleave(groups, 1).transpose(-1, -2) * scaling
-        logits = logits.masked_fill(~tree.mask(sizes, None, q.device), -torch.inf)
+        logits = logits.masked_fill(~tree.mask(own, None, q.device), -torch.inf)
         results.append(logits.softmax(-1) @ v.repeat_interleave(groups, 1))
     return torch.cat(results, dim=2).transpose(1, 2)
 
 
 @pytest.mark.parametrize("scaling", [None, 0.3])
 @pytest.mark.parametrize(("heads", "key_heads"), [(2, 2), (4, 2)])
-def test_values_and_gradients_are_those_of_a_masked_row(kernels, heads, key_heads, scaling):
-    tensors = inputs(heads, key_heads)
-    ours = varlen_tree_attention(*tensors, layout(SEGMENTS, torch.device("cpu")), scaling)
-    expected = masked(*tensors, 0.5 if scaling is None else scaling)
+@pytest.mark.parametrize("branches", [LISTS, DEEP], ids=["lists", "deep"])
+def test_values_and_gradients_are_those_of_a_masked_row(kernels, heads, key_heads, scaling, branches):
+    tensors = inputs(heads, key_heads, branches)
+    ours = varlen_tree_attention(*tensors, layout(branches, torch.device("cpu")), scaling)
+    expected = masked(*tensors, 0.5 if scaling is None else scaling, branches)
     assert_close(ours, expected)
     weights = torch.randn_like(expected)
     found, wanted = (torch.autograd.grad((weights * y).sum(), tensors) for y in (ours, expected))
     assert_close(found, wanted)
 
 
-def test_two_calls_for_any_number_of_lists(kernels, monkeypatch):
+@pytest.mark.parametrize(("branches", "count"), [(LISTS, 2), (DEEP, 3), (DEEP[-1:], 1)])
+def test_as_many_calls_as_the_trees_are_deep(kernels, monkeypatch, branches, count):
     calls = []
     monkeypatch.setattr(varlen, "FORWARD", lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs))
-    varlen_tree_attention(*inputs(2, 2), layout(SEGMENTS, torch.device("cpu")))
-    assert len(calls) == 2
+    varlen_tree_attention(*inputs(2, 2, branches), layout(branches, torch.device("cpu")))
+    assert len(calls) == count
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("heads", "key_heads"), [(2, 2), (4, 2)])
-def test_the_gpus_kernels_give_the_same(heads, key_heads):
-    total = sum(map(sum, SEGMENTS))
+@pytest.mark.parametrize("branches", [LISTS, DEEP], ids=["lists", "deep"])
+def test_the_gpus_kernels_give_the_same(heads, key_heads, branches):
+    total = sum(branch.size for branch in branches)
     shapes = ((heads, 64), (key_heads, 64), (key_heads, 64))
     half = [torch.randn(1, h, total, d, device="cuda").bfloat16().requires_grad_() for h, d in shapes]
     exact = [x.detach().double().cpu().requires_grad_() for x in half]
     module = torch.nn.Module()
     module.is_causal = True
-    ours, _ = attention.tree_sdpa(module, *half, None, tree=Tree(SEGMENTS))
-    expected = masked(*exact, 64**-0.5)
+    ours, _ = attention.tree_sdpa(module, *half, None, tree=Tree(branches))
+    expected = masked(*exact, 64**-0.5, branches)
     weights = torch.randn_like(expected)
     found = torch.autograd.grad((weights.to(ours) * ours).sum(), half)
     wanted = torch.autograd.grad((weights * expected).sum(), exact)
