@@ -17,6 +17,7 @@ MAY_IMPORT = {
     | {"align.types", "align.section", "align.lazy", "align.shipped", "align.errors", "align.data", "rewards.grading"}
     | {"align.command", "align.registry", "align.lint"}
     | {"rewards.templates", "rewards.spelling", "rewards.dropped", "rewards.rendering", "align.packing.batch"}
+    | {"align.packing.trie"}
     | {"datasets", "transformers", "tokenizers"}
     | {"align.progress", "align.files", "align.locks", "align.manifest", "pyarrow", "rich", "jinja2", "accelerate"},
     "rewards": LIBRARIES

@@ -61,7 +61,7 @@ def of_run(recipe: Recipe, lists: Dataset, *, processes: int) -> Passes:
     return Passes(
         steps=len(plan),
         looked_at=len(plan[::every]),
-        largest=[_filled(one) for one in best[1]],
+        largest=[_filled(one, number) for number, one in enumerate(best[1])],
         per_step=per_step,
         tokens=sum(cells([one], packed=train.packing) for one in taken),
         pairs=sum(_pairs(one, packed=train.packing) for one in taken),
@@ -113,10 +113,11 @@ def _pairs(example: Example, *, packed: bool) -> int:
     return own + (1 if packed else len(sizes)) * prompt * (prompt + 1) // 2
 
 
-def _filled(example: Example) -> Example:
+def _filled(example: Example, number: int) -> Example:
+    """With tokens that no two sequences of a pass begin with alike, beside a list's prompt; nothing looks them up."""
     return example | {
-        "prompt_ids": [1] * len(example["prompt_ids"]),
-        "completion_ids": [[1] * len(ids) for ids in example["completion_ids"]],
+        "prompt_ids": [number] * len(example["prompt_ids"]),
+        "completion_ids": [[place] * len(ids) for place, ids in enumerate(example["completion_ids"])],
     }
 
 
@@ -126,6 +127,6 @@ def written(prompts: Sequence[Sequence[int]], *, completions: int, tokens: int) 
     Args:
         prompts: token ids.
     """
-    one = [[1] * tokens] * completions
+    one = [[place] * tokens for place in range(completions)]  # no two begin alike
     columns = {"prompt_ids": list(prompts), "completion_ids": [one] * len(prompts), "weight": [1.0] * len(prompts)}
     return Dataset.from_dict(columns)

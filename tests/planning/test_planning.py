@@ -9,7 +9,7 @@ from transformers import LlamaConfig, TrainingArguments
 from transformers.trainer import Trainer
 
 from align.bench.measure import allocated_bytes
-from align.data.steps import micro_batches
+from align.data.steps import micro_batches, packed_size
 from align.errors import UserError
 from align.model.checkpointing import checkpoint_layers
 from align.model.load import LoadOptions
@@ -39,11 +39,10 @@ def wide(tmp_path_factory, save_llama):
 
 def lists(count=3, k=2):
     row = {
-        "prompt_ids": [*range(3, 35)],
-        "completion_ids": [[*range(3, 27)]] * k,
+        "completion_ids": [[3 + i, *range(4, 27)] for i in range(k)],
         "grades": [float(i) for i in range(k)],
     }
-    return [dict(row) for _ in range(count)]
+    return [row | {"prompt_ids": [3 + number, *range(4, 35)]} for number in range(count)]
 
 
 def empty(recipe):
@@ -131,11 +130,12 @@ def test_the_largest_pass_and_the_tokens_are_those_of_the_batches(packing, make_
     sizes = [policy.collate(own).input_ids.numel() for step in cut for own in step]
     assert found.steps == len(plan)
     assert found.per_step == max(map(len, cut))
-    assert policy.collate(
-        [one | {"grades": [0.0] * len(one["completion_ids"])} for one in found.largest]
-    ).input_ids.numel() == max(sizes)
-    if packing:
-        assert found.tokens == sum(sizes)
+    largest = policy.collate([one | {"grades": [0.0] * len(one["completion_ids"])} for one in found.largest])
+    if packing:  # what completions begin with alike is not looked for, so that a plan is rather too large
+        assert found.tokens == sum(packed_size(one) for step in steps for one in step) >= sum(sizes)
+        assert largest.input_ids.numel() >= max(sizes)
+    else:
+        assert largest.input_ids.numel() == max(sizes)
 
 
 def test_sharing_divides_what_is_shared(make_recipe):

@@ -7,6 +7,9 @@ from peft import LoraConfig
 from same_script import assert_same_lines, log_histories, pairs, trainer
 
 from align.errors import UserError
+from align.packing import packed_collate
+from align.packing.trie import grow
+from align.trl.experts import token_counts
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"num_key_value_heads": 1, "initializer_range": 0.3, "num_experts_per_tok": 2, "pad_token_id": 0}
@@ -91,3 +94,15 @@ def test_a_model_whose_loss_is_of_another_form_is_refused_by_name(experts, tmp_p
     monkeypatch.setattr(t.models.mixtral.modeling_mixtral, "load_balancing_loss_func", other)
     with pytest.raises(UserError, match="MixtralForCausalLM: its load-balancing loss is not known for packed rows"):
         trainer("align.trl", "DPO", tmp_path, experts(), {"router_aux_loss_coef": 0.1}, train_dataset=pairs(9))
+
+
+def test_every_token_counts_once_for_each_completion_that_it_belongs_to(deep):
+    batch = packed_collate(deep)
+    chosen = torch.tensor([True, False, True])
+    wanted = torch.zeros(batch.input_ids.numel())
+    sequences = [[*example["prompt_ids"], *ids] for example in deep for ids in example["completion_ids"]]
+    groups = [n for n, example in enumerate(deep) for _ in example["completion_ids"]]
+    for group, rows in zip(groups, grow(sequences, groups).rows, strict=True):
+        wanted[rows] += float(chosen[group])
+    assert len(batch.branches) > len(deep) + len(sequences)
+    assert torch.equal(token_counts(batch, chosen), wanted)
