@@ -25,6 +25,7 @@ from align.model.precision import hold_frozen
 from align.objectives.pairwise import Logistic
 from align.objectives.scores import LogRatio
 from align.packing.batch import Example
+from align.types import ListBatch
 
 BETA, RANK, RATE = 0.1, 16, 1e-4
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -90,15 +91,19 @@ class Ours(Side):
         if checkpointing:
             checkpoint_layers(self.policy.model)
 
+    def collate(self, examples: list[Example]) -> ListBatch:
+        """What a step reads."""
+        return self.policy.collate(examples)
+
     def _with_reference(self, examples: list[Example]) -> list[Example]:
         with self.policy.reference(), self.autocast():
-            values = iter(self.scorer(self.policy.collate(examples)).logprobs.float().tolist())
+            values = iter(self.scorer(self.collate(examples)).logprobs.float().tolist())
         return [
             {**e, "reference_logprobs": [next(values)[: len(ids)] for ids in e["completion_ids"]]} for e in examples
         ]
 
     def backward(self, number: int) -> Tensor:
-        batch = self.policy.collate(self.batches[number])
+        batch = self.collate(self.batches[number])
         with self.autocast():
             stats = self.scorer(batch, ("logprob", "entropy"))
         losses = self.loss(stats, batch.reference_logprobs, batch)
