@@ -54,7 +54,7 @@ class LoadOptions:
     init_batches: Iterable[ListBatch] | None = None
     """A few batches of training rows, for EVA."""
     packing: bool = True
-    """Run every list as one row, its prompt once, where the model allows."""
+    """Run lists as one row, what their sequences begin with once, where the model allows."""
     like: Path | None = None
     """The state of a run that is loaded into it afterwards, instead of `init_batches`."""
 

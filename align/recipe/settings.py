@@ -56,7 +56,7 @@ class TrainSection(Strict):
     """Tokens of one forward pass at most, as the model reads them; changes memory and speed, not the result. `auto`
     begins with 8192 and halves them, and says so, whenever memory runs out."""
     packing: Annotated[bool, Free()] = True
-    """Run a list as one row, its prompt once, where the model allows; off: every completion in a padded row."""
+    """Run lists as one row, what sequences begin with once, where the model allows; off: each in a padded row."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast of the forward pass; bfloat16 with float32 weights is mixed precision."""
     gradient_checkpointing: Annotated[bool | Literal["auto"], Free()] = "auto"
