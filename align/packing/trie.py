@@ -13,7 +13,7 @@ from torch import Tensor
 from align.types import Branch, Branches
 
 PAYS = 16
-"""Tokens that a fork has to save: each costs every layer two calls more, or about the work of so many of its tokens."""
+"""Tokens that a fork has to save, since it costs every layer two calls more."""
 
 
 class Trie(NamedTuple):
