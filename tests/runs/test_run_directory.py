@@ -3,6 +3,7 @@
 import pytest
 
 from align.errors import UserError
+from align.files import remove_folder, replaced_folder
 from align.recipe import load_recipe
 from align.runs.run_directory import RunDirectory
 from align.training.train import train
@@ -52,3 +53,34 @@ def test_a_start_that_is_no_finished_run(make_recipe, tmp_path):
     (first / "summary.json").unlink()  # as a kill in the last evaluation leaves it
     message = f"policy.start_run: the run in {first} is not finished; let `align train` end it"
     assert start(make_recipe, tmp_path, first) == message
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def test_a_kill_while_a_checkpoint_or_the_best_policy_is_removed_leaves_no_part_of_it(make_recipe, monkeypatch):
+    """Retention removes a checkpoint, and a better policy replaces another, file by file."""
+    recipe = make_recipe()
+    run = RunDirectory(recipe.output)
+    run.open(recipe)
+    for folder in (run.checkpoints / "checkpoint-1", run.best):
+        folder.mkdir(parents=True)
+        for name in ("manifest.json", "optimizer.pt"):
+            (folder / name).write_text("a")
+
+    def killed_after_the_first(path, **_):
+        if files := sorted(path.glob("*")):
+            files[0].unlink()
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("align.files.shutil.rmtree", killed_after_the_first)
+        with pytest.raises(Killed):
+            remove_folder(run.checkpoints / "checkpoint-1")
+        with pytest.raises(Killed), replaced_folder(run.best) as new:
+            (new / "policy.safetensors").write_text("b")
+    assert not (run.checkpoints / "checkpoint-1").exists()
+    assert [file.name for file in run.best.iterdir()] == ["policy.safetensors"]
+    RunDirectory(recipe.output).open(recipe)
+    assert not [*run.checkpoints.iterdir()] and not [*run.path.glob(".*.removed")]
