@@ -23,6 +23,7 @@ from align.runs.told import told_by_main
 from align.training.arguments import training_arguments
 from align.training.given import Given
 from align.training.hooks import load_callbacks
+from align.training.last_words import REPORT
 from align.training.meter import Meter, sample_scorer
 from align.training.parts import assemble, read_rows
 from align.training.result import RunResult
@@ -117,6 +118,8 @@ def conclude(recipe: Recipe, run: RunDirectory, *, finished: bool, main: bool, s
         show: print the figures.
     """
     summary = read_object(run.summary)
+    if finished and main and not _has_page(run):
+        write_report([run.path])
     if finished and main and show:
         print(f"finished before; nothing was done; `align report {run.path}` shows its figures")
         print(f"run directory: {run.path}")
@@ -127,6 +130,12 @@ def conclude(recipe: Recipe, run: RunDirectory, *, finished: bool, main: bool, s
         print(f"report: {write_report([run.path])}")
         print(next_steps(str(run.path), summary["task"]))
     return RunResult(run.path, summary)
+
+
+def _has_page(run: RunDirectory) -> bool:
+    """Whether a finished run's page was written after its figures: a kill between the two leaves none, or an older."""
+    page = run.path / REPORT
+    return page.exists() and page.stat().st_mtime_ns >= run.summary.stat().st_mtime_ns
 
 
 def _train(

@@ -1,5 +1,7 @@
 """What a second call on a run directory does: goes on, begins anew where nothing was done, or refuses."""
 
+import os
+
 import pytest
 
 from align.errors import UserError
@@ -84,3 +86,17 @@ def test_a_kill_while_a_checkpoint_or_the_best_policy_is_removed_leaves_no_part_
     assert [file.name for file in run.best.iterdir()] == ["policy.safetensors"]
     RunDirectory(recipe.output).open(recipe)
     assert not [*run.checkpoints.iterdir()] and not [*run.path.glob(".*.removed")]
+
+
+def test_a_kill_between_a_runs_figures_and_its_page_is_made_good_by_the_same_command(make_recipe):
+    recipe = make_recipe(train={"steps": 1}, sampling={"prompts": 0})
+    page = train(recipe).path / "report.html"
+    page.unlink()
+    page.with_name("report.html.tmp").write_text("half")
+    train(recipe)
+    assert "</html>" in page.read_text()
+    assert not page.with_name("report.html.tmp").exists()
+    page.write_text("of a shorter run")
+    os.utime(page, (0, 0))
+    train(recipe)
+    assert "</html>" in page.read_text()
