@@ -11,7 +11,7 @@ from align.errors import UserError
 from align.files import read_json, write_json, write_text
 from align.report.charts import Tick, number_format, round_size
 from align.report.page import page_parts, templates
-from align.report.summary import LOWER_IS_BETTER, ROWS
+from align.report.summary import LOWER_IS_BETTER, ROWS, figure
 
 STUDY, PLOT, PAGE = "study.json", "study.svg", "report.html"
 LABELS = {key: label for key, label, _ in ROWS}
@@ -102,7 +102,7 @@ def in_interval(value: dict[str, Any] | None, *, signed: bool = False) -> str:
         return f"{value['mean']:{sign}.4g}"
     half = (value["high"] - value["low"]) / 2
     digits = 4 if half <= 0 else min(6, max(0, 1 - math.floor(math.log10(half))))
-    return f"{value['mean']:{sign}.{digits}f} ± {half:.{digits}f}"
+    return f"{figure(f'{{:{sign}.{digits}f}}', value['mean'])} ± {half:.{digits}f}"
 
 
 def _size() -> dict[str, float]:

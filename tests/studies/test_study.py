@@ -23,6 +23,7 @@ from align.errors import UserError
 from align.recipe import load_recipe
 from align.recipe.recipe import dump_set
 from align.report import write_report
+from align.report.study_page import in_interval
 from align.shipped import shipped
 from align.studies.plan import plan_study, plan_sweep
 from align.studies.run import execute
@@ -294,6 +295,20 @@ def test_the_page_and_the_plot_say_what_the_figures_are(write, tmp_path, fake_tr
     assert "<b>&" not in page and "&lt;b&gt;&amp;" in page
     told = re.sub(r"<[^>]+>", " ", page)
     assert "1.10 ± 0.25" in told and "+1.0000 ± 0.0000" in told  # t(2) = 4.303; 4.303 * 0.1 / sqrt(3) = 0.248
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "signed", "told"),
+    [
+        (-0.001, 0.22, False, "0.00 ± 0.22"),
+        (0.3049, 0.0123, True, "+0.305 ± 0.012"),
+        (-125.32, 14.2, False, "-125 ± 14"),
+    ],
+)
+def test_a_mean_has_the_digits_that_its_interval_leaves(mean, half, signed, told):
+    value = {"mean": mean, "low": mean - half, "high": mean + half}
+    assert in_interval(value, signed=signed) == told
+    assert in_interval({"mean": 0.25, "low": None, "high": None}) == "0.25" and in_interval(None) == ""
 
 
 def test_a_page_of_a_study_and_a_run_is_refused(tmp_path):
