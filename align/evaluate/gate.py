@@ -210,9 +210,9 @@ def _near(name: str, found: Mapping[Path, Figures]) -> str:
 
 def _table(verdicts: Sequence[Verdict]) -> Table:
     several = len({verdict.file for verdict in verdicts}) > 1
-    table = Table("requirement", "figure", "value", "")
-    if several:
-        table.add_column("file", overflow="fold")
+    table = Table()
+    for header in ("requirement", "figure", "value", "", *(["file"] if several else [])):
+        table.add_column(header, overflow="fold")  # a long name is shown whole
     for verdict in verdicts:
         value = "not measured" if math.isnan(verdict.value) else f"{verdict.value:.6g}"
         word = "holds" if verdict.holds else "FAILS"

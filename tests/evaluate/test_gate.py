@@ -4,10 +4,12 @@ import json
 import math
 import operator
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from align.errors import UserError
 from align.evaluate.gate import figures_of, gate, read_requirement
@@ -134,6 +136,13 @@ def test_a_folder_without_results_is_refused(tmp_path, make, said):
         (place / make).touch()
     with pytest.raises(UserError, match=said):
         gate([str(place)], require=["a > 0"])
+
+
+def test_a_long_name_is_shown_whole(tmp_path, capsys):
+    name = "arms.of_a_long_name.difference.sample_reward.low"
+    (tmp_path / "f.json").write_text(json.dumps({name: 1}))
+    gate([str(tmp_path / "f.json")], require=[f"{name} > 0"], console=Console(width=60))
+    assert "".join(re.findall(r"^│ [^│]* │ ([^│]*?) *│", capsys.readouterr().out, re.M)) == name
 
 
 def test_figures_are_the_numbers_of_a_tree():
