@@ -58,7 +58,7 @@ def test_sharded_processes_equal_one(make_setting, start_each):
         assert_equal_runs(ones[name], Path(two[name][0].output))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("config", "processes"), [("hsdp", 4), ("fsdp2_offload", 2)])
 def test_other_configurations_equal_one(make_setting, start_each, config, processes):
     one = train(make_setting("one", "parts_padded")[0]).path
@@ -89,7 +89,7 @@ def test_a_damaged_part_of_one_process_is_passed_over_by_all(make_setting, start
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bfloat16_by_the_sharding_policy_gives_the_losses_of_autocast(make_setting, start_each):
     """Weights gathered in bfloat16, gradients summed and log-probabilities kept in float32."""
     half = {"train": TRAIN | {"precision": "bfloat16"}}
