@@ -207,13 +207,13 @@ def test_what_a_run_will_write_is_held_against_what_is_free(make_recipe, monkeyp
     assert "make room, or give train.keep_checkpoints=1" in (Path(small.output) / "events.log").read_text()
 
 
-NUMBERS = {"bytes": 1.0, "kB": 1e3, "MB": 1e6}
+UNITS = {"bytes": 1.0, "kB": 1e3, "MB": 1e6}
 
 
 def told_bytes(message: str) -> float:
     found = re.search(r"take (?:about )?([0-9.]+) (bytes|kB|MB), and 0 bytes are free", message)
     assert found, message
-    return float(found[1]) * NUMBERS[found[2]]
+    return float(found[1]) * UNITS[found[2]]
 
 
 @pytest.fixture
