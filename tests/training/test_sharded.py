@@ -72,7 +72,7 @@ def losses(run: Path) -> list[float]:
     return [line[name] for line in lines if "grad_norm" in line for name in ("loss", "grad_norm")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_part_of_one_process_is_passed_over_by_all(make_setting, start_each):
     recipe, path = make_setting("two", "lambda")
     run = Path(recipe.output)
