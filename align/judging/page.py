@@ -9,7 +9,8 @@ from align.files import write_text
 from align.judging.cases import Case
 from align.judging.figures import differences
 from align.judging.judges import Opinion
-from align.judging.tables import RATES, SIDES, sentences
+from align.judging.tables import SIDES, sentences
+from align.report.measured import RATES
 from align.report.page import page_parts, templates
 from rewards.texts import plain
 

@@ -9,14 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from align.progress import counted
+from align.report.measured import RATES
 
-RATES = (
-    ("win_rate", "win rate"),
-    ("win_rate_discrete", "win rate, discrete"),
-    ("win_rate_lc", "win rate at equal lengths"),
-    ("position_bias", "bias for the first shown"),
-    ("reward_change", "change of the reward"),
-)
 SIDES = (
     ("reward", "reward", "{:+.4f}"),
     ("length", "characters", "{:.0f}"),
@@ -76,11 +70,10 @@ def span(own: dict[str, Any], pattern: str) -> str:
 
 def _of_judge(judge: dict[str, Any], title: str) -> Table:
     table = Table("", "mean", "95 % interval", title=Text(title), title_justify="left")
-    for key, label in RATES:
+    for key, label, pattern in RATES:
         if own := judge[key]:
-            signed = "{:+.3f}" if key in ("position_bias", "reward_change") else "{:.3f}"
-            low = "unknown" if own["low"] is None else f"{signed.format(own['low'])} to {signed.format(own['high'])}"
-            table.add_row(label, signed.format(own["mean"]), low)
+            low = "unknown" if own["low"] is None else f"{pattern.format(own['low'])} to {pattern.format(own['high'])}"
+            table.add_row(label, pattern.format(own["mean"]), low)
     return table
 
 

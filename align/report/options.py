@@ -9,6 +9,14 @@ COMMANDS = (
         "align.report.write:print_report",
         (
             option("runs", nargs="+", metavar="RUN", help="a run directory, finished or not, or a study's folder"),
+            option(
+                "--export",
+                dest="exports",
+                action="append",
+                default=[],
+                metavar="FOLDER",
+                help="an export of the run, whose comparison with it is shown too; repeatable",
+            ),
             option("--output", metavar="FILE", help="the page (default: report.html in the run directory)"),
         ),
     ),

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from align.progress import in_time
 from align.report import charts, findings
 from align.report.displacement import sentence
+from align.report.measured import BENCHMARKS, EVALUATION, RATES, Benchmarks, Evaluation, Export, read_measured
 from align.report.reading import Run
 from align.report.summary import FEW, few_lists
 from align.report.tokens import token_view
@@ -26,8 +27,8 @@ LISTS = 20
 """Lists whose tokens it shows: ten thousand tokens make a megabyte."""
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The page of these runs. Everything from a file is escaped by the template engine."""
+def render(runs: Sequence[Run], exports: Mapping[str, Export] | None = None) -> str:
+    """The page of these runs and of exports by name. Everything from a file is escaped by the template engine."""
     return (
         templates()
         .get_template("page.html.jinja")
@@ -37,6 +38,8 @@ def render(runs: Sequence[Run]) -> str:
             **page_parts(),
             runs=[_described(run) for run in runs],
             differences=_differences(runs),
+            exports=exports or {},
+            rates=RATES,
             main_charts=charts.main_charts(runs),
             other_charts=charts.other_charts(runs),
             size=charts,
@@ -86,6 +89,8 @@ def _described(run: Run) -> dict[str, Any]:
         "recipe": run.recipe_text,
         "environment": run.environment,
         "data": summary.get("data"),
+        "evaluation": read_measured(run.path / EVALUATION, Evaluation),
+        "benchmarks": read_measured(run.path / BENCHMARKS, Benchmarks),
     }
 
 

@@ -529,3 +529,98 @@ def test_colours_keep_their_contrast(scheme):
         assert contrast(colours["ink"], colours[token]) >= 4.5, token
     for curve in (name for name in colours if re.fullmatch(r"c\d", name)):
         assert contrast(colours[curve], colours["surface"]) >= 3, curve
+
+
+def interval(mean: float, low: float | None = None, high: float | None = None) -> dict:
+    return {"mean": mean, "low": low, "high": high, "standard_error": None}
+
+
+def measure(run: Path, name: str = "length") -> dict[str, dict]:
+    """What the other commands leave in a run's folder and in an export's, of random figures."""
+    draw = random.Random(0).random
+    judges = [
+        {
+            "name": own,
+            "win_rate": interval(draw(), draw(), draw()),
+            "win_rate_discrete": interval(draw()),
+            "win_rate_lc": None,
+            "position_bias": interval(-draw(), -draw(), draw()) if own == "other" else None,
+            "reward_change": None,
+        }
+        for own in (name, "other")
+    ]
+    files = {
+        "evaluate/evaluate.json": {"policy": "run", "against": "before", "prompts": 7, "judges": judges},
+        "benchmarks.json": {
+            "tasks": {
+                "arc": {
+                    "acc": {"before": 0.5, "after": 0.25, "change": -0.25, "standard_error": 0.0625, "forgot": True},
+                    "nll": {"before": None, "after": 1.5, "change": None, "standard_error": None, "forgot": False},
+                }
+            }
+        },
+        "gguf/export.json": {
+            "engine": "llama.cpp",
+            "tokens": 321,
+            "mean_logprob_difference": 1.5e-3,
+            "max_logprob_difference": 0.5,
+            "pair_accuracy_before": 0.75,
+            "pair_accuracy_after": 0.625,
+        },
+    }
+    for path, figures in files.items():
+        (run / path).parent.mkdir(exist_ok=True)
+        (run / path).write_text(json.dumps(figures))
+    return files
+
+
+def test_what_was_measured_after_training_is_on_the_page(run):
+    assert not any(e.get("id") == "measured" for e in page_of(run).elements), "nothing was measured yet"
+    files = measure(run)
+    write_report([run], exports=[run / "gguf"])
+    page = Page((run / "report.html").read_text())
+    section = next(e for e in page.elements if e.get("id") == "measured")
+    cells = [
+        " ".join(e["text"].split())
+        for e in page.elements
+        if e["tag"] in ("td", "th") and section["index"] in e["parents"]
+    ]
+    told = "{mean:.3f} {low:.3f} to {high:.3f}".format
+    judges = files["evaluate/evaluate.json"]["judges"]
+    bias = judges[1]["position_bias"]
+    expected = [
+        *("", "length", "other"),
+        *("win rate", *(told(**judge["win_rate"]) for judge in judges)),
+        *("win rate, discrete", *(f"{judge['win_rate_discrete']['mean']:.3f}" for judge in judges)),
+        *("bias for the first shown", "", f"{bias['mean']:+.3f} {bias['low']:+.3f} to {bias['high']:+.3f}"),
+        *("task", "figure", "before", "after", "change"),
+        *("arc", "acc", "0.5000", "0.2500", "−0.2500 ± 0.0625 forgot"),
+        *("arc", "nll", "", "1.5000", ""),
+        *("folder", "engine", "tokens", "mean", "largest", "pair accuracy"),
+        *(str(run / "gguf"), "llama.cpp", "321", "1.5e-03", "5.0e-01", "0.7500 → 0.6250"),
+    ]
+    assert cells == expected
+
+
+def test_a_judge_with_a_hostile_name_stays_text(run):
+    measure(run, HOSTILE)
+    page = page_of(run)
+    assert not page.all("img") and any(e["tag"] == "th" and e["text"] == HOSTILE for e in page.elements)
+
+
+@pytest.mark.parametrize(
+    ("file", "broken", "said"),
+    [
+        ("evaluate/evaluate.json", "{", "not valid JSON"),
+        ("evaluate/evaluate.json", '{"judges": []}', "policy: Field required"),
+        ("benchmarks.json", '{"tasks": {"arc": {"acc": {"after": "x"}}}}', "tasks.arc.acc"),
+        ("gguf/export.json", "[]", "restore the file"),
+        ("gguf/export.json", None, "give a folder that `align export` wrote"),
+    ],
+)
+def test_damaged_figures_are_named(run, file, broken, said):
+    measure(run)
+    (run / file).unlink() if broken is None else (run / file).write_text(broken)
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        write_report([run], exports=[run / "gguf"])
+    assert str(run / file.split("/")[0]) in str(error.value)
