@@ -75,8 +75,9 @@ def _limits() -> Iterator[None]:
     before = signal.signal(signal.SIGVTALRM, _stop)
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     try:
-        if soft == resource.RLIM_INFINITY:
-            resource.setrlimit(resource.RLIMIT_AS, (_in_use(int(time.monotonic())) + ROOM, hard))
+        room = _in_use(int(time.monotonic())) + ROOM
+        if soft == resource.RLIM_INFINITY or room < soft:
+            resource.setrlimit(resource.RLIMIT_AS, (room, hard))
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)

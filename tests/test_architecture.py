@@ -19,7 +19,17 @@ MAY_IMPORT = {
     | {"rewards.templates", "rewards.spelling", "rewards.dropped", "rewards.rendering", "align.packing.batch"}
     | {"align.packing.trie"}
     | {"datasets", "transformers", "tokenizers"}
-    | {"align.progress", "align.files", "align.locks", "align.manifest", "pyarrow", "rich", "jinja2", "accelerate"},
+    | {
+        "align.progress",
+        "align.files",
+        "align.locks",
+        "align.manifest",
+        "align.disk",
+        "pyarrow",
+        "rich",
+        "jinja2",
+        "accelerate",
+    },
     "rewards": LIBRARIES
     | {
         "rewards",

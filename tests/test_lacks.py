@@ -18,8 +18,11 @@ import pytest
 import torch
 from pyarrow import parquet
 from safetensors.torch import save_file
+from transformers import AutoTokenizer
 
 from align.cli import main
+from align.data import prepare_data
+from align.data.config import DataSection
 from align.disk import size_of
 from align.errors import UserError
 from align.lacks import in_words
@@ -211,7 +214,7 @@ UNITS = {"bytes": 1.0, "kB": 1e3, "MB": 1e6}
 
 
 def told_bytes(message: str) -> float:
-    found = re.search(r"take (?:about )?([0-9.]+) (bytes|kB|MB), and 0 bytes are free", message)
+    found = re.search(r"take (?:about )?([0-9.]+) (bytes|kB|MB), and [0-9.]+ (?:bytes|kB) are free", message)
     assert found, message
     return float(found[1]) * UNITS[found[2]]
 
@@ -255,6 +258,22 @@ def test_what_a_reference_will_write_is_held_against_what_is_free(make_recipe, m
     annotate(recipe)
     wrote = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.safetensors"))
     assert 0.5 * wrote < told_bytes(str(said.value)) < 1.1 * wrote
+
+
+def test_what_token_ids_will_take_is_held_against_what_is_free(tiny_policy, tmp_path, monkeypatch):
+    """Told from the first window of rows, of several."""
+    rows = tmp_path / "rows.jsonl"
+    texts = [" ".join("abcdefgh"[(n * k) % 8] for k in range(n % 40 + 9)) for n in range(900)]
+    rows.write_text("".join(json.dumps({"prompt": one, "chosen": one[1:], "rejected": "b"}) + "\n" for one in texts))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
+    section = DataSection(sources=[str(rows)], eval_fraction=0.0)
+    prepare = partial(prepare_data, section, AutoTokenizer.from_pretrained(tiny_policy))
+    with monkeypatch.context() as patch:
+        patch.setattr("align.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+        with pytest.raises(UserError, match=r"the token ids will take about .* HF_DATASETS_CACHE") as said:
+            prepare()
+    (file,) = {own["filename"] for own in prepare().train.cache_files}
+    assert 0.9 * Path(file).stat().st_size < told_bytes(str(said.value)) < 1.1 * Path(file).stat().st_size
 
 
 def test_a_rollout_that_could_fill_the_disk_is_said(make_recipe, full, capfd):

@@ -28,6 +28,7 @@ from align.data.row_store import IDS, MESSAGES, UNWEIGHTED, WEIGHED, StoredRows,
 from align.data.schema import Row, is_messages, is_token_ids
 from align.data.texts import check_open, prompt_text, refusal
 from align.data.turns import Learn
+from align.disk import check_fits
 from align.errors import UserError
 from align.progress import progress
 
@@ -173,11 +174,19 @@ def tokenize_rows(
         progress("tokenising", len(rows), unit="rows", show=len(rows) > 0) as advance,
         ArrowWriter(path=str(file), features=features, writer_batch_size=WINDOW) as writer,
     ):
-        for columns in in_order(tokenize, map(list, windows), workers):
+        for number, columns in enumerate(in_order(tokenize, map(list, windows), workers)):
             writer.write_batch(columns)
+            if number == 0:
+                _check_room(file, writer.stream.tell(), len(columns["id"]) / len(rows))
             advance(len(columns["id"]))
         writer.finalize()
     return without_idle_mask(Dataset.from_file(str(file)))
+
+
+def _check_room(file: Path, written: int, share: float) -> None:
+    """Refuse token ids that a disk cannot hold, when a share of the rows is written."""
+    remedy = "set HF_DATASETS_CACHE to a folder of another disk"
+    check_fits(file, written / share, "the token ids", remedy, held=written)
 
 
 def tokenize_batch(

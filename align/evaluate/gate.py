@@ -152,8 +152,8 @@ def _files(place: Path) -> list[Path]:
     if not found:
         hint = "; let `align train` finish the run" if (place / "recipe.yaml").is_file() else ""
         raise UserError(f"{place}: holds no results ({', '.join(RESULTS)}){hint}, or give a JSON file")
-    if problem := Digests(place).problem(["summary.json"]):
-        raise UserError(f"{problem}; `align train` on {place} makes it anew")
+    if problem := Digests(place).problem(["summary.json", "export.json"]):
+        raise UserError(f"{problem}; the command that wrote it makes it anew")
     return found
 
 

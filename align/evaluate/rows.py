@@ -32,7 +32,7 @@ from align.progress import counted
 from align.recipe import Recipe, read_recipe, with_consent
 from align.report.summary import ROWS, figure
 from align.runs.build import policy_loss
-from align.runs.digests import check_of_run
+from align.runs.digests import check_written
 from align.runs.memory import lack_in_words
 from align.runs.run_directory import RunDirectory
 
@@ -123,7 +123,7 @@ def load_any(model: str, chat_template: str | None, *, trust_remote_code: bool) 
     folder = Path(model)
     if (folder / "recipe.yaml").exists():
         return load_run(folder, chat_template, device, trust_remote_code=trust_remote_code)
-    check_of_run(folder)
+    check_written(folder)
     options = LoadOptions(device=device)
     held: dict[str, Any] = {"chat_template": chat_template, "trust_remote_code": trust_remote_code}
     if (file := folder / "adapter_config.json").exists():

@@ -22,6 +22,7 @@ from align.files import replaced_folder, write_json
 from align.locks import alone_on
 from align.model.load import HUB_ERRORS, first_line, loading
 from align.progress import stage
+from align.runs.digests import Digests
 
 log = logging.getLogger("align")
 
@@ -91,6 +92,7 @@ def export(
         if held is not None:
             found |= _compared(form, held, made, tolerance)
         write_json(partial / FIGURES, found)
+        Digests(partial).note_all()  # of all but the card, which its owner goes on writing
         card = model_card(
             name=output.name,
             base=trained.base,

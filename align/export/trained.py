@@ -12,7 +12,7 @@ from align.errors import UserError
 from align.files import read_json, read_object
 from align.model.classifier import is_classifier, output_names
 from align.model.load import load_tokenizer, loading, model_folder, model_name, read_tokenizer
-from align.runs.digests import check_of_run
+from align.runs.digests import check_written
 from align.runs.run_directory import RunDirectory
 from rewards.files import base_of
 
@@ -56,7 +56,7 @@ def find_trained(path: Path, *, trust_remote_code: bool = False) -> Trained:
     recipe = RunDirectory(path).recipe_tree() if is_run else {}
     if is_run:
         RunDirectory(path).check("adapter", "summary.json", "environment.json")
-    check_of_run(path)
+    check_written(path)
     policy = recipe.get("policy") or {}
     if not isinstance(policy, dict):
         raise UserError(f"{path / 'recipe.yaml'}: damaged, `policy` is no section; restore the file")

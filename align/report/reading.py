@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from align.bounds import load_yaml
 from align.errors import UserError
+from align.runs.metrics import without_checksum
 from align.runs.run_directory import RunDirectory
 
 Line = dict[str, float]
@@ -147,7 +148,11 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     lines = _text(path).split("\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
-        yield where, _parsed(line, where)
+        try:
+            own = without_checksum(line)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}; remove it or restore the file") from None
+        yield where, _parsed(own, where)
 
 
 def _parsed(text: str, where: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from align.objectives.noise import resolution
 from align.objectives.token_reg import Column
 from align.packing.batch import collate
 from align.recipe import Recipe
-from align.runs.digests import check_of_run
+from align.runs.digests import check_written
 from align.runs.run_directory import RunDirectory
 from rewards.head_config import Attributes, BradleyTerry
 
@@ -237,7 +237,7 @@ def build_policy(
     """The recipe's policy at its start, which is checked to be its reference."""
     options = load_options(recipe, prepared, total_steps=total_steps, device=device)
     for folder in (recipe.policy.model, recipe.policy.start_adapter):
-        check_of_run(folder)
+        check_written(folder)
     start = recipe.policy.start_run if recipe.policy.adapter.from_rows else None
     options = replace(options, like=RunDirectory(start).final_state() if start else None)
     policy = _load(recipe, options, keep_reference=keep_reference)

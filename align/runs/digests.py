@@ -1,4 +1,5 @@
-"""Digests of the files that a run writes once, beside them: damage is found before a figure or a weight is read."""
+"""Digests of the files that a run or an export writes once, beside them: damage is found before a figure or a weight is
+read."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ KEPT = 2
 
 
 class Digests:
-    """`digests.json` of a run directory; a file that it does not name is taken as it is."""
+    """`digests.json` of a run directory or an export; a file that it does not name is taken as it is."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder, folder / FILE
@@ -30,6 +31,10 @@ class Digests:
             name = str(path.relative_to(self.folder))
             known[name] = [*known.get(name, []), file_digest(content)][-KEPT:]
         self._write(known)
+
+    def note_all(self) -> None:
+        """Say what every file of the folder is."""
+        self.note({file: file for file in self.folder.rglob("*") if file.is_file() and file != self.file})
 
     def forget(self, *paths: Path) -> None:
         """Take files as they are from now on: they will be written bit by bit, or anew."""
@@ -67,21 +72,25 @@ class Digests:
             return {}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self.file}: damaged ({error}); remove it, and the run's files are taken as they are"
+                f"{self.file}: damaged ({error}); remove it, and the files beside it are taken as they are"
             ) from None
 
     def _write(self, known: dict[str, list[str]]) -> None:
         write_json(self.file, {"files": known, "digest": json_digest(known)}, indent=1)
 
 
-def check_of_run(folder: str | Path | None) -> None:
-    """Make sure that a folder which a run has written, such as its `adapter`, is as it was written; others are taken as
-    they are.
+def check_written(folder: str | Path | None) -> None:
+    """Make sure that a folder which a run has written, such as its `adapter`, or an export is as it was written; others
+    are taken as they are.
 
     Raises:
         UserError: names the file.
     """
     place = Path(folder).expanduser() if folder else None
-    is_of_run = place and (place.parent / "recipe.yaml").is_file()
-    if place and is_of_run and (problem := Digests(place.parent).problem([place.name])):
-        raise UserError(f"{problem}; `align train` on {place.parent} makes it anew")
+    if place is None:
+        return
+    if (place.parent / "recipe.yaml").is_file():
+        if problem := Digests(place.parent).problem([place.name]):
+            raise UserError(f"{problem}; `align train` on {place.parent} makes it anew")
+    elif not (place / "recipe.yaml").is_file() and (problem := Digests(place).problem()):
+        raise UserError(f"{problem}; export it again, or remove {place / FILE} if it was changed on purpose")

@@ -20,7 +20,7 @@ from align.runs.checkpoints import METRICS, Checkpoints, numbered, step_of
 from align.runs.digests import FILE as DIGESTS
 from align.runs.digests import Digests
 from align.runs.environment import environment
-from align.runs.metrics import any_heldout, read_lines
+from align.runs.metrics import any_heldout, as_line, read_lines
 from align.runs.trees import differing_keys, value_at
 from align.section import Free, Grows, keys_marked
 
@@ -301,7 +301,7 @@ class RunDirectory:
         write_text(self.metrics, (checkpoint / METRICS).read_text(encoding="utf-8") if checkpoint else "")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last one that a kill has cut short is left out."""
+        """The lines of metrics.jsonl, less damaged ones."""
         return read_lines(self.metrics)
 
     def seconds(self) -> float:
@@ -310,4 +310,4 @@ class RunDirectory:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         with self.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(as_line(line))

@@ -3,7 +3,7 @@
 from typing import Any
 
 import rewards
-from align.runs.digests import check_of_run
+from align.runs.digests import check_written
 from rewards.digest import MODELS
 
 
@@ -14,5 +14,5 @@ def load_scorer(config: Any) -> Any:
         UserError: names the file that is not.
     """
     for name in MODELS:
-        check_of_run(getattr(config, name, None))
+        check_written(getattr(config, name, None))
     return rewards.load_scorer(config)

@@ -299,7 +299,7 @@ def _print(console: Console, job: Job, summary: dict[str, Any], specs: Sequence[
 
 def _print_finished(job: Job, specs: Sequence[Reward], console: Console, *, main: bool) -> dict[str, Any]:
     """Nothing is left to do but what a kill may have left over."""
-    summary: dict[str, Any] = json.loads(job.summary.read_text())
+    summary = job.read_summary()
     if main:
         remove_folder(job.folder)
         _print(console, job, summary, specs)

@@ -15,7 +15,7 @@ from align.data.tools import TOOLS
 from align.errors import UserError
 from align.files import read_object, remove_folder, replaced, write_json, write_text
 from align.locks import alone
-from align.manifest import json_digest
+from align.manifest import file_digest, json_digest
 from align.runs.trees import differing_keys
 from align.scoring.items import as_json
 from align.scoring.scoring import Scored
@@ -41,6 +41,25 @@ class Job:
         if not (self.output.exists() and self.summary.exists()):
             return False
         return bool(read_object(self.summary).get("job") == self.description)
+
+    def read_summary(self) -> dict[str, Any]:
+        """What a finished job has said of its output, which is as it was written.
+
+        Raises:
+            UserError: one of the two is not.
+        """
+        value = read_object(self.summary)
+        about = {name: own for name, own in value.items() if name != "digest"}
+        for file, is_whole in (
+            (self.summary, value.get("digest") == json_digest(about)),
+            (self.output, about.get("output_digest") == file_digest(self.output)),
+        ):
+            if not is_whole:
+                raise UserError(
+                    f"{file}: damaged, it is not as it was written; remove {self.output}, and the same command writes "
+                    "both again, or give another output"
+                )
+        return value
 
     def check(self) -> None:
         """Refuse to mix with, or write over, what another job has left.
@@ -147,7 +166,8 @@ class Job:
 
     def close(self, summary: dict[str, Any]) -> None:
         """Say that the output is whole, and remove the parts."""
-        write_json(self.summary, {"job": self.description, **summary})
+        value = {"job": self.description, **summary, "output_digest": file_digest(self.output)}
+        write_json(self.summary, value | {"digest": json_digest(value)})
         remove_folder(self.folder)
 
 

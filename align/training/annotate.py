@@ -30,7 +30,7 @@ from align.model.token_rewards import CONTEXTS, contrast_rewards, learnt_in, squ
 from align.model.value_cache import Found, Kind, Values
 from align.recipe import Recipe
 from align.runs.build import build_policy, check_objectives, prepare
-from align.runs.digests import check_of_run
+from align.runs.digests import check_written
 from align.runs.memory import in_memory
 from align.types import LONGEST_WAIT
 
@@ -246,7 +246,7 @@ def _trained_model(recipe: Recipe, policy: Policy) -> Policy | None:
     if run and not (folder / "adapter").exists():
         raise UserError(f"token_rewards.model: {folder}: the run has not finished; let `align train` end it")
     folder = folder / "adapter" if run else folder
-    check_of_run(folder)
+    check_written(folder)
     options = LoadOptions(device=policy.model.device, packing=recipe.train.packing)
     names = ("dtype", "attention", "trust_remote_code")
     held: dict[str, Any] = {name: getattr(recipe.policy, name) for name in names}

@@ -11,15 +11,18 @@ import peft
 import pytest
 import torch
 import yaml
+from harm import flipped
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from align.errors import UserError
+from align.evaluate.rows import load_any
 from align.export.export import export
 from align.export.formats import FORMATS
 from align.export.model_card import model_card
+from align.export.trained import find_trained
 from align.training.train import train
 
 export_module = import_module("align.export.export")  # its package holds the function of that name
@@ -311,6 +314,21 @@ def test_users_mistakes(tmp_path):
             export(tmp_path / name, tmp_path / "out", **options)
     with pytest.raises(UserError, match="base exists and is not empty"):
         export(tmp_path / "run", base)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_damaged_file_of_an_export_is_named_and_its_card_is_its_owners(tmp_path, merge):
+    save_run(tmp_path / "run", save_base(tmp_path / "base"))
+    out = export(tmp_path / "run", tmp_path / "out", merge=merge)
+    (out / "README.md").write_text("mine")
+    find_trained(out)
+    (weights,) = out.glob("*.safetensors")
+    flipped(weights, 0.9)
+    for read in (find_trained, lambda place: load_any(str(place), None, trust_remote_code=False)):
+        with pytest.raises(UserError, match=f"{weights}: damaged, it is not as it was written; export it again, or re"):
+            read(out)
+    (out / "digests.json").unlink()
+    find_trained(out)
 
 
 def test_push_uploads_the_finished_folder(tmp_path, monkeypatch):

@@ -467,6 +467,7 @@ def test_the_last_line_may_be_cut(run):
     [
         ("metrics.jsonl", '{"step": 1, "loss": 0.5}\n{"step": 2, \n', "metrics.jsonl, line 2: is not JSON"),
         ("metrics.jsonl", "[1]\n", "metrics.jsonl, line 1: is not a JSON object"),
+        ("metrics.jsonl", '{"step": 1, "loss": 0.5, "crc32": 7}\n', "metrics.jsonl, line 1: is damaged, its checksum"),
         ("metrics.jsonl", '{"loss": 0.5}\n', "metrics.jsonl, line 1: has no `step`"),
         ("metrics.jsonl", '{"step": 1, "loss": "low"}\n', "metrics.jsonl, line 1: `loss` is not a number"),
         ("summary.json", "{", "summary.json: is not JSON"),

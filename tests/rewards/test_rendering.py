@@ -34,6 +34,18 @@ def test_a_template_out_of_bounds_is_a_sentence(monkeypatch, template, said):
         rendered(letters(template=template), ASKED)
 
 
+def test_a_limit_that_the_shell_has_set_is_no_reason_to_set_none(monkeypatch):
+    monkeypatch.setattr(rendering, "ROOM", 2**30)
+    limits = rendering.resource.getrlimit(rendering.resource.RLIMIT_AS)
+    rendering.resource.setrlimit(rendering.resource.RLIMIT_AS, (2**46, limits[1]))
+    try:
+        with pytest.raises(OutOfBounds, match="more than 1 GiB of memory"):
+            rendered(letters(template="{{ ([0] * (3 * 10**8)) | length }}"), ASKED)
+        assert rendering.resource.getrlimit(rendering.resource.RLIMIT_AS)[0] == 2**46
+    finally:
+        rendering.resource.setrlimit(rendering.resource.RLIMIT_AS, limits)
+
+
 @pytest.mark.parametrize(
     "template",
     ["{{ 1 / 0 }}", "{% if %}", "{{ messages.__class__.__mro__ }}", "{{ nothing.at }}", "{{ raise_exception('no') }}"],

@@ -21,6 +21,16 @@ def test_a_recipe_that_was_refused_before_any_work_can_be_mended_in_place(make_r
     assert load_recipe(result.path / "recipe.yaml") == mended
 
 
+@pytest.mark.parametrize(("old", "new"), [("0.25", "0.35"), ('"step": 1', '"step"; 1')])
+def test_a_damaged_line_of_metrics_is_passed_over_and_said(tmp_path, caplog, old, new):
+    run, lines = RunDirectory(tmp_path), [{"step": k, "loss": 0.25 * k} for k in (1, 2, 3)]
+    for line in lines:
+        run.append_metrics(line)
+    assert run.read_metrics() == lines
+    run.metrics.write_text(run.metrics.read_text().replace(old, new))
+    assert run.read_metrics() == lines[1:] and f"{run.metrics}, line 1: damaged, passed over" in caplog.text
+
+
 def test_another_recipe_is_refused_once_there_is_work(make_recipe):
     recipe = make_recipe()
     run = RunDirectory(recipe.output)

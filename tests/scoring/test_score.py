@@ -6,6 +6,7 @@ import math
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet
@@ -398,6 +399,26 @@ def test_equal_texts_are_scored_once(write, score, monkeypatch, tmp_path):
     out = score(write(*[{"prompt": "p", "completions": ["a", "b", "a"]}] * 3), WORDS)
     assert calls == ["a", "b"]
     assert [row["rewards"] for row in out] == [[1, 1, 1]] * 3
+
+
+@pytest.mark.parametrize(
+    ("harmed", "old", "new"),
+    [("out.jsonl", b'"s1"', b'"s3"'), ("out.jsonl.summary.json", b'"completions": 6', b'"completions": 7')],
+)
+def test_a_damaged_output_is_named_and_written_again_when_it_is_removed(write, tmp_path, harmed, old, new):
+    path, output = write(*many(3)), tmp_path / "out.jsonl"
+    run = partial(score_rows, path, str(output), rewards=[WORDS], use_cache=False)
+    run()
+    whole, file = output.read_bytes(), tmp_path / harmed
+    run()
+    assert old in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(old, new))
+    with pytest.raises(UserError, match=f"{harmed}: damaged, it is not as it was written; remove {output}"):
+        run()
+    output.unlink()
+    run()
+    assert output.read_bytes() == whole
+    run()
 
 
 def test_a_finished_output_is_left_alone_and_another_jobs_refused(write, score, tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ SAMPLING = {"prompts": 0, "token_lists": 0}
 """Not compared, and dear."""
 IN_PARTS = TRAIN | {"tokens_per_batch": 26, "gradient_checkpointing": False}
 """Some lists are larger than a pass: two parts or three in one process while another has none."""
-TIMES = {"seconds", "lists_per_second", "completion_tokens_per_second", "rank_wait_share"}
+TIMES = {"seconds", "lists_per_second", "completion_tokens_per_second", "rank_wait_share", "crc32"}
 MOVING = {"name": "moving", "every": 2, "mixture": 0.5}
 CONTRAST = {"name": "contrast", "better": "w3 {prompt}", "worse": "w4 {prompt}"}
 RM = {"task": "reward", "objective": {"name": "bradley_terry", "center": 0.01}}

@@ -33,7 +33,7 @@ SECTIONS = {
 }
 STEPS = 20
 CODES = {"SIGTERM": 143, "SIGHUP": 129, "SIGINT": 130, "SIGUSR1": 138}
-TIMES = {"seconds", "lists_per_second", "completion_tokens_per_second", "rank_wait_share"}
+TIMES = {"seconds", "lists_per_second", "completion_tokens_per_second", "rank_wait_share", "crc32"}
 
 
 def adapter(run: Path) -> bytes:

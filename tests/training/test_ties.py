@@ -17,7 +17,7 @@ from align.training.train import train
 BUDGETS = (100_000, 8192, 3000, 1500, 900, 600, 300, 150, 60, 1)
 WAYS = ((True, True), (False, False), (True, False), (False, True))
 """Packed or padded, cached reference or live."""
-SPEED = ("seconds", "lists_per_second", "completion_tokens_per_second")
+SPEED = ("seconds", "lists_per_second", "completion_tokens_per_second", "crc32")
 
 
 def step_one(recipe: Recipe) -> dict[str, float]:

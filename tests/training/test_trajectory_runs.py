@@ -25,7 +25,7 @@ from align.training.baseline import Baseline
 from align.training.train import train
 
 CONTRAST = {"name": "contrast", "better": "w30 {prompt}", "worse": "w31 w32 {prompt}"}
-TIMES = {"seconds", "lists_per_second", "completion_tokens_per_second"}
+TIMES = {"seconds", "lists_per_second", "completion_tokens_per_second", "crc32"}
 
 
 def some(k: int, size: int) -> list[int]:

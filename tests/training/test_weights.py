@@ -27,7 +27,7 @@ from align.training.baseline import Baseline
 from align.training.train import train
 from align.training.trainer import AlignTrainer
 
-SPEED = ("seconds", "lists_per_second", "completion_tokens_per_second")
+SPEED = ("seconds", "lists_per_second", "completion_tokens_per_second", "crc32")
 NAN = float("nan")
 REWARD = {
     "bradley_terry": {"name": "bradley_terry", "strength": "scaled", "center": 0.1},
