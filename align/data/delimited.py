@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from align.data.bad_row import BadRow
-from align.data.packed import is_packed, lines_of
+from align.data.packed import LINE, is_packed, lines_of
 from align.data.strict_json import literal, loads
 from align.errors import UserError
 
@@ -30,7 +30,7 @@ def delimited_records(file: Path) -> Iterator[tuple[str, int, object]]:
     Raises:
         UserError: the quoting is broken, two columns have one name, or nothing can be read.
     """
-    csv.field_size_limit(LONGEST)
+    csv.field_size_limit(LINE if is_packed(file) else LONGEST)  # of which the reader holds four bytes each
     number = 0
     try:
         with _opened(file) as text:

@@ -6,8 +6,10 @@ from typing import IO, AnyStr
 
 from align.errors import UserError
 
+LINE = 2**28
+"""Bytes, or characters of a table in text, of a line or a cell: in memory an empty list of two bytes takes 64."""
 UNPACKED = 2**30
-"""Bytes, or characters of a table in text, that are unpacked at once: of one line, or of a file with no row a line."""
+"""Bytes of a file with no row a line."""
 OF_A_LINE = 100
 """Bytes that Python takes for a line besides its own."""
 MARKS = {b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip"}
@@ -43,10 +45,10 @@ def lines_of(file: Path, opened: IO[AnyStr]) -> Iterator[AnyStr]:
         yield from opened
         return
     number = 0
-    while line := opened.readline(UNPACKED + 1):
+    while line := opened.readline(LINE + 1):
         number += 1
-        if len(line) > UNPACKED:
-            raise UserError(f"{file}: line {number} is longer than {UNPACKED:,} bytes unpacked; unpack the file")
+        if len(line) > LINE:
+            raise UserError(f"{file}: line {number} is longer than {LINE:,} bytes unpacked; unpack the file")
         yield line
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from align.data.delimited import typed_cell
-from align.data.schema import ATTRIBUTES, Row
+from align.data.schema import ATTRIBUTES, Row, is_finite
 from align.errors import UserError
 
 
@@ -96,8 +96,10 @@ def _number(row: Row, name: str, value: Any) -> float:
         return math.nan
     if isinstance(value, str):  # a cell of a table of text
         value = typed_cell(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{row.place}, field {name}: {value!r} is no number; give one, or null where there is none")
+    is_beyond = isinstance(value, int) and not is_finite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or is_beyond:
+        said = "a whole number beyond float64" if is_beyond else f"{value!r} is no number"
+        raise UserError(f"{row.place}, field {name}: {said}; give one, or null where there is none")
     return float(value)
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from align.data import packed, read_source
+from align.data import delimited, packed, read_source
 from align.errors import UserError
 
 ROW = {"prompt": "a", "chosen": "b" * 300, "rejected": "c"}
@@ -16,7 +16,8 @@ ARRAY = json.dumps([ROW], indent=1)
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(packed, "UNPACKED", 400)
+    for place, name in ((packed, "UNPACKED"), (packed, "LINE"), (delimited, "LINE")):
+        monkeypatch.setattr(place, name, 400)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,11 @@ def small(monkeypatch):
     [
         ("long.jsonl.gz", LINE + LINE.replace("b", 200 * "b"), "line 2 is longer than 400 bytes unpacked; unpack"),
         ("long.csv.gz", TABLE.replace("b", "bb"), "line 2 is longer than 400 bytes unpacked"),
+        (
+            "cell.csv.gz",
+            TABLE.replace("bbb", "'bb\n").replace("'", '"', 1) + '"',
+            "broken quoting after row 0 .field larger",
+        ),
         ("header.csv.gz", 500 * ",", "line 1 is longer than 400 bytes unpacked"),
         ("whole.json.gz", ARRAY, "takes more than 400 bytes unpacked, and has no row a line"),
         ("brackets.jsonl.gz", "[\n" * 9, "takes more than 400 bytes unpacked, and has no row a line"),

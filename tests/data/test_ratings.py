@@ -31,6 +31,7 @@ ROWS = {
 BAD = {
     "one of two": ({"prompt": "p", "chosen": "a", "rejected": "b", "depth": 2}, "depth: 1 ratings for 2 completions"),
     "text": ({"prompt": "p", "response": "a", "depth": "high"}, "depth: 'high' is no number"),
+    "beyond": ({"prompt": "p", "response": "a", "depth": 10**400}, "depth: a whole number beyond float64"),
     "truth": ({"prompt": "p", "completions": ["a"], "attributes": [{"depth": True}]}, "depth: True is no number"),
     "too few": ({"prompt": "p", "completions": ["a", "b"], "attributes": [{}]}, "attributes: not a list of 2 objects"),
 }

@@ -426,6 +426,15 @@ def unzipped(text: bytes, times: int) -> bytes:
     return b"".join([*(packer.compress(text) for _ in range(times)), packer.flush()])
 
 
+def bomb(name: str, text: bytes) -> Callable[[World, Path], Path]:
+    """Three gigabytes of a text of a megabyte, packed when they are wanted: it takes seconds."""
+
+    def make(world: World, folder: Path) -> Path:
+        return file_with(name, unzipped(text, 3000))(world, folder)
+
+    return make
+
+
 LAUGHS = "a0: &a0 [lol, lol]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 30))
 DEEP = "[" * 100_000 + "]" * 100_000
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -616,10 +625,16 @@ HOSTILE: dict[str, Hostile] = {
     "run with a pickle as state": Hostile(
         "run", run_with(content("checkpoints/checkpoint-1/optimizer.pt", b"cos\nsystem\n"))
     ),
-    "rows that are a zip bomb": Hostile(
-        "rows", file_with("rows.jsonl.gz", unzipped(b"[" * 2**20, 3000)), "longer than"
-    ),
+    "rows that are a zip bomb": Hostile("rows", bomb("rows.jsonl.gz", b"[" * 2**20), "longer than"),
     "rows in zstd": Hostile("rows", file_with("rows.jsonl.zst", b"\x28\xb5\x2f\xfd" + bytes(20)), ""),
+    **{
+        f"rows in {kind}": Hostile("rows", file_with("rows.jsonl", data + bytes(20)), kind)
+        for kind, data in (("xz", b"\xfd7zXZ"), ("zip", b"PK\x03\x04"), ("gzip", b"\x1f\x8b"))
+    },
+    "rows that are a bomb of JSON": Hostile("rows", bomb("rows.json.gz", b"[1]\n" * 2**18), "has no row a line"),
+    "rows that are a bomb of cells": Hostile(
+        "rows", bomb("rows.csv.gz", b"a" * 2**20), "unpacked|longer than|larger than"
+    ),
     "rows in zstd under another name": Hostile("rows", file_with("rows.jsonl", b"\x28\xb5\x2f\xfd" + bytes(20)), ""),
     "rows of deep JSON": Hostile("rows", file_with("rows.jsonl", '{"prompt": ' + DEEP + "}\n"), ""),
     "rows with deep messages": Hostile(

@@ -1,9 +1,10 @@
 """The table of faults: what is done to commands, how each ends, and what is lost.
 
-    python tests/faults/table.py [--short] [--json FILE] [WORD ...]
+    python tests/faults/table.py [--short] [--cases CASES] [--json FILE] [WORD ...]
 
 runs the tests of faults, and prints a line for each case and a table of the kinds; a WORD chooses among the tests, as
-pytest's -k does. `--short` takes the cases of the default run. A FILE keeps the kinds that other calls have put there.
+pytest's -k does. `--short` takes the cases of the default run. Tests whose cases stand in CASES already, a file of JSON
+lines, are not run again: so the table can be made in parts. A FILE keeps the kinds that other calls have put there.
 """
 
 import argparse
@@ -39,8 +40,17 @@ MEMORY = 14 * 2**30
 class Cases:
     """What the tests have recorded, as pytest reports it."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path | None) -> None:
+        """Goes on from the cases in a file."""
+        self.file = file
+        lines = file.read_text().splitlines() if file and file.exists() else []
+        self.known = {own["test"]: own for own in map(json.loads, lines)}
         self.kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for own in self.known.values():
+            self.kinds[own["kind"]] += own["cases"]
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if item.nodeid not in self.known]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and not report.failed:
@@ -51,6 +61,9 @@ class Cases:
             wrong = "" if report.passed else f"red: {report.longreprtext.strip().splitlines()[-1]}"
             cases.append({"case": report.nodeid.split("::")[-1], "code": None, "said": "", "wrong": wrong})
         self.kinds[kind] += cases
+        if self.file:
+            with self.file.open("a") as file:
+                file.write(json.dumps({"test": report.nodeid, "kind": kind, "cases": cases}) + "\n")
         for case in cases:
             print(f"{'FAIL' if case['wrong'] else 'ok  '} {kind}: {case['case']}: exit {case['code']} {case['said']}")
             if case["wrong"]:
@@ -86,11 +99,12 @@ def main() -> int:
     parser.add_argument("words", nargs="*")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--cases", type=Path)
     given = parser.parse_args()
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    cases, began = Cases(), time.monotonic()
+    cases, began = Cases(given.cases), time.monotonic()
     marks = [] if given.short else ["-m", "long or not long"]
     words = ["-k", " and ".join(given.words)] if given.words else []
     quiet = ["-q", "-s", "--no-header", "-p", "no:cacheprovider", "--disable-warnings"]

@@ -1,6 +1,8 @@
 """Every reader on drawn inputs gives rows or a sentence, never another error; `fuzz.py` guides the same by coverage."""
 
 import logging
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from drawn import ODD, PIECES, drawn_bytes, drawn_row
@@ -39,6 +41,26 @@ def test_any_odd_value_in_any_column_of_any_format(number):
                     read_row({**row, name: odd}, "rows.jsonl", 1)
                 except TOLD as error:
                     assert str(error)
+
+
+def numbers(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Where a number stands, at any depth: what holds it, and under which key."""
+    for key, own in enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ():
+        if isinstance(own, int | float):
+            yield value, key
+        yield from numbers(own)
+
+
+def test_any_odd_number_in_place_of_any_number_of_any_format():
+    for row in rows():
+        for held, key in list(numbers(row)):
+            before = held[key]
+            for held[key] in (own for own in ODD if isinstance(own, int | float)):
+                try:
+                    read_row(row, "rows.jsonl", 1)
+                except TOLD as error:
+                    assert str(error)
+            held[key] = before
 
 
 def test_what_is_drawn_reaches_what_it_is_meant_to():

@@ -9,7 +9,7 @@ from align.data.columns import Columns
 from align.data.formats.base import FORMAT, Format
 from align.data.formats.respelled import read_as_general
 from align.data.parts import PROMPTS, parts_of, prompt_name
-from align.data.schema import BadRow, UnusableRow, is_messages
+from align.data.schema import BadRow, UnusableRow, is_messages, number
 
 Answers = dict[str, list[Any]]
 """Question -> what each annotator said, or the suggestion where nobody did."""
@@ -154,7 +154,7 @@ def _rewards(answers: Answers, texts: Columns, nested: bool) -> tuple[dict[str, 
     if rated := {name: question for name, question in asked.items() if question}:
         if len(rated) < 2:
             raise UnusableRow("an Argilla record with one rated field")
-        return {name: mean(_number(value, q) for value in answers[q]) for name, q in rated.items()}, rated
+        return {name: mean(number(value, q) for value in answers[q]) for name, q in rated.items()}, rated
     for question, said in answers.items():
         found = _ranked(said, question, texts) or _voted(said, texts, nested)
         if found:
@@ -171,7 +171,7 @@ def _ranked(said: list[Any], question: str, texts: Columns) -> dict[str, float]:
         places = [own.get("rank", k) if isinstance(own, dict) else k for k, own in enumerate(entries, start=1)]
         names = [_value(own) for own in entries]
         if len(names) > 1 and all(isinstance(name, str) and name in texts for name in names):
-            ranks.append({name: _number(place, question) for name, place in zip(names, places, strict=True)})
+            ranks.append({name: number(place, question) for name, place in zip(names, places, strict=True)})
     named = ranks[0] if ranks else {}
     return {name: -mean(own.get(name, len(own)) for own in ranks) for name in named}
 
@@ -186,12 +186,6 @@ def _voted(said: list[Any], texts: Columns, nested: bool) -> dict[str, float]:
     rivals = rivals if len(rivals) > 1 else [*texts] if nested else []
     shares = {name: (votes.count(name) + len(ties) / len(rivals)) / len(said) for name in rivals}
     return shares if set(votes) <= shares.keys() else {}
-
-
-def _number(value: Any, question: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRow(question, f"{value!r} is no rating or rank", "give a number, or remove the record")
-    return float(value)
 
 
 def _stem(name: str) -> str:
