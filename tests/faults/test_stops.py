@@ -12,7 +12,7 @@ import yaml
 from stops import STOPPED, Stops
 from table import case
 
-SHORT = 4
+SHORT = 3
 """Moments of each command in the default run; `-m long` takes every one."""
 
 

@@ -32,26 +32,34 @@ def assert_measures_waiting(run: Path) -> None:
 
 @pytest.mark.slow
 def test_gloo_processes_equal_one(make_setting, start_each, tmp_path):
-    """Two and three from the begin, and runs that go on in another number of them: 1 -> 2, 2 -> 2, 2 -> 1, 2 -> 3. The
-    last of three processes' runs loses one of them."""
+    """Two from the begin, and runs that go on in another number of them: 1 -> 2, 2 -> 2, 2 -> 1. The last run loses one of
+    its processes."""
     one = {name: make_setting(f"one_{name}", name) for name in SETTINGS}
     ones = {name: shutil.copytree(train(one[name][0]).path, tmp_path / f"kept_{name}") for name in GOES_ON}
     two = {name: make_setting(f"two_{name}", name) for name in SETTINGS}
     again = [f"{made[name][1]}@2" for made in (two, one) for name in GOES_ON]
-    running = start_each("train_each", *(path for _, path in two.values()), *again)
+    killed, path = make_setting("killed", "lambda", train=TRAIN | {"epochs": 400})
+    running = start_each("train_each", *(path for _, path in two.values()), *again, path)
     ones |= {name: train(recipe).path for name, (recipe, _) in one.items() if name not in GOES_ON}
-    running.finish()
+    assert_a_killed_process_ends_all(running, Path(killed.output) / "metrics.jsonl")
     for name, (recipe, _) in (*two.items(), *((name, one[name]) for name in GOES_ON)):  # of GOES_ON: 2 -> 2
         assert_equal_runs(ones[name], Path(recipe.output))
     assert_measures_waiting(Path(two["lambda"][0].output))
     assert_best_is_not_last(ones["best"])
-    three = {name: make_setting(f"three_{name}", name) for name in AMONG_THREE}
-    again = [f"{two[name][1]}@2" for name in GOES_ON[1:]]
-    killed, path = make_setting("killed", "lambda", train=TRAIN | {"epochs": 400})
-    running = start_each("train_each", *(path for _, path in three.values()), *again, path, processes=3)
     train_again(two[GOES_ON[0]][1], 2)
-    assert_a_killed_process_ends_all(running, Path(killed.output) / "metrics.jsonl")
-    for name, (recipe, _) in (*three.items(), *((name, two[name]) for name in GOES_ON)):
+    assert_equal_runs(ones[GOES_ON[0]], Path(two[GOES_ON[0]][0].output))
+
+
+@pytest.mark.long
+def test_three_gloo_processes_equal_one(make_setting, start_each):
+    """From the begin, and runs of two processes that go on as three."""
+    ones = {name: train(make_setting(f"one_{name}", name)[0]).path for name in {*AMONG_THREE, *GOES_ON[1:]}}
+    begun = {name: make_setting(f"two_{name}", name) for name in GOES_ON[1:]}
+    start_each("train_each", *(path for _, path in begun.values())).finish()
+    three = {name: make_setting(f"three_{name}", name) for name in AMONG_THREE}
+    again = [f"{path}@2" for _, path in begun.values()]
+    start_each("train_each", *(path for _, path in three.values()), *again, processes=3).finish()
+    for name, (recipe, _) in (*three.items(), *begun.items()):
         assert_equal_runs(ones[name], Path(recipe.output))
 
 

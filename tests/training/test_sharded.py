@@ -32,7 +32,7 @@ GOES_ON = ("lambda", "parts_padded")
 
 @pytest.mark.slow
 def test_sharded_processes_equal_one(make_setting, start_each):
-    """Two from the begin; runs that go on as 1 -> 2, 2 -> 1 and 2 -> 3, between whole and cut weights both ways."""
+    """Two from the begin; runs that go on as 1 -> 2 and 2 -> 1, between whole and cut weights both ways."""
     ones = {name: train(make_setting(f"one_{name}", name)[0]).path for name in EXACT}
     begun = {name: make_setting(f"begun_{name}", name) for name in GOES_ON}
     for recipe, _ in begun.values():
@@ -44,18 +44,28 @@ def test_sharded_processes_equal_one(make_setting, start_each):
     assert WHOLE not in running.log.read_text()  # each process has read its part alone
     for name, (recipe, _) in (*two.items(), *begun.items()):
         assert_equal_runs(ones[name], Path(recipe.output))
-    pissa = train(make_setting("one_pissa", PISSA)[0]).path
-    three = {name: make_setting(f"three_{name}", own) for name, own in (("pissa", PISSA), ("reward", "parts_reward"))}
-    again = [f"{two[name][1]}@2" for name in GOES_ON]
+    for name in GOES_ON:
+        train_again(two[name][1], 2)
+        assert_equal_runs(ones[name], Path(two[name][0].output))
+
+
+@pytest.mark.long
+def test_three_sharded_processes_equal_one(make_setting, start_each):
+    """From the begin, and runs of two processes that go on as three and then, from what those wrote, as one."""
+    names = {"lambda": "lambda", "parts_padded": "parts_padded", "reward": "parts_reward", "pissa": PISSA}
+    ones = {name: train(make_setting(f"one_{name}", own)[0]).path for name, own in names.items()}
+    begun = {name: make_setting(f"two_{name}", name) for name in GOES_ON}
+    start_each("train_each", *(path for _, path in begun.values()), config="fsdp2").finish()
+    three = {name: make_setting(f"three_{name}", names[name]) for name in ("pissa", "reward")}
+    again = [f"{path}@2" for _, path in begun.values()]
     running = start_each("train_each", *(path for _, path in three.values()), *again, config="fsdp2", processes=3)
     running.finish()
-    assert WHOLE in running.log.read_text()
-    assert_equal_runs(ones["parts_reward"], Path(three["reward"][0].output))
-    assert_equal_runs(pissa, Path(three["pissa"][0].output))
-    for name in GOES_ON:
-        assert_equal_runs(ones[name], Path(two[name][0].output))
-        train_again(two[name][1], 2)  # written by two processes, and by three from step 4 on
-        assert_equal_runs(ones[name], Path(two[name][0].output))
+    assert WHOLE in running.log.read_text()  # for pissa
+    for name, (recipe, _) in (*three.items(), *begun.items()):
+        assert_equal_runs(ones[name], Path(recipe.output))
+    for name, (recipe, path) in begun.items():
+        train_again(path, 2)  # written by two processes, and by three from step 4 on
+        assert_equal_runs(ones[name], Path(recipe.output))
 
 
 @pytest.mark.long
