@@ -1,4 +1,4 @@
-"""Objectives on a whole list: Plackett-Luce, cross-entropy and reverse KL.
+"""Objectives on a whole list: Plackett-Luce, cross-entropy, reverse KL and a soft top k.
 
 Arguments: scores s in nats (beta included), grades g (larger is better), list_mask (False marks padding, whose score
 and grade may hold anything, even NaN), margins m (one per list, by which a better completion should lead, in the unit
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 
 from align.objectives.base import Properties
-from align.objectives.lists import masked_sum, ordered_pairs, per_pair
+from align.objectives.lists import differences, masked_sum, ordered_pairs, per_pair
 from align.objectives.objective import OBJECTIVE, Objective
-from align.tensors import Bool, Float, Tensor, torch
+from align.tensors import Bool, F, Float, Tensor, torch
 
 
 def list_mle(
@@ -39,11 +39,7 @@ def list_mle(
 
     Source: LiPO, arXiv:2402.01878, section 3 (DPO_PL, arXiv:2305.18290, eq. 18); ties and the margin: ours.
     """
-    scores = scores.masked_fill(~list_mask, 0)
-    worse = ordered_pairs(grades, list_mask)
-    self_or_worse = worse | torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
-    competitors = _competitors(scores, worse, margins).masked_fill(~self_or_worse, -torch.inf)
-    return masked_sum(competitors.logsumexp(dim=2) - scores, list_mask)
+    return masked_sum(_against_worse(scores, ordered_pairs(grades, list_mask), list_mask, margins), list_mask)
 
 
 @OBJECTIVE.add
@@ -78,8 +74,7 @@ def softmax(
     Source: LiPO, arXiv:2402.01878, section 3; InfoNCA, arXiv:2402.05369; the margin: ours.
     """
     grades = grades.masked_fill(~list_mask, 0)
-    total = grades.sum(dim=1, keepdim=True)
-    weights = (grades / total.masked_fill(total == 0, 1)).to(scores.dtype)
+    weights = _shares(grades).to(scores.dtype)
     if margins is None:
         return -(weights * _log_softmax(scores, list_mask)).sum(dim=1)
     scores = scores.masked_fill(~list_mask, 0)
@@ -98,6 +93,96 @@ class Softmax(Objective):
     )
 
     name: Literal["softmax"] = "softmax"
+
+
+def decoupled_softmax(
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    negatives: Literal["equal", "grades"] = "equal",
+    margins: Float[Tensor, " B"] | None = None,
+) -> Float[Tensor, " B"]:
+    """The decoupled softmax: good completions do not compete with one another, each with the worse ones alone.
+
+    -sum_j g_j log( e^{s_j} / (e^{s_j} + sum over g_k < g_j of w_jk e^{s_k + m}) ),  m = margin, else 0
+    w_jk = 1 or, with `negatives: grades`, g_j - g_k over its mean: what is nearly as good counts less as a negative
+
+    Args:
+        scores, list_mask, margins: see the module.
+        grades: at least 0.
+        negatives: what weighs them.
+
+    Returns:
+        One loss per list, in nats; 0 with zero gradient for a list of ties.
+
+    Source: arXiv:2310.10636 for grades of 0 and 1; weights on negatives: Soft-InfoNCE,
+    arXiv:2310.08069; more grades, their differences as weights, and the margin: ours.
+    """
+    worse = ordered_pairs(grades, list_mask)
+    log_weights = _log_gaps(grades, worse).to(scores.dtype) if negatives == "grades" else None
+    terms = _against_worse(scores, worse, list_mask, margins, log_weights)
+    return masked_sum(grades.to(scores.dtype) * terms, list_mask & worse.any(dim=2))
+
+
+@OBJECTIVE.add
+class DecoupledSoftmax(Objective):
+    """Each good completion against the worse ones alone."""
+
+    formula = staticmethod(decoupled_softmax)
+    properties = Properties(
+        shift_invariant=True, zero_when_tied=True, dpo_at_two=True, grades="nonnegative", of_rewards=True
+    )
+
+    name: Literal["decoupled_softmax"] = "decoupled_softmax"
+    negatives: Literal["equal", "grades"] = "equal"
+    """What weighs the worse completions: nothing, or by how much their grade is less."""
+
+
+def soft_top_k(
+    scores: Float[Tensor, "B K"],
+    grades: Float[Tensor, "B K"],
+    list_mask: Bool[Tensor, "B K"],
+    *,
+    k: int = 1,
+    temperature: float = 1.0,
+) -> Float[Tensor, " B"]:
+    """The good completions belong among the k of the highest scores, in whatever order.
+
+    -sum_j (g_j / sum_i g_i) log z_j,  z_j = sigmoid((s_j - t) / temperature),  t such that sum_j z_j = k
+
+    Args:
+        scores, list_mask: see the module.
+        grades: at least 0.
+        k: how many places there are.
+        temperature: towards 0, z is 1 for the k highest scores and 0 for the others.
+
+    Returns:
+        One loss per list, in nats; 0 with zero gradient where all grades are 0, or the list is no longer than k.
+
+    Source: arXiv:2310.10636; grades that are not 0 or 1: ours.
+    """
+    longer = list_mask.sum(dim=1, keepdim=True) > k
+    mask = list_mask & longer
+    scaled = scores.masked_fill(~mask, 0) / temperature
+    weights = _shares(grades.masked_fill(~mask, 0)).to(scores.dtype)
+    return masked_sum(-weights * F.logsigmoid(scaled - _threshold(scaled, mask, k)), mask)
+
+
+@OBJECTIVE.add
+class SoftTopK(Objective):
+    """Good completions among the k of the highest scores."""
+
+    formula = staticmethod(soft_top_k)
+    properties = Properties(
+        shift_invariant=True, zero_when_tied=False, dpo_at_two=False, grades="nonnegative", of_rewards=True
+    )
+
+    name: Literal["soft_top_k"] = "soft_top_k"
+    k: PositiveInt = 1
+    """How many places there are; a list that is no longer teaches nothing."""
+    temperature: PositiveFloat = 1.0
+    """Towards 0, the k highest scores count as 1 and all others as 0."""
 
 
 def exo_list(
@@ -135,6 +220,59 @@ class ExoList(Objective):
     name: Literal["exo_list"] = "exo_list"
     temperature: PositiveFloat = 1.0
     """Of the target softmax(grades / temperature); smaller trusts the grades more."""
+
+
+def _against_worse(
+    scores: Float[Tensor, "B K"],
+    worse: Bool[Tensor, "B K K"],
+    list_mask: Bool[Tensor, "B K"],
+    margins: Float[Tensor, " B"] | None,
+    log_weights: Float[Tensor, "B K K"] | None = None,
+) -> Float[Tensor, "B K"]:
+    """Minus the log-probability of each completion among itself and the worse ones; 0 on padding."""
+    scores = scores.masked_fill(~list_mask, 0)
+    self_or_worse = worse | torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
+    competitors = _competitors(scores, worse, margins) + (0 if log_weights is None else log_weights)
+    return competitors.masked_fill(~self_or_worse, -torch.inf).logsumexp(dim=2) - scores
+
+
+def _log_gaps(grades: Float[Tensor, "B K"], worse: Bool[Tensor, "B K K"]) -> Float[Tensor, "B K K"]:
+    """At (i, j) of a worse j, log of g_i - g_j over its mean over the worse ones; 0 elsewhere."""
+    gaps = differences(grades).masked_fill(~worse, 0)
+    mean = gaps.sum(dim=2, keepdim=True) / worse.sum(dim=2, keepdim=True)
+    return (gaps / mean).masked_fill(~worse, 1).log()
+
+
+def _shares(grades: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    """Grades by their sum; 0 where that is 0."""
+    total = grades.sum(dim=1, keepdim=True)
+    return grades / total.masked_fill(total == 0, 1)
+
+
+BISECTIONS = 80
+"""From scores 1e5 apart to the last bit of float64."""
+
+
+def _threshold(scores: Float[Tensor, "B K"], mask: Bool[Tensor, "B K"], k: int) -> Float[Tensor, "B 1"]:
+    """The t for which sum_j sigmoid(s_j - t) = k, over the completions that mask names, with its gradient.
+
+    The sum falls with t, and lies on either side of k where every term is k / n or more, or less. By the implicit
+    function theorem dt/ds_j is sigmoid'(s_j - t) over the sum of all these.
+    """
+    exact = scores.detach().double()
+    size = mask.sum(dim=1, keepdim=True)
+    even = torch.logit(k / size.clamp(min=k + 1).double())
+    low = exact.masked_fill(~mask, torch.inf).amin(dim=1, keepdim=True).nan_to_num(posinf=0) - even
+    high = exact.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True).nan_to_num(neginf=0) - even
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        above = torch.sigmoid(exact - middle).masked_fill(~mask, 0).sum(dim=1, keepdim=True) > k
+        low, high = middle.where(above, low), high.where(above, middle)
+    gap = exact - (low + high) / 2
+    log_slope = (F.logsigmoid(gap) + F.logsigmoid(-gap)).masked_fill(~mask, torch.finfo(gap.dtype).min)
+    share = log_slope.softmax(dim=1).masked_fill(~mask, 0).to(scores.dtype)
+    moved = (share * (scores - scores.detach())).sum(dim=1, keepdim=True)
+    return ((low + high) / 2).to(scores.dtype) + moved
 
 
 def _competitors(

@@ -29,25 +29,30 @@ def logistic(
     *,
     label_smoothing: float = 0.0,
     margin: float = 0.0,
+    link: float = 0.0,
     margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """DPO, cDPO and SimPO; on longer lists the Bradley-Terry loss over all ordered pairs.
 
-    -(1 - eps) log sigmoid(d - margin) - eps log sigmoid(margin - d)
+    (1 - eps) l(d - margin) + eps l(margin - d),  l(d) = -log sigmoid(d)
+    with a link q, l(d) = (1 - sigmoid(d)^q) / q: at 1 the probability of the wrong order, which no pair can
+    exceed 1 in, so that few wrong preferences weigh less
 
     Args:
         scores, grades, list_mask, margins: see the module.
         label_smoothing: eps, the probability that a preference is flipped (cDPO).
         margin: how far apart scores should be (SimPO's gamma, on the score `likelihood_mean`).
+        link: q, from 0 (the logarithm) to 1 (mean absolute error).
 
     Returns:
         One loss per list, in nats; 0 for a list of ties.
 
-    Source: DPO, arXiv:2305.18290, eq. 7; SimPO, arXiv:2405.14734, eq. 6; all pairs: LiPO, arXiv:2402.01878.
+    Source: DPO, arXiv:2305.18290, eq. 7; SimPO, arXiv:2405.14734, eq. 6; all pairs: LiPO, arXiv:2402.01878; the link:
+    generalised cross-entropy, arXiv:1805.07836, a comp-sum loss of arXiv:2304.07288.
     """
 
     def loss(d: Tensor) -> Tensor:
-        return _smoothed(d - margin, label_smoothing)
+        return _smoothed(d - margin, label_smoothing, link)
 
     return over_ordered_pairs(loss, scores, grades, list_mask, margins)
 
@@ -70,6 +75,8 @@ class Logistic(Objective):
     """Probability that a preference is flipped."""
     margin: Annotated[float, Field(ge=0)] = 0.0
     """How far apart scores should be (SimPO's gamma)."""
+    link: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Above 0, wrong preferences weigh less (generalised cross-entropy); 1 is the probability of the wrong order."""
 
 
 def robust(
@@ -353,5 +360,10 @@ class PartialOrder(Objective):
     """Mean log-probability, as in both papers (Rescue: `length_power: 0.85`); null takes the recipe's score."""
 
 
-def _smoothed(d: Tensor, eps: float) -> Tensor:
-    return -(1 - eps) * F.logsigmoid(d) - eps * F.logsigmoid(-d)
+def _smoothed(d: Tensor, eps: float, link: float) -> Tensor:
+    return (1 - eps) * _linked(d, link) + eps * _linked(-d, link)
+
+
+def _linked(d: Tensor, link: float) -> Tensor:
+    """(1 - sigmoid(d)^q) / q, whose limit for q = 0 is the logarithm."""
+    return -torch.expm1(link * F.logsigmoid(d)) / link if link else -F.logsigmoid(d)

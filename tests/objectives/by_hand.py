@@ -8,6 +8,8 @@ from itertools import permutations
 from math import exp, expm1, log, log1p
 from statistics import mean
 
+from scipy.optimize import brentq
+
 Floats = list[float]
 
 
@@ -23,9 +25,14 @@ def margins(s: Floats, g: Floats, m: float) -> Floats:
     return [si - sj - m for si, gi in zip(s, g, strict=True) for sj, gj in zip(s, g, strict=True) if gi > gj]
 
 
-def logistic(s: Floats, g: Floats, label_smoothing: float = 0.0, margin: float = 0.0, m: float = 0.0) -> float:
+def logistic(
+    s: Floats, g: Floats, label_smoothing: float = 0.0, margin: float = 0.0, link: float = 0.0, m: float = 0.0
+) -> float:
+    def linked(d: float) -> float:
+        return (1 - sigmoid(d) ** link) / link if link else -log_sigmoid(d)
+
     eps = label_smoothing
-    return sum(-(1 - eps) * log_sigmoid(d - margin) - eps * log_sigmoid(-(d - margin)) for d in margins(s, g, m))
+    return sum((1 - eps) * linked(d - margin) + eps * linked(-(d - margin)) for d in margins(s, g, m))
 
 
 def robust(s: Floats, g: Floats, label_smoothing: float = 0.1, m: float = 0.0) -> float:
@@ -146,6 +153,24 @@ def softmax(s: Floats, g: Floats, m: float = 0.0) -> float:
     return total
 
 
+def decoupled_softmax(s: Floats, g: Floats, negatives: str = "equal", m: float = 0.0) -> float:
+    total = 0.0
+    for sj, gj in zip(s, g, strict=True):
+        worse = [(sk, gj - gk) for sk, gk in zip(s, g, strict=True) if gk < gj]
+        if worse:
+            mean_gap = mean(gap for _, gap in worse) if negatives == "grades" else 1.0
+            weighted = [(gap / mean_gap if negatives == "grades" else 1.0) * exp(sk + m) for sk, gap in worse]
+            total -= gj * log(exp(sj) / (exp(sj) + sum(weighted)))
+    return total
+
+
+def soft_top_k(s: Floats, g: Floats, k: int = 1, temperature: float = 1.0) -> float:
+    if len(s) <= k or sum(g) == 0:
+        return 0.0
+    t = brentq(lambda t: sum(sigmoid((x - t) / temperature) for x in s) - k, min(s) - 99, max(s) + 99, xtol=1e-14)
+    return -sum(gj / sum(g) * log_sigmoid((sj - t) / temperature) for sj, gj in zip(s, g, strict=True))
+
+
 def exo_list(s: Floats, g: Floats, temperature: float = 1.0) -> float:
     q_total, p_total = sum(exp(x) for x in s), sum(exp(x / temperature) for x in g)
     total = 0.0
@@ -192,6 +217,7 @@ BY_HAND: dict[str, Callable[..., float]] = {
     "apo_zero": apo_zero,
     "apo_zero_unpaired": apo_zero_unpaired,
     "bco": bco,
+    "decoupled_softmax": decoupled_softmax,
     "discopop": discopop,
     "exo": exo,
     "exo_list": exo_list,
@@ -207,6 +233,7 @@ BY_HAND: dict[str, Callable[..., float]] = {
     "pointwise_sigmoid": pointwise_sigmoid,
     "robust": robust,
     "sft": sft,
+    "soft_top_k": soft_top_k,
     "softmax": softmax,
     "sppo": sppo,
     "squared": squared,

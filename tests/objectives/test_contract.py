@@ -16,6 +16,7 @@ CASES = [
     ("aft", {"variant": "detached"}),
     ("aft", {"variant": "boundary", "margin": 0.3}),
     ("apo_zero_unpaired", {"desirable_weight": 2.0, "undesirable_weight": 0.5}),
+    ("decoupled_softmax", {"negatives": "grades"}),
     ("discopop", {"temperature": 0.7}),
     ("exo", {"label_smoothing": 0.2}),
     ("exo_list", {"temperature": 0.3}),
@@ -24,9 +25,12 @@ CASES = [
     ("lambda", {"reduction": "list_mean"}),
     ("lambda", {"reduction": "pair_mean"}),
     ("logistic", {"label_smoothing": 0.2, "margin": 0.4}),
+    ("logistic", {"label_smoothing": 0.2, "margin": 0.4, "link": 0.7}),
+    ("logistic", {"link": 1.0}),
     ("nca", {"temperature": 0.3}),
     ("pl_policy_gradient", {"samples": 3, "cutoff": 2, "seed": 5}),
     ("robust", {"label_smoothing": 0.3}),
+    ("soft_top_k", {"k": 3, "temperature": 0.4}),
 ]
 SUPPLIED = {"beta": 0.2, "baseline": 0.3}
 """What the trainer gives to the functions that take it."""
@@ -36,7 +40,18 @@ DETACHED = {"aft"}
 parametrised = pytest.mark.parametrize(("name", "options"), CASES, ids=lambda x: str(x) if x else "-")
 
 
-MARGINS = ("aft", "apo_down", "discopop", "exo", "hinge", "lambda", "list_mle", "logistic", "odds_ratio")
+MARGINS = (
+    "aft",
+    "apo_down",
+    "decoupled_softmax",
+    "discopop",
+    "exo",
+    "hinge",
+    "lambda",
+    "list_mle",
+    "logistic",
+    "odds_ratio",
+)
 MARGINS += ("partial_order", "robust", "softmax", "squared")
 """Objectives of pairs and lists that a row's margin means something to."""
 

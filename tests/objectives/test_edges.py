@@ -2,10 +2,13 @@
 
 from math import exp
 
+import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from align.objectives import OBJECTIVES, dpop_penalty
+from align.objectives.listwise import decoupled_softmax, soft_top_k, softmax
 from align.objectives.noise import resolution, settled, sum_noise
 
 PAIR = torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
@@ -87,3 +90,31 @@ def test_discopop_is_finite_where_the_exponential_alone_overflows():
     loss = OBJECTIVES["discopop"](scores, *PAIR, temperature=0.05)
     assert_close(loss, torch.tensor([100.0]))  # all logistic, m e^{-d} = e^{-1900}
     assert_close(torch.autograd.grad(loss.sum(), scores)[0], torch.tensor([[-1.0, 1.0]]))
+
+
+def test_decoupled_positives_do_not_compete():
+    """One positive is `softmax`; a second one adds its own term and leaves the first's as it is."""
+    scores = torch.randn(1, 4, dtype=torch.float64)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    first, second, both = (
+        torch.tensor([own], dtype=torch.float64) for own in ([1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0])
+    )
+    assert_close(decoupled_softmax(scores, first, mask), softmax(scores, first, mask))
+    without = [torch.tensor([[i != gone for i in range(4)]]) for gone in (1, 0)]
+    alone = decoupled_softmax(scores, first, without[0]) + decoupled_softmax(scores, second, without[1])
+    assert_close(decoupled_softmax(scores, first + second, mask), alone)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_a_soft_top_k_has_k_places_and_is_the_top_k_when_cold(k):
+    scores = torch.randn(1, 6, dtype=torch.float64)
+    mask = torch.ones(1, 6, dtype=torch.bool)
+
+    def shares(temperature: float) -> Tensor:
+        each = [soft_top_k(scores, one[None], mask, k=k, temperature=temperature) for one in torch.eye(6).double()]
+        return torch.exp(-torch.cat(each))
+
+    assert_close(shares(0.7).sum(), torch.tensor(float(k), dtype=torch.float64))
+    expected = torch.zeros(6, dtype=torch.float64)
+    expected[scores[0].topk(k).indices] = 1
+    assert_close(shares(1e-3), expected, atol=1e-6, rtol=0)

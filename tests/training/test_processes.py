@@ -32,8 +32,8 @@ def assert_measures_waiting(run: Path) -> None:
 
 @pytest.mark.slow
 def test_gloo_processes_equal_one(make_setting, start_each, tmp_path):
-    """Two from the begin, and runs that go on in another number of them: 1 -> 2, 2 -> 2, 2 -> 1. The last run loses one of
-    its processes."""
+    """Two from the begin, and runs that go on in another number of them: 1 -> 2, 2 -> 2, 2 -> 1. The last run
+    loses one of its processes."""
     one = {name: make_setting(f"one_{name}", name) for name in SETTINGS}
     ones = {name: shutil.copytree(train(one[name][0]).path, tmp_path / f"kept_{name}") for name in GOES_ON}
     two = {name: make_setting(f"two_{name}", name) for name in SETTINGS}
