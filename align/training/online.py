@@ -70,7 +70,7 @@ def _iterate(recipe: Recipe, run: RunDirectory, given: Given) -> None:
     state = PartialState()
     main = state.is_main_process  # which samples and scores alone, and writes all files
     prompts = read_prompts(recipe)
-    hold_to_record(run, recipe, _parts(recipe, prompts), main=main)
+    hold_to_record(run, recipe, _parts(recipe, prompts), functions=given.digests, main=main)
     if run.grows_from and main:
         run.grow(recipe, None)
     elif run.summary.exists():

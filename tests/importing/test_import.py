@@ -167,13 +167,24 @@ OBJECTIVES_OF = [
     ("TRL", {"method": "cpo", "cpo_alpha": 0}, {"name": "logistic"}),
     ("TRL", {"method": "cpo", "loss_type": "simpo"}, [{"name": "logistic", "margin": 0.5}, {"name": "sft"}]),
     ("TRL", {"method": "kto", "desirable_weight": 2.0}, {"name": "kto", "desirable_weight": 2.0}),
+    ("TRL", {"method": "kto", "undesirable_weight": 0.5}, {"name": "kto", "undesirable_weight": 0.5}),
     ("TRL", {"method": "reward", "center_rewards_coefficient": 0.01}, {"name": "bradley_terry", "center": 0.01}),
     ("axolotl", {"rl": "ipo"}, {"name": "squared"}),
     ("axolotl", {"rl": "orpo", "orpo_alpha": 0.3}, [{"name": "sft"}, {"name": "odds_ratio", "weight": 0.3}]),
     ("axolotl", {"rl": "simpo", "cpo_alpha": 0}, {"name": "logistic", "margin": 0.5}),
     ("ms-swift", {"rlhf_type": "simpo", "cpo_alpha": 0}, {"name": "logistic", "margin": 1.0}),
+    (
+        "ms-swift",
+        {"rlhf_type": "simpo", "cpo_alpha": 0, "rpo_alpha": 0.1},
+        [{"name": "logistic", "margin": 1.0}, {"name": "sft", "weight": 0.1}],
+    ),
     ("ms-swift", {"rpo_alpha": 0.1}, [{"name": "logistic"}, {"name": "sft", "weight": 0.1}]),
     ("LLaMA-Factory", {"pref_ftx": 0.5}, [{"name": "logistic"}, {"name": "sft", "weight": 0.5}]),
+    (  # (loss + 0.25 bco) / 1.25
+        "LLaMA-Factory",
+        {"pref_bco_weight": 0.25},
+        [{"name": "logistic", "weight": 0.8}, {"name": "bco", "weight": 0.2}],
+    ),
     ("LLaMA-Factory", {"stage": "rm"}, {"name": "bradley_terry"}),
 ]
 """Tool, what its file says besides, and the objective, from the code of its trainers."""
@@ -185,13 +196,21 @@ def test_a_method_is_its_objective(write, tool, said, wanted):
 
 
 LORA = {"name": "lora", "rank": 4, "alpha": 8, "targets": "all-linear"}
+DORA = {"name": "dora"}
+BEST = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 50}
 SETTINGS = [
     ("TRL", {}, {"train.learning_rate": 1e-6, "train.epochs": 3.0, "policy.adapter": {"name": "full"}}),
     ("TRL", {"method": "reward"}, {"train.learning_rate": 1e-4, "data.overlong": "drop_list"}),
     ("TRL", {"max_steps": 200, "warmup_steps": 20}, {"train.steps": 200, "train.warmup_ratio": 0.1}),
     ("TRL", {"eval_strategy": "steps", "eval_steps": 50}, {"train.eval_steps": 50}),
     ("TRL", {"eval_steps": 50}, {"data.eval_fraction": 0.0, "train.eval_steps": None}),
+    ("TRL", {"warmup_steps": 0.05}, {"train.warmup_ratio": 0.05}),
+    ("TRL", {"save_total_limit": 3}, {"train.keep_checkpoints": 3}),
+    ("TRL", BEST | {"metric_for_best_model": "eval_loss"}, {"train.keep_best": "loss"}),
+    ("TRL", BEST | {"metric_for_best_model": "eval_rewards/margins"}, {"train.keep_best": None}),
+    ("TRL", {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "use_dora": True}, {"policy.adapter": LORA | DORA}),
     ("LLaMA-Factory", {"lora_rank": 4}, {"policy.adapter": LORA}),
+    ("LLaMA-Factory", {"train_on_prompt": False}, {"task": "preference"}),
     (
         "LLaMA-Factory",
         {"dataset": "hub"},
@@ -225,7 +244,10 @@ REFUSED = [
     ("LLaMA-Factory", {"dataset": "yours"}, "is none of dataset_info.json"),
     ("LLaMA-Factory", {"template": "martian"}, "`template: martian` is no chat template"),
     ("LLaMA-Factory", {"finetuning_type": "oft"}, "there is no adapter `oft`"),
+    ("LLaMA-Factory", {"adapter_name_or_path": "a,b"}, "names several adapters; merge them"),
+    ("LLaMA-Factory", {"train_on_prompt": True}, "`train_on_prompt: true` cannot be imported: only completions"),
     ("TRL", {"loss_type": "aot"}, "`loss_type: aot` cannot be imported"),
+    ("TRL", {"use_peft": True, "use_dora": True, "use_rslora": True}, "together with rslora and dora is no adapter"),
     ("axolotl", {"lr_scheduler": "rex"}, "is no schedule here"),
     ("axolotl", {"process_reward_model": True, "reward_model": True}, "trains by `prm`"),
     ("ms-swift", {"dataset": "a#1 b#2"}, "numbers of rows that differ"),
@@ -244,6 +266,13 @@ def test_a_recipe_that_is_there_is_not_overwritten(write):
     imported(file)
     with pytest.raises(UserError, match="is there already"):
         imported(file)
+
+
+def test_another_tools_run_is_not_written_into(write, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert plan_of(write(TRL)).tree["output"] == "out"
+    (tmp_path / "out/checkpoint-5").mkdir()
+    assert plan_of(write(TRL)).tree["output"] == "out-align"
 
 
 def test_the_command_knows_trls_methods():

@@ -75,6 +75,10 @@ def test_what_only_running_could_tell_is_unknown(worth, text):
     assert isinstance(worth(text), Unread)
 
 
+def test_what_is_asked_of_the_machine_is_as_on_one_with_a_gpu(worth):
+    assert worth("torch.cuda.is_bf16_supported()") is True and worth("not is_bfloat16_supported()") is False
+
+
 def test_an_argument_is_what_all_calls_give_it(worth, tmp_path):
     assert worth("size") == 8 and worth("kind") == "k"
     twice = Values(ast.parse(SCRIPT + "\nmade(9)\n"), tmp_path / "script.py")

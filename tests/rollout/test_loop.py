@@ -316,6 +316,28 @@ def test_a_callback_ends_the_training_of_each_iteration(online_recipe, scorer):
     assert result.summary["steps"] == 4
 
 
+def falling(optimizer, steps: int):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (steps - step) / steps)
+
+
+def test_an_online_run_takes_an_optimizer_a_schedule_and_a_scorer(online_recipe, scorer):
+    """Each iteration steps as one whose recipe names them, and is held to the functions that the run began with."""
+    named = {"optimizer": "sgd", "schedule": "linear", "learning_rate": 0.5, "warmup_ratio": 0.0}
+    told, own = train(online_recipe("told", train=named)), online_recipe("own")
+    made = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.5), "schedule": falling}
+    given = align.Trainer(own, **made, scorer=lambda prompt, completion: len(completion)).train()
+    assert contents(given.path) == contents(told.path)
+    assert given.steps.column("learning_rate") == told.steps.column("learning_rate")
+    for i in (1, 2):
+        samples = json.loads((given.path / f"iterations/00{i}/train/summary.json").read_text())["samples"]
+        assert samples and all(row["reward_after"] == len(row["after"]) for row in samples)
+    shutil.rmtree(given.path / "iterations/002")
+    (given.path / "summary.json").unlink()
+    made["optimizer"] = torch.optim.AdamW
+    with pytest.raises(UserError, match="was begun with another optimizer; give the old one back"):
+        align.Trainer(own, **made).train()
+
+
 def test_an_online_run_takes_no_model_object(online_recipe, untied):
     model = AutoModelForCausalLM.from_pretrained(untied)
     with pytest.raises(UserError, match="model, tokenizer: an online run reads its policy anew"):

@@ -1,5 +1,6 @@
 """What is given to a trainer besides data: collators, metrics, optimizers, cards, subclasses, older arguments."""
 
+import math
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,11 +10,12 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub.errors import OfflineModeIsEnabled
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from same_script import assert_same_lines, log_histories, pairs, trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 import align.trl
+from align.data.steps import packed_size
 from align.errors import UserError
 from align.trl.overrides import NEVER_CALLED
 from align.trl.replace import ROOMS
@@ -125,6 +127,124 @@ def test_an_optimizer_and_a_schedule_of_ones_own(tiny_policy, tmp_path):
     assert [line["learning_rate"] for line in logs[1] if "loss" in line][:4] == [0.03, 0.03, 0.015, 0.015]
 
 
+class Modes(torch.optim.SGD):
+    """A schedule-free optimizer: it is told when the model trains and when it is measured."""
+
+    told: list[str] = []
+
+    def train(self):
+        self.told.append("train")
+
+    def eval(self):
+        self.told.append("eval")
+
+
+def test_an_optimizer_with_modes_is_told_before_every_step(tiny_policy, tmp_path):
+    found = []
+    for package in ("trl", "align.trl"):
+        Modes.told = []
+        model = AutoModelForCausalLM.from_pretrained(tiny_policy)
+        given = {"processing_class": tokenizer_of(tiny_policy), "train_dataset": pairs(9)}
+        given["optimizers"] = (Modes(model.parameters(), lr=0.01), None)
+        trainer(package, "DPO", tmp_path, model, {"max_steps": 2}, **given).train()
+        found.append(Modes.told)
+    assert found[0] == found[1] and found[1].count("train") >= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "adapter"),
+    [({}, {"lora_dropout": 0.5}), ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, {})],
+)
+def test_dropout_is_off_and_reentrant_recomputation_reaches_an_adapter(tiny_policy, tmp_path, options, adapter):
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], **adapter)
+    ours = same("DPO", tiny_policy, tmp_path, FEW | options, peft_config=lambda: config)
+    assert all(line["grad_norm"] > 0 for line in ours if "loss" in line)
+
+
+def test_a_stream_is_read_as_trl_reads_it(tiny_policy, tmp_path):
+    def stream():
+        return pairs(12).to_iterable_dataset()
+
+    same("DPO", tiny_policy, tmp_path, FEW, train_dataset=stream, peft_config=lora)
+    one = made("DPO", tiny_policy, tmp_path, FEW, train_dataset=stream())
+    assert one.args.accelerator_config.dispatch_batches is False
+    with pytest.raises(ValueError, match="is not supported with IterableDataset"):
+        made("DPO", tiny_policy, tmp_path, FEW | {"precompute_ref_log_probs": True}, train_dataset=stream())
+
+
+def test_a_set_given_after_full_training_cannot_be_measured_from_its_start(tiny_policy, tmp_path):
+    options = {"precompute_ref_log_probs": True, "max_steps": 1, "learning_rate": 0.1}
+    one = made("DPO", tiny_policy, tmp_path, options)
+    assert one.evaluate(pairs(3))["eval_loss"] == pytest.approx(math.log(2), rel=1e-5)
+    one.train()
+    with pytest.raises(ValueError, match="Cannot compute reference log-probs for a dataset passed to `evaluate"):
+        one.evaluate(pairs(3))
+
+
+def test_passes_are_as_large_as_align_says(tiny_policy, tmp_path):
+    logs, counts = [], []
+    for tokens in (4096, 40):
+        one = made("DPO", tiny_policy, tmp_path, FEW | {"align": {"tokens_per_batch": tokens}}, peft_config=lora())
+        step = one._step([one.data_collator([one.train_dataset[place] for place in range(4)])])
+        sizes = [sum(map(packed_size, lists)) for lists in one._passes(step)]
+        assert max(sizes) <= tokens
+        counts.append(len(sizes))
+        one.train()
+        logs.append(one.state.log_history)
+    assert counts[0] == 1 < counts[1]
+    assert_same_lines(*logs)
+
+
+def frozen(tiny_policy):
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_policy), lora())
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+QUANTIZED = {"model_init_kwargs": {"quantization_config": {"load_in_4bit": True}}}
+BEFOREHAND = {"sync_ref_model": True, "precompute_ref_log_probs": True}
+REFUSED = [
+    ("DPO", BEFOREHAND, {}, ValueError, "`sync_ref_model=True` together with `precompute_ref_log_probs=True`"),
+    ("DPO", {"sync_ref_model": True}, {"peft_config": lora}, NotImplementedError, "needs a reference of its own"),
+    ("DPO", QUANTIZED, {"quantization_config": object}, ValueError, "is both an argument and in `args.model_init"),
+    ("DPO", {"pad_token": "nonsense"}, {}, ValueError, "`pad_token` .'nonsense'. is not found in the vocabulary"),
+    ("DPO", {}, {"peft_config": dict}, TypeError, "must be a `peft.PeftConfig` instance, got dict"),
+    ("DPO", {}, {"train_dataset": list}, TypeError, "must be a `Dataset` or `IterableDataset`, got `list`"),
+    ("KTO", {"per_device_train_batch_size": 1}, {}, ValueError, "per_device_train_batch_size must be above 1"),
+    ("KTO", {"train_sampling_strategy": "random"}, {}, ValueError, "`train_sampling_strategy` must be 'sequential'"),
+    ("KTO", {"loss_type": "bco"}, {}, ValueError, "Unknown loss type: bco"),
+    ("Reward", {"eos_token": "nonsense"}, {}, ValueError, "`eos_token` .'nonsense'. is not found"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "given", "error", "sentence"), REFUSED)
+def test_what_cannot_be_is_said_before_training(tiny_policy, tmp_path, name, options, given, error, sentence):
+    with pytest.raises(error, match=sentence):
+        made(name, tiny_policy, tmp_path, FEW | options, **{key: make() for key, make in given.items()})
+
+
+def test_an_adapter_that_was_loaded_to_be_used_is_refused(tiny_policy, tmp_path):
+    given = {"train_dataset": pairs(9), "processing_class": tokenizer_of(tiny_policy)}
+    with pytest.raises(UserError, match="nothing of the model would train: load the adapter with is_trainable=True"):
+        trainer("align.trl", "DPO", tmp_path, frozen(tiny_policy), FEW, **given)
+
+
+def test_tokens_and_templates_of_the_configuration_are_the_models_too(tiny_policy, tmp_path):
+    template = tmp_path / "own.jinja"
+    template.write_text("{{ messages[0].content }}")
+    options = {"pad_token": "w5", "eos_token": "w6", "chat_template_path": str(template)}
+    one = made("Reward", tiny_policy, tmp_path, options)
+    assert one.processing_class.chat_template == template.read_text()
+    words = one.processing_class.get_vocab()
+    assert one.processing_class.pad_token == "w5" and one.model.config.pad_token_id == words["w5"]
+    assert one.processing_class.eos_token == "w6" and one.model.config.eos_token_id == words["w6"]
+    assert all(ids[-1] == words["w6"] for ids in one.train_dataset["chosen_ids"])
+    rows = [{"chosen_input_ids": [3, 4, 5], "rejected_input_ids": [3, 6]}] * 4
+    one = made("Reward", tiny_policy, tmp_path, train_dataset=Dataset.from_list(rows))
+    assert one.train_dataset.to_list() == [{"chosen_ids": [3, 4, 5], "rejected_ids": [3, 6]}] * 4
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_card_says_what_was_trained(tiny_policy, tmp_path, name):
     one = made(name, tiny_policy, tmp_path, FEW | {"save_strategy": "steps", "save_steps": 3})
@@ -134,6 +254,10 @@ def test_a_card_says_what_was_trained(tiny_policy, tmp_path, name):
     assert f"- {tag}\n" in card and f"with {one._name} (" in card
     one.create_model_card(model_name="mine", dataset_name="some/rows", tags="own")
     card = (Path(one.args.output_dir) / "README.md").read_text()
+    assert "- unsloth\n" not in card
+    one.model.config.unsloth_version = "2026.11"
+    one.create_model_card(tags="own")
+    assert "- unsloth\n" in (Path(one.args.output_dir) / "README.md").read_text()
     for text in ("# mine", "some/rows", "- own\n", "- align\n", "model_name: mine"):
         assert text in card
 

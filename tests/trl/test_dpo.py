@@ -14,6 +14,7 @@ from align.trl import DPOConfig, DPOTrainer
 from align.trl.config import LOSS_TYPES
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+LOUD = {"chat_template_kwargs": {"loud": True}}
 SMOOTHED = {"exo_pair": 1e-3, "robust": 0.1, "aot": 0.1, "aot_unpaired": 0.1, "sigmoid": 0.3}
 
 
@@ -60,7 +61,7 @@ def test_every_loss_is_trls(tiny_policy, tmp_path, loss):
         {"loss_type": ["discopop"], "discopop_tau": 0.5, "beta": 0.3},
         {"loss_type": ["discopop", "sft"], "discopop_tau": 0.2, "f_divergence_type": "forward_kl"},
         {"precompute_ref_log_probs": True, "ld_alpha": 0.4},
-        {"max_length": 9},
+        {"max_length": 8},
         {"max_length": 7, "truncation_mode": "keep_end"},
         {"gradient_checkpointing": False, "max_grad_norm": 0.0},
         {"lr_scheduler_type": "cosine", "warmup_steps": 4, "seed": 3, "weight_decay": 0.1},
@@ -173,9 +174,10 @@ def test_a_checkpoint_of_one_goes_on_with_the_other(tiny_policy, tmp_path, first
     )  # TRL counts from 0
 
 
-def test_messages_and_implicit_prompts_are_tokenised_as_trl_does(tiny_policy, tmp_path):
+def test_messages_and_implicit_prompts_are_tokenised_as_trl_does(tiny_policy, tmp_path, caplog):
     tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
     tokenizer.chat_template = (
+        "{% if tools %}{{ tools[0].name + ' ' }}{% endif %}{% if loud %}w13 {% endif %}"
         "{% for m in messages %}{{ '<s> ' + m['role'][0] + ' ' + m['content'] + ' </s> ' }}{% endfor %}"
         "{% if add_generation_prompt %}<s> w4 {% endif %}"
     )
@@ -185,7 +187,9 @@ def test_messages_and_implicit_prompts_are_tokenised_as_trl_does(tiny_policy, tm
     data = [
         [{"prompt": turn, "chosen": chosen + more, "rejected": rejected}],
         [{"chosen": turn + chosen, "rejected": turn + rejected}],
+        [{"prompt": turn, "chosen": chosen, "rejected": rejected, "tools": '[{"name": "w12"}]'} | LOUD],
         [{"chosen": "w3 w4 w5", "rejected": "w3 w4 w6 w7"}, {"chosen": "w3", "rejected": "w3 w4"}],
+        [{"chosen": "w3 x5", "rejected": "w3 w4"}, {"chosen": "w5 </s>", "rejected": "w5 w6 </s>"}],
     ]
     for rows in data:
         found = []
@@ -196,6 +200,7 @@ def test_messages_and_implicit_prompts_are_tokenised_as_trl_does(tiny_policy, tm
         theirs, ours = found
         assert ours.column_names == theirs.column_names
         assert ours.to_list() == theirs.to_list()
+    assert "train: in 1 of 1 rows the prompt's last tokens are others than before a completion" in caplog.text
 
 
 def test_arguments_of_older_releases_are_taken_or_answered(tiny_policy, tmp_path, caplog):

@@ -59,3 +59,17 @@ def test_forwards_put_into_a_class_are_said(train, caplog, monkeypatch):
     monkeypatch.setattr(LlamaAttention, "forward", fast)
     assert_same_lines(expected, train()[1])
     assert f"LlamaAttention {SAID}" in caplog.text
+
+
+def test_a_class_that_unsloth_wrote_is_said(train, caplog):
+    def change(model):
+        for layer in model.model.layers:
+            written = {"__module__": "unsloth_compiled_cache.unsloth_compiled_module_llama", "forward": fast}
+            layer.mlp.__class__ = type("UnslothMLP", (type(layer.mlp),), written)
+
+    def fast(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+    fast.__module__ = "unsloth_compiled_cache.unsloth_compiled_module_llama"
+    train(change)
+    assert f"UnslothMLP {SAID}" in caplog.text

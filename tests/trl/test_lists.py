@@ -86,6 +86,13 @@ def test_weights_accumulation_and_an_incomplete_step_are_one_mean_over_lists(tin
             assert parts[name] == pytest.approx(whole[name], rel=1e-4), name
 
 
+def test_the_configurations_beta_and_prompt_length_are_those_of_lists(tiny_policy, rows_file, tmp_path):
+    options = {"beta": 0.7, "max_prompt_length": 3}
+    one = lists_of(tmp_path, tiny_policy, rows_of(rows_file)[:6], {"objective": "lambda"}, options)
+    assert one.beta == one.list_loss.terms[0].beta == 0.7
+    assert {len(ids) for ids in one.train_dataset["prompt_ids"]} == {3}
+
+
 def test_evaluation_is_of_lists_too(tiny_policy, rows_file, tmp_path):
     rows = rows_of(rows_file)
     held, more = Dataset.from_list(rows[20:]), {"per_device_eval_batch_size": 4}
@@ -175,6 +182,9 @@ def test_rows_are_refused_by_their_data_set_and_number(tiny_policy, rows_file, t
     rows[4]["grades"] = rows[4]["grades"][:-1]
     with pytest.raises(UserError, match=r"^train\.jsonl, row 5"):
         lists_of(tmp_path, tiny_policy, rows, {"objective": "lambda", "data": {"grades": "raw"}})
+    args = configured(tmp_path, {"objective": "lambda"})
+    with pytest.raises(UserError, match="^train: a stream; lists are read whole"):
+        DPOTrainer(str(tiny_policy), args=args, train_dataset=Dataset.from_list(rows[:4]).to_iterable_dataset())
     model = AutoModelForCausalLM.from_pretrained(tiny_policy)
     args = KTOConfig(output_dir=str(tmp_path), bf16=False, align={"objective": "lambda"})
     given = {"train_dataset": pairs(9), "processing_class": AutoTokenizer.from_pretrained(tiny_policy)}

@@ -68,13 +68,14 @@ def test_every_loss_and_option_is_trls(tiny_policy, tmp_path, options):
 def test_messages_and_implicit_prompts_are_tokenised_as_trl_does(tiny_policy, tmp_path):
     tokenizer = padding(tiny_policy)
     tokenizer.chat_template = (
+        "{% if loud %}w13 {% endif %}"
         "{% for m in messages %}{{ '<s> ' + m['role'][0] + ' ' + m['content'] + ' </s> ' }}{% endfor %}"
         "{% if add_generation_prompt %}<s> w4 {% endif %}"
     )
     turn = [{"role": "user", "content": "w5 w6"}]
     chosen, rejected = ([{"role": "assistant", "content": text}] for text in ("w7 w8", "w9"))
     data = [
-        [{"prompt": turn, "chosen": chosen, "rejected": rejected}],
+        [{"prompt": turn, "chosen": chosen, "rejected": rejected, "chat_template_kwargs": {"loud": True}}],
         [{"chosen": turn + chosen, "rejected": turn + rejected}],
         [{"chosen": "w3 w4 w5", "rejected": "w3 w4 w6 w7"}, {"chosen": "w3 w9", "rejected": "w3 w4"}],
         [{"prompt": "w3 ", "chosen": "w4 </s>", "rejected": "w5 w6"}],
@@ -111,6 +112,12 @@ def test_mean_logits_are_of_what_is_learnt(tiny_policy, tmp_path):
             learnt = torch.tensor(row[f"{side}_labels"])[1:] != -100
             sums, count = sums + float(logits[learnt].sum()), count + int(learnt.sum())
         assert one.state.log_history[0][f"logits/{side}"] == pytest.approx(sums / count, rel=1e-5, abs=1e-6)
+
+
+def test_without_a_limit_sequences_have_512_tokens(tiny_policy, tmp_path, caplog):
+    rows = Dataset.from_list([{"prompt": "w3 ", "chosen": "w4 " * 600, "rejected": "w5"}])
+    one = trainer("align.trl", "CPO", tmp_path, str(tiny_policy), {"max_length": None}, train_dataset=rows)
+    assert len(one.train_dataset[0]["chosen_input_ids"]) == 512 and "max_length is not set" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["CPO", "ORPO"])
