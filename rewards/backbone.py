@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from align.packing import ATTENTION, Tree
 from align.packing.attention import unread_layers
 from align.packing.rope import fix_frequencies, regimes, sequence_length
+from align.packing.states import leave_trees, take_trees, telling, with_state
 from align.packing.trie import grow
 from rewards.texts import common_prefix
 
@@ -60,9 +61,7 @@ class Backbone:
             lengths = torch.tensor([len(sequences[member]) for member in batch.members])
             for length, numbers in regimes(self.decoder, lengths) or [(0, torch.arange(len(lengths)))]:
                 with sequence_length(length):
-                    hidden = self.decoder(
-                        **_moved(batch.inputs, self.decoder.device), use_cache=False
-                    ).last_hidden_state
+                    hidden = _hidden(self.decoder, batch)
                 members = [batch.members[n] for n in numbers.tolist()]
                 wanted = [batch.rows[n][list(places[batch.members[n]])] for n in numbers.tolist()]
                 yield members, hidden.flatten(0, 1)[torch.cat(wanted)]
@@ -167,8 +166,10 @@ def _packed(sequences: Sequence[list[int]], bunches: Sequence[Bunch]) -> Batch:
     return Batch(inputs, members, trie.rows)
 
 
-def _moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+def _hidden(decoder: PreTrainedModel, batch: Batch) -> Float[Tensor, "R T H"]:
+    inputs = {n: value.to(decoder.device) if isinstance(value, Tensor) else value for n, value in batch.inputs.items()}
+    with telling(decoder, batch.inputs.get("tree")):
+        return decoder(**inputs, use_cache=False).last_hidden_state
 
 
 @torch.no_grad()
@@ -189,21 +190,22 @@ def _problem(decoder: PreTrainedModel, attention: str) -> str:
     sequences = [ids[:3] + ids[3:5], ids[:3] + ids[5:10], ids[10:12] + ids[12:16]]
 
     def states(batch: Batch) -> Tensor:
-        hidden = decoder(**_moved(batch.inputs, decoder.device), use_cache=False).last_hidden_state.flatten(0, 1)
-        return hidden[torch.cat(batch.rows)]
+        return _hidden(decoder, batch).flatten(0, 1)[torch.cat(batch.rows)]
 
     expected = torch.cat([states(_padded(sequences, [i])) for i in (1, 0, 2)])
     batch = _packed(sequences, [(3, [1, 0]), (2, [2])])
+    take_trees(decoder)
     try:
         decoder.set_attn_implementation(ATTENTION[attention])
         found = states(batch)
         limit = TOLERANCE.get(expected.dtype, 0.05) * expected.abs().max().item()
         difference = (found - expected).abs().max().item()
-        problem = unread_layers(batch.inputs["tree"], decoder.config)
+        problem = unread_layers(batch.inputs["tree"], decoder, with_state(decoder))
         if not difference <= limit:
             problem = f"packed, its hidden states differ by {difference:.2g}"
     except Exception as error:  # whatever a model's own code makes of arguments that it does not know
         problem = f"its code does not take packed rows ({type(error).__name__})"
     if problem:
+        leave_trees(decoder)
         decoder.set_attn_implementation(attention)
     return problem

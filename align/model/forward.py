@@ -16,6 +16,7 @@ from align.fused import asked_rows
 from align.kernels import linear_logprobs
 from align.packing import Tree
 from align.packing.rope import regimes, sequence_length
+from align.packing.states import telling
 from align.types import ListBatch, TokenStats
 from rewards.logits import decoder_of, scale_and_cap
 
@@ -155,15 +156,17 @@ def sequence_lengths(batch: ListBatch) -> Int[Tensor, " N"]:
 
 
 def _decoded(base: PreTrainedModel, batch: ListBatch, tree: Tree | None, places: Tensor) -> Float[Tensor, "M H"]:
-    with asked_rows(places.unique()):
-        output = decoder_of(base)(input_ids=batch.input_ids, use_cache=False, **_packed(batch, tree))
+    decoder, packed = decoder_of(base), _packed(batch, tree)
+    with asked_rows(places.unique()), telling(decoder, packed.get("tree")):
+        output = decoder(input_ids=batch.input_ids, use_cache=False, **packed)
     return output.last_hidden_state.flatten(0, 1)[places]
 
 
 def _routed(base: PreTrainedModel, batch: ListBatch, tree: Tree | None) -> tuple[Tensor, tuple[Tensor, ...]]:
     """As last_hidden, with the logits of every layer's router, which take every token of the last layer too."""
-    options = {"use_cache": False, "output_router_logits": True}
-    output = decoder_of(base)(input_ids=batch.input_ids, **options, **_packed(batch, tree))
+    decoder, packed = decoder_of(base), _packed(batch, tree)
+    with telling(decoder, packed.get("tree")):
+        output = decoder(input_ids=batch.input_ids, use_cache=False, output_router_logits=True, **packed)
     return output.last_hidden_state.flatten(0, 1)[batch.predict_at[batch.completion_mask]], output.router_logits
 
 

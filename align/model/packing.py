@@ -13,6 +13,8 @@ from align.model.probe import probe_lists, tolerance
 from align.packing import ATTENTION, Tree, packed_collate
 from align.packing.attention import unread_layers
 from align.packing.batch import collate
+from align.packing.states import leave_trees, take_trees, with_state
+from rewards.logits import decoder_of
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +44,19 @@ def _problem(base: PreTrainedModel, attention: str, read: Callable[..., Tensor])
     padded, packed = collate(lists, pad_id=0).to(base.device), packed_collate(lists).to(base.device)
     expected = read(base, padded)
     tree = Tree(packed.branches or ())
+    decoder = decoder_of(base)
+    take_trees(decoder)
     try:
         base.set_attn_implementation(ATTENTION[attention])
         found = torch.stack([read(base, padded), read(base, packed, tree=tree)])
         difference = (found - expected).abs().max().item()
-        problem = unread_layers(tree, base.config)
+        problem = unread_layers(tree, decoder, with_state(decoder))
         if not difference <= tolerance(base.dtype):
             problem = f"packed its results differ by {difference:.2g}"
     except Exception as error:  # whatever a model's own code makes of arguments that it does not know
         problem = f"its code does not take packed rows ({first_line(error)})"
+    if problem:
+        leave_trees(decoder)
     if problem and base.config.get_text_config()._attn_implementation != attention:
         base.set_attn_implementation(attention)
     return problem

@@ -1,23 +1,25 @@
 """Attention over packed rows, under names that transformers' models find it by."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PretrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from align.packing.flash import flash_tree_attention
 from align.packing.trie import longest_sequence, trees
-from align.packing.varlen import DTYPES, MAX_HEAD_WIDTH, Layout, layout, varlen_tree_attention
+from align.packing.varlen import DTYPES, MAX_HEAD_WIDTH, layout, varlen_tree_attention
 from align.types import Branches
 
 ATTENTION = {"sdpa": "tree_sdpa", "eager": "tree_eager"}
 """transformers' attention implementation -> ours, which is the same on rows that are not packed."""
+
+Made = TypeVar("Made")
 
 
 class Tree:
@@ -31,23 +33,24 @@ class Tree:
         self.longest = longest_sequence(branches)
         self.passes = 0
         """Forward passes of the model with this row, where they are counted."""
-        self.told: list[int | None] = []
-        """The sliding window of every attention call so far: what a model does with its layers."""
-        self._masks: dict[tuple, Tensor] = {}
-        self._layout: Layout | None = None
+        self.told: list[tuple[nn.Module, int | None]] = []
+        """Every attention call so far, by whom and with which sliding window: what a model does with its layers."""
+        self.carried: list[nn.Module] = []
+        """Every call so far of a module with a state."""
+        self._made: dict[tuple, Any] = {}
 
-    def layout(self, device: torch.device) -> Layout:
-        """The row as variable-length calls, made for the first layer and kept for the others."""
-        if self._layout is None:
-            self._layout = layout(self.branches, device)
-        return self._layout
+    def once(self, make: Callable[..., Made], *given: Any) -> Made:
+        """What a function makes of the row's branches, made for the first layer and kept for the others."""
+        key = make, *given
+        if key not in self._made:
+            self._made[key] = make(self.branches, *given)
+        return self._made[key]
 
-    def mask(self, tree: Branches, window: int | None, device: torch.device) -> Bool[Tensor, "T T"]:
-        """Who sees whom in one tree of the row: itself and what precedes it in its own sequence, within a window."""
-        key = tree, window, device
-        if key not in self._masks:
-            self._masks[key] = _mask(tree, window, device)
-        return self._masks[key]
+
+def masks(branches: Branches, window: int | None, device: torch.device) -> list[Bool[Tensor, "T T"]]:
+    """Who sees whom in each tree of a row: itself and what precedes it in its own sequence, within a window."""
+    made = {tree: _mask(tree, window, device) for tree in dict.fromkeys(trees(branches))}
+    return [made[tree] for tree in trees(branches)]
 
 
 def _mask(tree: Branches, window: int | None, device: torch.device) -> Bool[Tensor, "T T"]:
@@ -66,16 +69,25 @@ def _mask(tree: Branches, window: int | None, device: torch.device) -> Bool[Tens
     return seen if window is None else seen & (distance < window)
 
 
-def unread_layers(tree: Tree, config: PretrainedConfig) -> str:
+def unread_layers(tree: Tree, decoder: nn.Module, states: list[nn.Module]) -> str:
     """What a forward pass with `tree` has shown of layers that it did not reach; empty where it reached all.
 
     Layers that do not attend through us, or whose window we are not told: a short text's results cannot show that.
+
+    Args:
+        states: the decoder's modules with a state.
     """
-    text: Any = config.get_text_config()
+    model: Any = decoder
+    text = model.config.get_text_config()
     passes = max(tree.passes, 1)
-    if len(tree.told) != passes * text.num_hidden_layers:
+    if states:  # a layer may then have both or neither
+        attending = [m for m in decoder.modules() if type(m).__name__.endswith("Attention") and m not in states]
+        unread = {*attending, *states} != {*(module for module, _ in tree.told), *tree.carried}
+    else:
+        unread = len(tree.told) != passes * text.num_hidden_layers
+    if unread:
         return "not all of its layers use transformers' attention interface"
-    if sum(window is not None for window in tree.told) != passes * sum(DynamicCache(config=text).is_sliding):
+    if sum(window is not None for _, window in tree.told) != passes * sum(DynamicCache(config=text).is_sliding):
         return "its layers do not tell attention their window"
     return ""
 
@@ -96,14 +108,14 @@ def tree_sdpa(
     if tree is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     dropout, scaling, window = options.get("dropout", 0.0), options.get("scaling"), options.get("sliding_window")
-    tree.told.append(window)
+    tree.told.append((module, window))
     query, key, value = _autocast(query, key, value)
     whole = window is None or window >= tree.longest
     if whole and not dropout and query.shape[-1] == value.shape[-1]:
         if query.device.type == "cpu":
             return flash_tree_attention(query, key, value, tree.branches, scaling), None
         if query.dtype in DTYPES and query.shape[-1] <= MAX_HEAD_WIDTH:
-            return varlen_tree_attention(query, key, value, tree.layout(query.device), scaling), None
+            return varlen_tree_attention(query, key, value, tree.once(layout, query.device), scaling), None
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
@@ -140,7 +152,7 @@ def tree_eager(
 
     if tree is None:
         return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
-    tree.told.append(sliding_window)
+    tree.told.append((module, sliding_window))
     return _by_tree(attend, tree, sliding_window, query, key, value), None
 
 
@@ -148,8 +160,8 @@ def _by_tree(attend: Callable[..., Tensor], tree: Tree, window: int | None, *ten
     """Attention within each tree's share of the row, under its mask."""
     own = trees(tree.branches)
     shares = (x.split([sum(branch.size for branch in one) for one in own], dim=2) for x in tensors)
-    masks = [tree.mask(one, window, tensors[0].device) for one in own]
-    return torch.cat([attend(*share) for share in zip(*shares, masks, strict=True)], dim=2).transpose(1, 2).contiguous()
+    seen = tree.once(masks, window, tensors[0].device)
+    return torch.cat([attend(*share) for share in zip(*shares, seen, strict=True)], dim=2).transpose(1, 2).contiguous()
 
 
 def _repeat(x: Float[Tensor, "R Hk T D"], heads: int) -> Float[Tensor, "R Hq T D"]:

@@ -175,6 +175,17 @@ def trees(branches: Branches) -> list[Branches]:
     ]
 
 
+def leaves(branches: Branches) -> list[Int[Tensor, " L"]]:
+    """Where the tokens of every sequence stand that ends where nothing goes on from."""
+    ends = [0, *accumulate(branch.size for branch in branches)]
+    paths: list[Tensor] = []
+    for number, (_, parent) in enumerate(branches):
+        own = torch.arange(ends[number], ends[number + 1])
+        paths.append(own if parent < 0 else torch.cat([paths[parent], own]))
+    inner = {parent for _, parent in branches}
+    return [path for number, path in enumerate(paths) if number not in inner]
+
+
 def longest_sequence(branches: Branches) -> int:
     """Tokens of the longest sequence of a row."""
     ends: list[int] = []

@@ -17,6 +17,7 @@ from align.model.config import PolicySection
 from align.model.forward import base_model, language_part
 from align.model.load import auto_class, choose_attention, loading, model_folder, turn_dropout_off
 from align.packing import ATTENTION
+from align.packing.states import take_trees
 from align.recipe import Recipe
 
 
@@ -99,6 +100,7 @@ def _base(recipe: Recipe, config: PretrainedConfig, attention: str | None) -> Pr
     own = base.config.get_text_config()._attn_implementation
     if recipe.train.packing and own in ATTENTION:
         base.set_attn_implementation(ATTENTION[own])
+        take_trees(base)
     return base
 
 

@@ -25,6 +25,7 @@ from align.model.forward import base_model, head_of
 from align.model.fusing import fused_methods
 from align.packing import Tree, packed_collate
 from align.packing.batch import Example, collate
+from align.packing.states import telling
 from align.types import ListBatch
 from rewards.logits import decoder_of
 
@@ -161,8 +162,9 @@ def _values(model: nn.Module, asked: _Asked, *, reward: bool) -> Tensor:
     base = base_model(model)
     if reward and not reads_last_token(base):
         return base(input_ids=asked.input_ids, attention_mask=torch.ones_like(asked.input_ids)).logits
-    with asked_rows(asked.distinct):
-        output = decoder_of(base)(input_ids=asked.input_ids, use_cache=False, **asked.options)
+    decoder = decoder_of(base)
+    with asked_rows(asked.distinct), telling(decoder, asked.options.get("tree")):
+        output = decoder(input_ids=asked.input_ids, use_cache=False, **asked.options)
     rows = output.last_hidden_state.flatten(0, 1)[asked.places]
     if reward:
         last: Any = base.score

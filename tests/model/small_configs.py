@@ -40,3 +40,49 @@ CONFIGS = {
     "gpt_neox": lambda: t.GPTNeoXConfig(**WITHOUT_GROUPS),
     "phi": lambda: t.PhiConfig(**SMALL),  # an LM head with a bias
 }
+MAMBA = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+SCAN = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+DELTA = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 4, "linear_value_head_dim": 4}
+LINEAR = {"head_dim": 8, "layer_types": ["linear_attention", "full_attention"]}
+FEW = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+WITH_STATE = {
+    "mamba": lambda: t.MambaConfig(**MAMBA, time_step_rank=4),
+    "falcon mamba": lambda: t.FalconMambaConfig(**MAMBA, time_step_rank=4),
+    "mamba2": lambda: t.Mamba2Config(**MAMBA, num_heads=4, head_dim=8, n_groups=2, chunk_size=8),
+    "qwen3 next": lambda: t.Qwen3NextConfig(**SMALL, **LINEAR, **DELTA, **FEW, shared_expert_intermediate_size=8),
+    "qwen3.5": lambda: t.Qwen3_5TextConfig(**SMALL, **LINEAR, **DELTA),
+    "qwen3.5 moe": lambda: t.Qwen3_5MoeTextConfig(**SMALL, **LINEAR, **DELTA, **FEW, shared_expert_intermediate_size=8),
+    "olmo hybrid": lambda: t.OlmoHybridConfig(
+        **SMALL, **DELTA | {"linear_num_value_heads": 2}, layer_types=LINEAR["layer_types"]
+    ),
+    "kimi linear": lambda: t.KimiLinearConfig(**SMALL, **FEW, linear_num_heads=2, linear_head_dim=4),
+    "jamba": lambda: t.JambaConfig(
+        **SMALL, attn_layer_period=2, attn_layer_offset=1, num_experts=2, mamba_d_state=4, mamba_dt_rank=4
+    ),
+    "falcon h1": lambda: t.FalconH1Config(
+        **SMALL, mamba_d_ssm=16, mamba_n_heads=2, mamba_d_head=8, mamba_d_state=4, mamba_chunk_size=8
+    ),
+    "granite hybrid": lambda: t.GraniteMoeHybridConfig(
+        **SMALL, **SCAN, layer_types=["mamba", "attention"], num_local_experts=2, num_experts_per_tok=1
+    ),
+    "bamba": lambda: t.BambaConfig(**SMALL, **SCAN, attn_layer_indices=[1]),
+    "nemotron h": lambda: t.NemotronHConfig(
+        **SMALL,
+        layers_block_type=["mamba", "attention"],
+        mamba_num_heads=4,
+        mamba_head_dim=8,
+        ssm_state_size=4,
+        n_groups=1,
+        chunk_size=8,
+        head_dim=8,
+    ),
+    "zamba2": lambda: t.Zamba2Config(
+        **SMALL, mamba_d_state=4, n_mamba_heads=2, mamba_headdim=16, chunk_size=8, layers_block_type=["mamba", "hybrid"]
+    ),
+    "lfm2": lambda: t.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
+    "lfm2 moe": lambda: t.Lfm2MoeConfig(**SMALL, **FEW, layer_types=["conv", "full_attention"], num_dense_layers=1),
+    "rwkv": lambda: t.RwkvConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, context_length=128),
+    "minimax": lambda: t.MiniMaxConfig(**SMALL, **LINEAR, block_size=8, num_local_experts=2, num_experts_per_tok=1),
+    "xlstm": lambda: t.xLSTMConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_heads=2),
+}
+"""Models that carry something from token to token otherwise than by attention, in all of their layers or in some."""

@@ -6,7 +6,7 @@ import pytest
 import small_configs
 import torch
 import transformers as t
-from small_configs import SMALL
+from small_configs import SMALL, WITH_STATE
 from torch.testing import assert_close
 
 from align.model.adapters import Lora
@@ -18,15 +18,15 @@ from align.model.packing import enable_packing
 from align.model.policy import load_policy
 from align.packing import packed_collate
 from align.packing.batch import collate
+from align.packing.states import with_state
+from rewards.logits import decoder_of
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
 CONFIGS = small_configs.CONFIGS | {
     "llama dynamic rope": lambda: t.LlamaConfig(**SMALL, max_position_embeddings=8, rope_parameters=YARN)
 }
 REFUSED = {
-    "mamba": lambda: t.MambaConfig(
-        vocab_size=40, hidden_size=16, num_hidden_layers=2, state_size=4, initializer_range=0.3
-    ),
+    "recurrent gemma": lambda: t.RecurrentGemmaConfig(**SMALL, lru_width=16, block_types=["recurrent", "attention"]),
     "bloom": lambda: t.BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2),
     "qwen2 moe": lambda: t.Qwen2MoeConfig(
         **SMALL, use_sliding_window=True, sliding_window=64, max_window_layers=1, num_experts=2, num_experts_per_tok=1
@@ -67,6 +67,64 @@ def test_values_and_gradients_are_those_of_padded_rows(name, attention, shape, r
     for gradient, want in zip(found, wanted, strict=True):
         if want is not None:
             assert (gradient - want).norm() <= 1e-5 * want.norm() + 1e-6
+
+
+def build_with_state(name):
+    """With weights so large that a state that is not the sequence's own shows; some initialisers make them small."""
+    model = build(WITH_STATE[name]())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.2)
+    return model
+
+
+BY_SEQUENCE = ("rwkv", "minimax", "xlstm")
+"""Models whose layers with a state read again what sequences share."""
+SIBLINGS = ("falcon mamba", "qwen3.5 moe", "olmo hybrid", "bamba", "lfm2 moe", "minimax", "xlstm", "zamba2")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long if n in SIBLINGS else ()) for n in WITH_STATE])
+def test_states_are_those_of_padded_rows(name, ragged, deep):
+    model = build_with_state(name)
+    padded, packed = collate([*ragged, *deep], pad_id=0), packed_collate([*ragged, *deep])
+    weights = torch.randn(padded.targets.shape)
+    expected, wanted = gradients(model, padded, weights)
+    assert enable_packing(model, name=name)
+    assert torch.equal(score_tokens(model, padded).logprobs, expected)
+    layers = with_state(decoder_of(model))
+    read = [0] * len(layers)
+
+    def count(place, given):
+        read[place] += given[0].shape[:-1].numel()
+
+    for place, layer in enumerate(layers):
+        projection = next(module for module in layer.modules() if isinstance(module, torch.nn.Linear))
+        projection.register_forward_pre_hook(lambda _, given, place=place: count(place, given))
+    ours, found = gradients(model, packed, weights)
+    assert_close(ours, expected, atol=1e-5, rtol=0)
+    assert (set(read) == {packed.input_ids.numel()}) == (name not in BY_SEQUENCE)
+    assert sum(want is not None and bool(want.any()) for want in wanted) > 5
+    whole = torch.cat([want.flatten() for want in wanted if want is not None]).norm()
+    for gradient, want in zip(found, wanted, strict=True):
+        if want is not None:  # a decay's gradient is a small difference of sums, rounded as the sums are
+            assert (gradient - want).norm() <= 1e-5 * want.norm() + 1e-6 * whole
+
+
+@pytest.mark.parametrize("name", ["mamba", "qwen3.5", "rwkv"])
+def test_a_layer_that_computes_again_still_knows_its_tree(name, ragged):
+    model = build_with_state(name).train()
+    assert enable_packing(model, name=name)
+    batch, other = packed_collate(ragged), packed_collate(ragged[:1])
+    weights = torch.randn(batch.targets.shape)
+    wanted = gradients(model, batch, weights)[1]
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    values = score_tokens(model, batch).logprobs
+    score_tokens(model, other)  # as a reference or the next micro-batch does before the backward pass
+    found = torch.autograd.grad((weights * values).sum(), list(model.parameters()), allow_unused=True)
+    for gradient, want in zip(found, wanted, strict=True):
+        assert (gradient is None) == (want is None)
+        assert want is None or torch.equal(gradient, want)
 
 
 def test_soft_capped_attention_is_another_model_than_plain():

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from align.packing import attention, varlen
-from align.packing.attention import Tree
+from align.packing.attention import Tree, masks
 from align.packing.trie import trees
 from align.packing.varlen import layout, varlen_tree_attention
 from align.types import Branch
@@ -64,10 +64,10 @@ def masked(query, key, value, scaling, branches):
     """The same by a mask over each tree, in plain operations."""
     groups = query.shape[1] // key.shape[1]
     totals, results = [sum(branch.size for branch in own) for own in trees(branches)], []
-    tree = Tree(branches)
-    for own, q, k, v in zip(trees(branches), *(x.split(totals, dim=2) for x in (query, key, value)), strict=True):
+    seen = Tree(branches).once(masks, None, query.device)
+    for mask, q, k, v in zip(seen, *(x.split(totals, dim=2) for x in (query, key, value)), strict=True):
         logits = q @ k.repeat_interleave(groups, 1).transpose(-1, -2) * scaling
-        logits = logits.masked_fill(~tree.mask(own, None, q.device), -torch.inf)
+        logits = logits.masked_fill(~mask, -torch.inf)
         results.append(logits.softmax(-1) @ v.repeat_interleave(groups, 1))
     return torch.cat(results, dim=2).transpose(1, 2)
 
