@@ -11,6 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from align.packing.banded import banded_tree_attention, bands
 from align.packing.flash import flash_tree_attention
 from align.packing.trie import longest_sequence, trees
 from align.packing.varlen import DTYPES, MAX_HEAD_WIDTH, layout, varlen_tree_attention
@@ -111,10 +112,13 @@ def tree_sdpa(
     tree.told.append((module, window))
     query, key, value = _autocast(query, key, value)
     whole = window is None or window >= tree.longest
-    if whole and not dropout and query.shape[-1] == value.shape[-1]:
+    if not dropout and query.shape[-1] == value.shape[-1]:
         if query.device.type == "cpu":
+            if not whole:
+                plan = tree.once(bands, window, query.device)
+                return banded_tree_attention(query, key, value, plan, scaling), None
             return flash_tree_attention(query, key, value, tree.branches, scaling), None
-        if query.dtype in DTYPES and query.shape[-1] <= MAX_HEAD_WIDTH:
+        if whole and query.dtype in DTYPES and query.shape[-1] <= MAX_HEAD_WIDTH:
             return varlen_tree_attention(query, key, value, tree.once(layout, query.device), scaling), None
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -80,7 +80,8 @@ class _TreeAttention(torch.autograd.Function):
                 o.copy_(own)
                 total.copy_(own_lse[..., None])
             else:
-                _merge(o, total, own, own_lse[..., None])
+                for target, merged in zip((o, total), merge(o, total, own, own_lse[..., None]), strict=True):
+                    target.copy_(merged)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.branches, ctx.scaling = branches, scaling
         return out.transpose(1, 2)
@@ -114,7 +115,7 @@ def _put(target: Tensor, rows: slice, count: int, values: Tensor, *, add: bool) 
         view.copy_(values)
 
 
-def _merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:
+def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over two parts of the keys as one over both."""
     total = torch.logaddexp(lse, other_lse)
-    out.copy_(out * (lse - total).exp() + other * (other_lse - total).exp())
-    lse.copy_(total)
+    return out * (lse - total).exp() + other * (other_lse - total).exp(), total

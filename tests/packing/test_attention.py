@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from align.packing.attention import Tree, tree_eager, tree_sdpa
+from align.packing.banded import bands
 from align.types import Branch
 
 # Two lists, a trie that forks in what turns off from it, with leaves of equal length, and a sequence alone.
@@ -76,10 +77,23 @@ def test_flash_parts_make_up_the_whole(tensors, scaling):
     compare(tensors, tree_sdpa, {"scaling": scaling}, lambda *x: alone(*x, scaling=scaling or 10**-0.5))
 
 
-@pytest.mark.parametrize("window", [3, 6, 13, 19])
+@pytest.mark.parametrize("window", [1, 2, 3, 6, 13, 19])
 def test_a_window_is_kept(tensors, window):
     told = {"scaling": 0.3, "sliding_window": window}
     compare(tensors, tree_sdpa, told, lambda *x: alone(*x, scaling=0.3, window=window))
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 8, 30])
+def test_every_pair_within_a_window_is_computed_once_and_no_other(window):
+    wanted, seen = torch.zeros(2, TOKENS, TOKENS, dtype=torch.int)
+    for rows in sequences():
+        distance = torch.arange(len(rows))[:, None] - torch.arange(len(rows))
+        wanted[rows[:, None], rows] = ((distance >= 0) & (distance < window)).int()
+    for band in bands(BRANCHES, window, torch.device("cpu")):
+        for queries, keys in zip(band.queries, band.keys, strict=True):
+            pairs = torch.ones(len(queries), len(keys), dtype=torch.int)
+            seen[queries[:, None], keys] += pairs.tril() if band.causal else pairs
+    assert torch.equal(seen, wanted)
 
 
 @pytest.mark.parametrize("tensors", [torch.float64], ids=str, indirect=True)
