@@ -25,7 +25,7 @@ from align.data.schema import Row
 from align.data.select import Selection, hold_out, reduce_row
 from align.data.texts import check_options
 from align.data.tokenize import COUNTS, Reading, tokenize_rows
-from align.data.windows import windows
+from align.data.windows import in_rows, windows
 from align.errors import UserError
 from align.files import read_object, write_json
 from align.progress import stage
@@ -198,8 +198,8 @@ def _without_shared_prompts(store: RowStore, count: int, owners: Owners) -> tupl
 def _usable(rows: StoredRows, tokens: Dataset, owners: Owners, min_completions: int) -> np.ndarray:
     """The places of the lists of which not too little is left; every row is counted with its source."""
     kept, names = [], ("refused", "identical", "grades", "completion_left_out", "identical_uncut")
-    columns = (zip(*(own.to_pylist() for own in window.columns), strict=True) for window in windows(tokens, *names))
-    for position, (reason, identical, grades, left_out, uncut) in enumerate(chain.from_iterable(columns)):
+    found = chain.from_iterable(map(in_rows, windows(tokens, *names)))
+    for position, (reason, identical, grades, left_out, uncut) in enumerate(found):
         if not reason and len(grades) < min_completions:
             reason = f"fewer than {min_completions} completions within max_length"
         if not reason and min_completions > 1 and identical:

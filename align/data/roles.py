@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from align.data.schema import Row, is_messages
 from align.data.turns import Learn
-from align.data.windows import completion_tokens, lengths, windows
+from align.data.windows import completion_tokens, in_rows, lengths, windows
 
 Weights = list[float | None]
 """How much each token of a completion counts; None for one that is read only."""
@@ -52,7 +52,7 @@ def count_roles(part: Dataset, rows: Sequence[Row], *, learn: Learn | None) -> C
         return counts
     every = iter(rows)
     for window in windows(part, "completion_ids", "learn_at", "kept", "completion_tokens"):
-        for completions, places, kept, uncut in zip(*(own.to_pylist() for own in window.columns), strict=True):
+        for completions, places, kept, uncut in in_rows(window):
             row = next(every)
             for k, ids, at in zip(kept, completions, places, strict=True):
                 gaps = _gaps(row.completions[k], learn)

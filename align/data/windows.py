@@ -18,6 +18,11 @@ def windows(lists: Dataset, *names: str) -> Iterator[pa.Table]:
         yield from lists.select_columns(list(names)).with_format("arrow").iter(ROWS)
 
 
+def in_rows(window: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """A window's rows, each the values of its columns."""
+    return zip(*(own.to_pylist() for own in window.columns), strict=True)
+
+
 def lengths(column: pa.ChunkedArray) -> Any:
     """[N] int64: how many entries each value of a column of lists has."""
     return pc.list_value_length(column).to_numpy().astype(np.int64)

@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from align.data.windows import in_rows, windows
 from align.errors import UserError
 from align.model.forward import base_model, evaluating, score_tokens
 from align.model.load import first_line
@@ -43,9 +45,8 @@ def check_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase, parts: Seque
     size = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) <= size:
         return
-    for part in parts:
-        columns = (part[name][:] for name in ("source", "row", "prompt_ids", "completion_ids"))
-        for source, row, prompt, completions in zip(*columns, strict=True):
+    for window in _token_windows(parts):
+        for source, row, prompt, completions in in_rows(window):
             if (largest := max(chain(prompt, *completions))) >= size:
                 token = tokenizer.convert_ids_to_tokens(largest)
                 raise UserError(
@@ -63,14 +64,17 @@ def check_fits(model: nn.Module, parts: Sequence[Dataset]) -> None:
     table = table_size(base_model(model))
     if table is None:
         return
-    for part in parts:
-        columns = (part[name][:] for name in ("source", "row", "prompt_ids", "completion_ids"))
-        for source, row, prompt, completions in zip(*columns, strict=True):
+    for window in _token_windows(parts):
+        for source, row, prompt, completions in in_rows(window):
             if (longest := len(prompt) + max(map(len, completions))) > table:
                 raise UserError(
                     f"{source}, row {row}: {longest} tokens are beyond the {table} positions of the model; set "
                     f"`max_length` to {table} or less"
                 )
+
+
+def _token_windows(parts: Sequence[Dataset]) -> Iterator[pa.Table]:
+    return chain.from_iterable(windows(part, "source", "row", "prompt_ids", "completion_ids") for part in parts)
 
 
 @torch.no_grad()

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from align.data.steps import (
@@ -16,12 +19,16 @@ from align.data.steps import (
     plan_steps,
     width,
 )
+from align.data.windows import lengths, windows
 from align.packing.batch import Example
 from align.recipe import Recipe
 
 LOOKED_AT = 2000
 """Optimizer steps that are cut into passes to find the largest; of a longer run every so many-th, and the figure says
 so."""
+
+APART = 2**32
+"""Between the beginnings of ranges that stand for prompts, which are none so long."""
 
 
 @dataclass(frozen=True)
@@ -57,32 +64,54 @@ def of_run(recipe: Recipe, lists: Dataset, *, processes: int) -> Passes:
             passes = list(_cut(share, recipe))
             per_step = max(per_step, len(passes))
             best = max([best, *((cells(one, packed=train.packing), one) for one in passes)], key=lambda found: found[0])
-    taken = [sized[row] for rows in plan for row in rows]
+    tokens = pairs = completions = 0
+    for row in chain.from_iterable(plan):
+        one = sized[row]
+        tokens += cells([one], packed=train.packing)
+        pairs += _pairs(one, packed=train.packing)
+        completions += sum(map(len, one["completion_ids"]))
     return Passes(
         steps=len(plan),
         looked_at=len(plan[::every]),
         largest=[_filled(one, number) for number, one in enumerate(best[1])],
         per_step=per_step,
-        tokens=sum(cells([one], packed=train.packing) for one in taken),
-        pairs=sum(_pairs(one, packed=train.packing) for one in taken),
-        completions=sum(sum(map(len, one["completion_ids"])) for one in taken),
+        tokens=tokens,
+        pairs=pairs,
+        completions=completions,
     )
 
 
 class _Sized:
-    """Lists by their lengths alone: a range stands for as many tokens."""
+    """Lists by their lengths alone: a range stands for as many tokens, with none in common with another list's prompt.
+    Of tokens a window at most is in memory.
+    """
 
     def __init__(self, lists: Dataset) -> None:
-        self.prompts = [len(ids) for ids in lists["prompt_ids"][:]]
-        self.completions = [list(map(len, own)) for own in lists["completion_ids"][:]]
+        prompts, counts, sizes = ([np.zeros(0, np.int64)] for _ in range(3))
+        for window in windows(lists, "prompt_ids", "completion_ids"):
+            completions = window["completion_ids"]
+            prompts.append(lengths(window["prompt_ids"]))
+            counts.append(lengths(completions))
+            sizes.append(lengths(pc.list_flatten(completions)))
+        self.prompts, self.sizes = np.concatenate(prompts), np.concatenate(sizes)
+        self.ends = np.cumsum(np.concatenate([[0], *counts]))
+
+    def __len__(self) -> int:
+        return len(self.prompts)
 
     def __getitem__(self, row: int) -> Example:
-        completions = [range(size) for size in self.completions[row]]
+        completions = [range(size) for size in self.sizes[self.ends[row] : self.ends[row + 1]].tolist()]
         return {
-            "prompt_ids": range(self.prompts[row]),
+            "prompt_ids": range(row * APART, row * APART + int(self.prompts[row])),
             "completion_ids": completions,
             "grades": [0.0] * len(completions),
         }
+
+
+def cells_of(lists: Dataset, *, packed: bool) -> int:
+    """Tokens that the layers read of all lists, each read by itself."""
+    sized = _Sized(lists)
+    return sum(cells([sized[row]], packed=packed) for row in range(len(sized)))
 
 
 def _shares(lists: list[Example], processes: int, cost: Cost) -> list[list[Example]]:

@@ -1,10 +1,11 @@
-"""How fast this machine computes a recipe's passes: one of them, run."""
+"""How fast this machine takes a recipe's steps: some passes and an update, run."""
 
 import time
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import Trainer, TrainingArguments
 
 from align.data import Prepared
 from align.data.steps import micro_batches
@@ -23,7 +24,7 @@ PASSES = 2
 
 @stage("measuring a step of this machine")
 def measured_rate(recipe: Recipe, prepared: Prepared, plan: Plan) -> float:
-    """Operations per second of one pass over some of the rows, the second of two: the first one warms up.
+    """Operations per second of a step: of passes over some of the rows, and of the optimizer's update after them.
 
     The model is loaded for it, on the first GPU or the CPU.
     """
@@ -41,7 +42,9 @@ def measured_rate(recipe: Recipe, prepared: Prepared, plan: Plan) -> float:
         checkpoint_layers(policy.model, plan.checkpointed)
     seconds = min(_seconds(scorer, batches, recipe, device) for _ in range(2))
     read = sum(cells(own, packed=policy.packing) for own in passes)
-    return plan.operations["training"] / plan.tokens * read / seconds
+    whole = plan.steps * plan.devices.count
+    step = seconds * plan.tokens / whole / read + _update(scorer, recipe, device)
+    return plan.operations["training"] / whole / step
 
 
 def _model(recipe: Recipe, prepared: Prepared, plan: Plan, device: torch.device) -> Any:
@@ -60,6 +63,20 @@ def _seconds(scorer: nn.Module, batches: list[ListBatch], recipe: Recipe, device
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             found = scorer(batch)
         (found if isinstance(found, torch.Tensor) else found.logprobs).sum().backward()
+    return _since(began, device)
+
+
+def _update(scorer: nn.Module, recipe: Recipe, device: torch.device) -> float:
+    """Seconds of the second update: the first one makes the optimizer's states."""
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments("unused", optim=recipe.train.optimizer))
+    optimizer = kind([parameter for parameter in scorer.parameters() if parameter.requires_grad], **options)
+    optimizer.step()
+    began = time.monotonic()
+    optimizer.step()
+    return _since(began, device)
+
+
+def _since(began: float, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.monotonic() - began

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 from align.model.adapters import Full
 from align.planning.activations import Activations, Measure
 from align.planning.empty import empty_model, read_config
-from align.planning.lengths import Passes, cells, of_run
+from align.planning.lengths import Passes, cells_of, of_run
 from align.planning.memory import WAYS, Model, of_model, parts
 from align.recipe import Recipe
 from align.runs.build import loss_of
@@ -163,18 +163,13 @@ def _operations(
     layers = needs.flops / needs.tokens * passes.tokens
     found = {"training": layers + (3.5 + again) * attention + (4 if model.head_trains else 2) * head}
     per_token = forward / max(1, passes.tokens)
-    once, held = (_cells(part, packed=recipe.train.packing) for part in lists)
+    once, held = (cells_of(part, packed=recipe.train.packing) for part in lists)
     cached = recipe.reference.cache and recipe.reference.name == "initial"
     if needs_reference:
         found["reference"] = per_token * (once + held if cached else passes.tokens)
     times = 2 + (passes.steps // recipe.train.eval_steps if recipe.train.eval_steps else 0)
     found["evaluation"] = per_token * held * times
     return found
-
-
-def _cells(lists: Dataset, *, packed: bool) -> int:
-    columns = zip(lists["prompt_ids"][:], lists["completion_ids"][:], strict=True)
-    return sum(cells([{"prompt_ids": p, "completion_ids": c}], packed=packed) for p, c in columns)
 
 
 def _disk(recipe: Recipe, model: Model, whole: nn.Module) -> dict[str, int]:

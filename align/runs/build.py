@@ -16,7 +16,7 @@ from align.data.columns import how_to_ignore
 from align.data.contrast import Templates
 from align.data.row_numbers import MARGIN
 from align.data.steps import micro_batches
-from align.data.windows import lengths, windows
+from align.data.windows import in_rows, lengths, windows
 from align.errors import UserError
 from align.losses.list_loss import ListLoss, build_loss, likelihood_loss
 from align.losses.reward_loss import RewardLoss, build_reward_loss, ranks
@@ -177,7 +177,7 @@ def _within_domains(objectives: list[ObjectiveConfig], grades: list[list[float]]
 
 def _check_domains(objectives: list[ObjectiveConfig], window: Any) -> None:
     """Refuse the first list that is outside, by its row."""
-    for source, row, grades in zip(*(own.to_pylist() for own in window.columns), strict=True):
+    for source, row, grades in in_rows(window):
         one_list = torch.tensor([grades], dtype=torch.float64)
         for objective in objectives:
             try:

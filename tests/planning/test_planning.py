@@ -2,14 +2,17 @@
 
 import json
 import time
+import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import LlamaConfig, TrainingArguments
 from transformers.trainer import Trainer
 
 from align.bench.measure import allocated_bytes
-from align.data.steps import micro_batches, packed_size
+from align.data.steps import micro_batches, packed_size, width
 from align.errors import UserError
 from align.model.checkpointing import checkpoint_layers
 from align.model.load import LoadOptions
@@ -18,7 +21,8 @@ from align.planning.activations import Measure
 from align.planning.check import refuse_unfit
 from align.planning.devices import of_launch, size_of
 from align.planning.empty import empty_model, read_config
-from align.planning.lengths import of_run
+from align.planning.lengths import cells_of, of_run
+from align.planning.measure import measured_rate
 from align.planning.memory import WAYS, of_model, optimizer_bytes, workspace
 from align.planning.plan import MARGIN, Devices, make_plan
 from align.planning.remedies import remedies
@@ -138,6 +142,33 @@ def test_the_largest_pass_and_the_tokens_are_those_of_the_batches(packing, make_
         assert largest.input_ids.numel() == max(sizes)
 
 
+def test_prompts_of_the_same_length_are_not_taken_for_one(make_recipe):
+    """As a system prompt would be, which lists are brought together for: two of these fit a pass."""
+    rows = [{"prompt_ids": [4 + number] * 150, "completion_ids": [[3] * 20, [5] * 20]} for number in range(4)]
+    many = Dataset.from_list([row | {"weight": 1.0} for row in rows])
+    recipe = make_recipe(train={"lists_per_step": 4, "epochs": 1, "steps": None, "tokens_per_batch": 400})
+    found = of_run(recipe, many, processes=1)
+    own = micro_batches(rows, tokens_per_batch=400, packed=True)
+    assert found.per_step == len(own) == 2
+    assert sum(map(packed_size, found.largest)) == sum(map(packed_size, own[0])) == 2 * 190
+
+
+def test_planning_holds_lengths_and_no_tokens(make_recipe):
+    """Of rows of 800 tokens, of which a Python list alone takes 6,400 bytes, less than 500 bytes each."""
+    prompts, completions = [7] * 400, [[7] * 250, [7] * 150]
+    rows = {"prompt_ids": [prompts] * 1000, "completion_ids": [completions] * 1000, "weight": [1.0] * 1000}
+    many = Dataset.from_dict(rows)
+    tracemalloc.start()
+    found = of_run(make_recipe(train={"epochs": 1, "lists_per_step": 100}), many, processes=1)
+    sizes = {packed: cells_of(many, packed=packed) for packed in (True, False)}
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    one = {"prompt_ids": prompts, "completion_ids": completions}
+    assert (found.tokens, found.completions) == (1000 * packed_size(one), 1000 * 400)
+    assert sizes == {True: 1000 * packed_size(one), False: 1000 * 2 * width(one)}
+    assert peak < 500 * 1000
+
+
 def test_sharing_divides_what_is_shared(make_recipe):
     recipe = make_recipe(policy={"adapter": {"name": "full"}})
     model = of_model(empty(recipe), recipe, needs_reference=True)
@@ -157,6 +188,21 @@ def test_a_plan_that_does_not_fit_names_what_helps(make_recipe, wide):
     said = " ".join(remedies(recipe, plan, "one"))
     assert "policy.adapter=lora" in said and "policy.dtype=bfloat16" in said
     assert plan.hours(2e12) == pytest.approx(sum(plan.operations.values()) / 4e12 / 3600)
+
+
+def test_a_measured_rate_is_that_of_passes_and_of_the_recipes_update(make_recipe, monkeypatch):
+    recipe = make_recipe(train={"optimizer": "adagrad", "steps": 3, "lists_per_step": 2})
+    prepared = prepare(recipe)
+    plan = make_plan(recipe, prepared.train, prepared.heldout, Devices("cpu", 2, 10**10))
+    updates, clock = [], iter((5.0, 5.25))
+    monkeypatch.setattr("torch.optim.Adagrad.step", lambda self: updates.append(len(self.param_groups[0]["params"])))
+    monkeypatch.setattr("align.planning.measure.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("align.planning.measure._seconds", lambda *_: 1.5)
+    found = measured_rate(recipe, prepared, plan)
+    read = sum(packed_size(prepared.train[row]) for row in (0, len(prepared.train) // 2))
+    assert updates == 2 * [len([p for p in empty(recipe).parameters() if p.requires_grad])]
+    step = 1.5 * plan.tokens / 6 / read + 0.25
+    assert found == pytest.approx(plan.operations["training"] / 6 / step)
 
 
 def test_training_what_cannot_fit_is_refused_before_rows_and_weights(make_recipe, tmp_path, save_tokenizer):
