@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import tracemalloc
 from itertools import product
 
 import numpy as np
@@ -300,6 +301,18 @@ def test_a_check_looks_at_a_bounded_sample_and_says_its_size():
     assert find("length", rows) == own
     leak = find("leak", sides([f"{some_words(random.Random(k), 9)}" for k in range(ROWS + 500)], ["w x y z"]))
     assert leak.figures["train"] == ROWS + 500
+
+
+def test_long_prompts_are_compared_in_little_memory():
+    """Of 400 words, whose runs as texts alone take 40,000 bytes."""
+    generator = random.Random(0)
+    rows = sides([some_words(generator, 400) for _ in range(200)], [])
+    find("near_duplicates", rows[:20])
+    tracemalloc.start()
+    find("near_duplicates", rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 25_000 * len(rows)
 
 
 # What a recipe asks for.
