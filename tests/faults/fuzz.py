@@ -58,7 +58,7 @@ def draw_one(name: str, corpus: Path, number: int, seed: int) -> None:
     target, drawn = targets.targets()[name], random.Random(f"{name} {seed}")
     for tried in range(number):
         data = drawn.randbytes(drawn.randrange(2, 25))
-        signal.alarm(SLOWEST)
+        signal.setitimer(signal.ITIMER_PROF, SLOWEST)  # of computing: the process ends there
         try:
             targets.attempt(target, target.made(data))
         except BaseException:
@@ -66,6 +66,7 @@ def draw_one(name: str, corpus: Path, number: int, seed: int) -> None:
             raise
         if tried % 100 == 99 or tried + 1 == number:
             (corpus / f"{name}.count").write_text(str(tried + 1))
+    signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def run(names: list[str], corpus: Path, how: list[str]) -> int:

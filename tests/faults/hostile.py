@@ -22,6 +22,7 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -420,6 +421,7 @@ def file_with(name: str, text: str | bytes) -> Callable[[World, Path], Path]:
     return make
 
 
+@cache
 def unzipped(text: bytes, times: int) -> bytes:
     """Gzip data that becomes `times` of a text."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
@@ -427,7 +429,7 @@ def unzipped(text: bytes, times: int) -> bytes:
 
 
 def bomb(name: str, text: bytes) -> Callable[[World, Path], Path]:
-    """Three gigabytes of a text of a megabyte, packed when they are wanted: it takes seconds."""
+    """Three gigabytes of a text of a megabyte, packed when they are wanted: it takes seconds the first time."""
 
     def make(world: World, folder: Path) -> Path:
         return file_with(name, unzipped(text, 3000))(world, folder)
