@@ -71,17 +71,26 @@ def bounded() -> Iterator[None]:
 
 @contextmanager
 def _limits() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     before = signal.signal(signal.SIGVTALRM, _stop)
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     try:
-        room = _in_use(int(time.monotonic())) + ROOM
-        if soft == resource.RLIM_INFINITY or room < soft:
-            resource.setrlimit(resource.RLIMIT_AS, (room, hard))
-        yield
+        with growing_by(ROOM):
+            yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+
+
+@contextmanager
+def growing_by(room: int) -> Iterator[None]:
+    """A limit of the bytes that this process may grow by, where one can be set; what asks for more is a MemoryError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = _in_use(int(time.monotonic())) + room
+    try:
+        if soft == resource.RLIM_INFINITY or most < soft:
+            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+        yield
+    finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 

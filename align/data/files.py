@@ -14,10 +14,11 @@ import pyarrow
 import pyarrow.parquet
 
 from align.data.delimited import DELIMITED, delimited_records
-from align.data.packed import all_lines, is_packed, lines_of, refuse_packed
+from align.data.packed import UNPACKED_ROWS, all_lines, is_packed, lines_of, refuse_packed
 from align.data.schema import BadRow
 from align.data.strict_json import decoder, what_is_wrong
 from align.errors import UserError
+from rewards.rendering import growing_by
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".arrow", *DELIMITED)
 TABLES = (".parquet", ".arrow")
@@ -234,13 +235,15 @@ def _without_nan(value: Any) -> Any:
 def _table_records(file: Path) -> Iterator[Record]:
     number = 0
     try:
-        for batch in _batches(file):
-            if twice := _twice(batch.schema):
-                raise UserError(f"{file}: the column `{twice}` is there twice; rename or remove one")
-            batch.validate(full=True)  # else a damaged file's offsets lead out of it, and the process ends there
-            for raw in batch.to_pylist():
+        for rows in _unpacked(file):
+            for raw in rows:
                 number += 1
                 yield str(file), number, raw
+    except MemoryError:
+        raise UserError(
+            f"{file}: the rows after row {number} take more than {UNPACKED_ROWS >> 30} GiB of memory at once; write "
+            "them as JSON lines"
+        ) from None
     except (
         pyarrow.ArrowException,
         OSError,
@@ -249,6 +252,21 @@ def _table_records(file: Path) -> Iterator[Record]:
         LookupError,
     ) as error:  # and values beyond Python's
         _refuse_table(file, number, error)
+
+
+def _unpacked(file: Path) -> Iterator[list[Any]]:
+    """A table's rows, some at a time, which may take little in the file and much in memory."""
+    batches = _batches(file)
+    while True:
+        with growing_by(UNPACKED_ROWS):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if twice := _twice(batch.schema):
+                raise UserError(f"{file}: the column `{twice}` is there twice; rename or remove one")
+            batch.validate(full=True)  # else a damaged file's offsets lead out of it, and the process ends there
+            rows = batch.to_pylist()
+        yield rows
 
 
 def _twice(fields: Iterable[pyarrow.Field], above: str = "") -> str | None:

@@ -10,6 +10,8 @@ LINE = 2**28
 """Bytes, or characters of a table in text, of a line or a cell: in memory an empty list of two bytes takes 64."""
 UNPACKED = 2**30
 """Bytes of a file with no row a line."""
+UNPACKED_ROWS = 2**32
+"""Bytes of memory for a table's rows that are unpacked at once: a dictionary may stand for any number of long texts."""
 OF_A_LINE = 100
 """Bytes that Python takes for a line besides its own."""
 MARKS = {b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip"}

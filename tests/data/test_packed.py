@@ -3,9 +3,11 @@
 import gzip
 import json
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from align.data import delimited, packed, read_source
+from align.data import delimited, files, packed, read_source
 from align.errors import UserError
 
 ROW = {"prompt": "a", "chosen": "b" * 300, "rejected": "c"}
@@ -49,6 +51,24 @@ def test_what_is_in_bounds_or_not_packed_is_read(tmp_path, small):
     for name, content in (("a.json", ARRAY), ("a.jsonl", LINE.replace("b", 500 * "b")), ("a.csv", 3 * TABLE)):
         (tmp_path / name).write_text(content)
         assert read_source(str(tmp_path / name), limit=1).read == 1
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
+def test_a_few_bytes_of_a_table_that_stand_for_gigabytes_are_refused(tmp_path, monkeypatch, name):
+    """A dictionary, or packed buffers, of one long text."""
+    monkeypatch.setattr(files, "UNPACKED_ROWS", 2**28)
+    text, count = "a" * 10**6, 1000
+    long = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([text]))
+    table = pa.table({"prompt": ["q"] * count, "chosen": long, "rejected": ["b"] * count})
+    if name == "rows.parquet":
+        parquet.write_table(table, tmp_path / name, store_schema=False)
+    else:
+        packs = pa.ipc.IpcWriteOptions(compression="zstd")
+        with pa.ipc.new_stream(tmp_path / name, table.schema, options=packs) as writer:
+            writer.write_table(table)
+    assert (tmp_path / name).stat().st_size < 60_000
+    with pytest.raises(UserError, match=rf"{name}: the rows after row 0 take more than 0 GiB of memory"):
+        read_source(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.zst", "rows.csv", "rows.parquet"])

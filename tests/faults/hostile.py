@@ -28,14 +28,17 @@ from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pyarrow
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from tiny_models import letters, llama, saved
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from align.cli import main
+from align.data import files
 from align.manifest import seal
 from align.runs.checkpoints import numbered, step_of
 from align.runs.run_directory import RunDirectory
@@ -52,6 +55,7 @@ class World:
     def __init__(self, root: Path) -> None:
         self.root, self.marker = root, root / "ran"
         rendering.SECONDS, rendering.ROOM = 1.0, 2**30  # a tenth of what it is, so that the table takes minutes
+        files.UNPACKED_ROWS = 2**30
         chat = letters(template="{% for m in messages %}{{ m.role[0] + m.content }}{% endfor %}")
         self.base = Path(saved(root / "base", LlamaForCausalLM(llama()), chat))
         self.reward = Path(saved(root / "reward", LlamaForSequenceClassification(llama(pad_token_id=0))))
@@ -437,6 +441,16 @@ def bomb(name: str, text: bytes) -> Callable[[World, Path], Path]:
     return make
 
 
+def table_bomb(world: World, folder: Path) -> Path:
+    """A kilobyte of Parquet whose 3000 rows have one text of 20 MB, of a dictionary."""
+    long = pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array([0] * 3000, pyarrow.int32()), pyarrow.array(["a" * 2 * 10**7])
+    )
+    table = pyarrow.table({"prompt": ["q"] * 3000, "chosen": long, "rejected": ["b"] * 3000})
+    parquet.write_table(table, folder / "rows.parquet", compression="zstd", store_schema=False)
+    return folder / "rows.parquet"
+
+
 LAUGHS = "a0: &a0 [lol, lol]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 30))
 DEEP = "[" * 100_000 + "]" * 100_000
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -628,6 +642,7 @@ HOSTILE: dict[str, Hostile] = {
         "run", run_with(content("checkpoints/checkpoint-1/optimizer.pt", b"cos\nsystem\n"))
     ),
     "rows that are a zip bomb": Hostile("rows", bomb("rows.jsonl.gz", b"[" * 2**20), "longer than"),
+    "rows of a table that is a bomb": Hostile("rows", table_bomb, "rows after row 0 take more than 1 GiB"),
     "rows in zstd": Hostile("rows", file_with("rows.jsonl.zst", b"\x28\xb5\x2f\xfd" + bytes(20)), ""),
     **{
         f"rows in {kind}": Hostile("rows", file_with("rows.jsonl", data + bytes(20)), kind)
