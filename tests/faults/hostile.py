@@ -45,7 +45,7 @@ from align.runs.run_directory import RunDirectory
 from rewards import rendering
 
 SECONDS = 60
-"""That a pair may take."""
+"""Of computing, that a pair may take: a clock would judge the machine's other work."""
 TRUST, ALLOW = "--trust-remote-code", "--allow-code"
 
 
@@ -103,7 +103,7 @@ class World:
     def call(self, words: list[str]) -> "Outcome":
         """A command in this process; what it says, and how it ends."""
         said, printed = io.StringIO(), io.StringIO()
-        began, code, trace = time.monotonic(), 0, ""
+        began, code, trace = time.process_time(), 0, ""
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed), _in_time(), _stdin("y\n"):
             try:
                 main(words)
@@ -114,7 +114,7 @@ class World:
         log = logging.getLogger("align")
         log.handlers.clear()
         log.propagate = True
-        return Outcome(code, said.getvalue(), trace, time.monotonic() - began)
+        return Outcome(code, said.getvalue(), trace, time.process_time() - began)
 
 
 class Outcome(NamedTuple):
@@ -728,13 +728,13 @@ def _in_time() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise TimeoutError(f"more than {SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @contextlib.contextmanager
