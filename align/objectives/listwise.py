@@ -122,7 +122,7 @@ def decoupled_softmax(
     worse = ordered_pairs(grades, list_mask)
     log_weights = _log_gaps(grades, worse).to(scores.dtype) if negatives == "grades" else None
     terms = _against_worse(scores, worse, list_mask, margins, log_weights)
-    return masked_sum(grades.to(scores.dtype) * terms, list_mask & worse.any(dim=2))
+    return masked_sum(grades.to(scores.dtype) * terms, list_mask)
 
 
 @OBJECTIVE.add
