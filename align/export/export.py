@@ -2,12 +2,14 @@
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
 
 from align.errors import UserError
+from align.export.combine import combine
 from align.export.compare import compare, refuse_other
 from align.export.drop import drop_entries
 from align.export.exported import describe
@@ -27,7 +29,7 @@ from align.runs.digests import Digests
 log = logging.getLogger("align")
 
 FIGURES = "export.json"
-DROPPED = ".dropped"
+COMBINED, DROPPED = ".combined", ".dropped"
 
 
 def export(
@@ -37,6 +39,8 @@ def export(
     to: str | None = None,
     merge: bool = False,
     dtype: str | None = None,
+    average: Sequence[str | Path] = (),
+    extrapolate: float = 0.0,
     drop: float | None = None,
     seed: int = 0,
     lists: int = 16,
@@ -57,6 +61,8 @@ def export(
         merge: The same as `to="transformers"`.
         dtype: What weights are stored in, of those that the format has; by default that of the run's policy, else the
             base's own, for models, and unchanged for adapters.
+        average: Other runs of the same base, with which the mean of all is exported.
+        extrapolate: How much further than training went, as a share of its way: ExPO's alpha.
         drop: The share of the entries of an adapter's second factors that become 0; the others are scaled up for it.
         seed: Of what is dropped.
         lists: Held-out lists that are compared; 0 compares a probe text.
@@ -76,21 +82,33 @@ def export(
     if merge and to not in (None, "transformers"):
         raise UserError(f"--merge is --to transformers; leave it out with --to {to}")
     check_places({"run_or_adapter": run_or_adapter, "output": output})
-    trained = find_trained(Path(run_or_adapter), trust_remote_code=trust_remote_code)
+    trained, *others = (
+        find_trained(Path(path), trust_remote_code=trust_remote_code) for path in (run_or_adapter, *average)
+    )
     whole = trained.base is None or merge
     form = FORMATS[to or ("transformers" if whole else "peft")]
     check_format(form, dtype)
     check_fits(form, trained)
     output = Path(output)
     with alone_on(output, instead="give another output folder"), replaced_folder(output) as partial:
+        if others or extrapolate:
+            trained = combine([trained, *others], partial / COMBINED, extrapolate=extrapolate)
         tokenizer = read_tokenizer_of(trained)
         held = None if trained.outputs else _held_out(trained, form, tokenizer, lists)
         source = trained if drop is None else drop_entries(trained, partial / DROPPED, share=drop, seed=seed)
         made, differences = _write(form, source, tokenizer, partial, output.name, dtype)
-        shutil.rmtree(partial / DROPPED, ignore_errors=True)
-        found = {"format": form.name, "dtype": _stored(form, made), "drop": drop, **differences}
+        found = {
+            "format": form.name,
+            "dtype": _stored(form, made),
+            "average": [str(path) for path in average],
+            "extrapolate": extrapolate,
+            "drop": drop,
+            **differences,
+        }
         if held is not None:
             found |= _compared(form, held, made, tolerance)
+        for folder in (COMBINED, DROPPED):
+            shutil.rmtree(partial / folder, ignore_errors=True)
         write_json(partial / FIGURES, found)
         Digests(partial).note_all()  # of all but the card, which its owner goes on writing
         card = model_card(

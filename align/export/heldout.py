@@ -197,7 +197,8 @@ def _policy(trained: Trained, recipe: Recipe | None) -> tuple[Any, AbstractConte
     Of a run it is what training left in its checkpoint; else what stands in the folder. An adapter on 4-bit weights is
     taken on the whole ones, which an export is for.
     """
-    if recipe is not None and trained.run_folder is not None and recipe.policy.quantization is None:
+    own = trained.run_folder is not None and trained.folder == trained.run_folder / "adapter"  # else a combination
+    if recipe is not None and trained.run_folder is not None and own and recipe.policy.quantization is None:
         try:
             return _from_state(recipe, RunDirectory(trained.run_folder).final_state())
         except UserError as error:

@@ -178,7 +178,14 @@ def _figures(summary: dict[str, Any]) -> str:
 
 def compared_in_words(found: dict[str, Any], *, is_reward: bool) -> list[str]:
     """What an export cost, in sentences; see `compare` and `export._write` for the names."""
-    return [said for said in (_fidelity(found, is_reward=is_reward), _compared(found)) if said]
+    return [said for said in (_combined(found), _fidelity(found, is_reward=is_reward), _compared(found)) if said]
+
+
+def _combined(found: dict[str, Any]) -> str:
+    said = [f"the mean of this run and {', '.join(found['average'])}"] if found["average"] else []
+    if found["extrapolate"]:
+        said.append(f"{1 + found['extrapolate']:g} times what training changed")
+    return f"These weights are {' and '.join(said)}." if said else ""
 
 
 def _fidelity(found: dict[str, Any], *, is_reward: bool) -> str:

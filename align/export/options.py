@@ -47,6 +47,20 @@ COMMANDS = (
                 f"in a GGUF file also {', '.join(GGUF_TYPES)}",
             ),
             option(
+                "--average",
+                nargs="+",
+                default=[],
+                metavar="RUN",
+                help="export the mean of RUN and these, which were trained on the same base",
+            ),
+            option(
+                "--extrapolate",
+                type=not_negative,
+                default=0.0,
+                metavar="SHARE",
+                help="go further than training did by this share of its way (ExPO; try 0.1 to 0.5, and evaluate it)",
+            ),
+            option(
                 "--drop",
                 type=fraction,
                 metavar="SHARE",

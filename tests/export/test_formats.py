@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -261,8 +262,6 @@ def test_what_cannot_be_written_is_refused_by_name(run, tmp_path, monkeypatch):
 
 
 def test_dropping_keeps_the_mean_of_the_update_and_says_what_it_costs(run, tmp_path):
-    from safetensors.torch import load_file
-
     out = export(run, tmp_path / "out", drop=0.75, seed=3, lists=2, tolerance=10.0)
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (run / "adapter", out))
     kept = 0.0
@@ -280,3 +279,70 @@ def test_dropping_keeps_the_mean_of_the_update_and_says_what_it_costs(run, tmp_p
         export(run, tmp_path / "again", drop=0.75, seed=3, lists=0, tolerance=10.0) / "adapter_model.safetensors"
     )
     assert all(torch.equal(value, again[name]) for name, value in after.items())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value.double() for name, value in load_file(folder / "model.safetensors").items()}
+
+
+@pytest.fixture(scope="module")
+def merged(run, recipe, tmp_path_factory):
+    """Two LoRA runs and one of all weights, each merged; and the base's weights."""
+    place = tmp_path_factory.mktemp("merged")
+    runs = {"one": run}
+    for name, adapter in (("two", {"name": "lora", "rank": 2, "alpha": 8}), ("full", {"name": "full"})):
+        tree = recipe.model_dump(mode="json", exclude_defaults=True)
+        tree |= {"output": str(place / f"run_{name}"), "objective": {"name": "logistic"}}
+        tree["policy"] |= {"model": str(STORIES), "adapter": adapter}
+        own = parse_recipe(tree, origin="test")
+        runs[name] = train(own).path
+    folders = {
+        name: export(path, place / name, to="transformers", dtype="float32", lists=0) for name, path in runs.items()
+    }
+    return runs, folders, weights(STORIES)
+
+
+def assert_weights(folder: Path, expected: dict[str, torch.Tensor]) -> None:
+    found = weights(folder)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=2e-6)
+
+
+def test_an_average_of_runs_has_the_mean_of_their_weights(merged, tmp_path):
+    """Of LoRAs of other ranks and scales, and of whole models; the comparison is with the mean, not one of them."""
+    runs, folders, _ = merged
+    one, two = (weights(folders[name]) for name in ("one", "two"))
+    mean = {name: (one[name] + two[name]) / 2 for name in one}
+    out = export(runs["one"], tmp_path / "mean", average=[runs["two"]], to="transformers", dtype="float32", lists=2)
+    assert_weights(out, mean)
+    found = json.loads((out / "export.json").read_text())
+    assert found["average"] == [str(runs["two"])] and found["max_logprob_difference"] < 1e-3
+    assert f"the mean of this run and {runs['two']}" in (out / "README.md").read_text()
+    assert not list(out.rglob(".*ed")), "no folder of the way is left"
+    whole = export(folders["one"], tmp_path / "whole", average=[folders["two"]], dtype="float32", lists=0)
+    assert_weights(whole, mean)
+    again = export(runs["one"], tmp_path / "adapter", average=[runs["two"]], lists=0)
+    assert_weights(export(again, tmp_path / "merged", to="transformers", dtype="float32", lists=0), mean)
+
+
+@pytest.mark.parametrize("name", ["one", "full"])
+def test_extrapolation_goes_on_from_the_base(merged, tmp_path, name):
+    runs, folders, base = merged
+    trained = weights(folders[name])
+    assert max((trained[key] - base[key]).abs().max() for key in trained) > 1e-3
+    out = export(runs[name], tmp_path / "out", extrapolate=0.5, to="transformers", dtype="float32", lists=0)
+    assert_weights(out, {key: base[key] + 1.5 * (trained[key] - base[key]) for key in trained})
+
+
+def test_what_has_no_sum_is_refused(merged, run, tmp_path):
+    runs, folders, _ = merged
+    with pytest.raises(UserError, match="is a whole model, .* is not; average runs of one base"):
+        export(runs["one"], tmp_path / "out", average=[runs["full"]])
+    with pytest.raises(UserError, match="is of no run, so that its start is not known; give the run"):
+        export(folders["one"], tmp_path / "out", extrapolate=0.5)
+    odd = shutil.copytree(run / "adapter", tmp_path / "odd")
+    config = json.loads((odd / "adapter_config.json").read_text())
+    (odd / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    with pytest.raises(UserError, match="a LoRA with use_dora has no sum with others"):
+        export(odd, tmp_path / "out", extrapolate=0.5)
