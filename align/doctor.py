@@ -52,6 +52,7 @@ PACKAGES = {
 OPTIONAL = {
     "trl": "pip install 'trl>=1.16,<1.17' to compare with TRL's trainers in the tests",
     "bitsandbytes": "pip install bitsandbytes for `policy.quantization: 4bit`, on a GPU",
+    "pytorch-optimizer": "pip install 'align-lm[optimizers]' for its hundred names in `train.optimizer`",
     "ray": "pip install 'align-lm[cluster]' for `--ray` of score, annotate and rollout",
     "tensorboard": "pip install tensorboard for `train.report_to: [tensorboard]`",
     "wandb": "pip install wandb for `train.report_to: [wandb]`",

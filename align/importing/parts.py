@@ -11,11 +11,12 @@ from typing import Any
 from align.files import is_there
 from align.importing.plan import OFF, Plan
 from align.recipe.optimizers import OPTIMIZERS, why_not
-from align.recipe.other_tools import VALUES
-from align.recipe.settings import TrainSection
+from align.recipe.schedules import NEEDED, OPTIONS
 from align.recipe.trackers import checked_trackers
 
-SCHEDULES = TrainSection.model_fields["schedule"].annotation.__args__  # type: ignore[union-attr]
+SCHEDULES = tuple(name for name in OPTIONS if name not in NEEDED)
+"""Those that need no option."""
+WITHOUT_OPTIONS = {"cosine_with_min_lr": "cosine", "cosine_warmup_with_min_lr": "cosine"}
 ATTENTION = "attention is chosen for packed rows, and changes speed, never the result; `policy.attention` forces one"
 DROPOUT = "{tool} turns dropout off in the whole model, the adapter's too"
 STEPS = "the total of steps is not known before the rows are read; write warmup steps / all steps here"
@@ -153,13 +154,12 @@ def write_training(plan: Plan) -> None:
 
 def _schedule(plan: Plan) -> None:
     name = str(plan.value("lr_scheduler_type")).rpartition(".")[2].lower()
-    ours = VALUES["train.schedule"].get(name, name)
+    ours = WITHOUT_OPTIONS.get(name, name)
     if ours not in SCHEDULES:
         raise plan.mistake("lr_scheduler_type", f"is no schedule here; take one of {', '.join(SCHEDULES)}")
     bare = ours != name
-    plan.put(
-        "train.schedule", ours, ("lr_scheduler_type",), "it ends at 0, without restarts" if bare else "", differs=bare
-    )
+    why = f"it ends at 0; write {{name: {name}, min_lr_rate: ...}} to end where yours does"
+    plan.put("train.schedule", ours, ("lr_scheduler_type",), why if bare else "", differs=bare)
     warmup, ratio = plan.value("warmup_steps"), plan.value("warmup_ratio")
     limit = plan.number("max_steps") if plan.value("max_steps") not in OFF else 0
     if warmup in (*OFF, 0):

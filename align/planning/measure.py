@@ -15,6 +15,7 @@ from align.planning.lengths import cells
 from align.planning.plan import Plan
 from align.progress import stage
 from align.recipe import Recipe
+from align.recipe.optimizers import AVERAGING, LOW_RANK
 from align.runs.build import build_policy, load_options
 from align.types import ListBatch
 
@@ -68,7 +69,10 @@ def _seconds(scorer: nn.Module, batches: list[ListBatch], recipe: Recipe, device
 
 def _update(scorer: nn.Module, recipe: Recipe, device: torch.device) -> float:
     """Seconds of the second update: the first one makes the optimizer's states."""
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments("unused", optim=recipe.train.optimizer))
+    own = recipe.train.optimizer
+    like_adamw = own.of != "transformers" or own.name in (*LOW_RANK, *AVERAGING)  # made by align.training alone
+    name = "adamw_torch" if like_adamw else own.name
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments("unused", optim=name))
     optimizer = kind([parameter for parameter in scorer.parameters() if parameter.requires_grad], **options)
     optimizer.step()
     began = time.monotonic()

@@ -25,7 +25,6 @@ STATES = {
     "paged_ademamix_32bit": 3.0,
     "rmsprop_bnb_32bit": 1.0,
     "rmsprop_bnb": 1.0,
-    "grokadamw": 3.0,
     "stable_adamw": 2.0,
 }
 """Optimizer -> numbers of the parameter's dtype that it keeps for each; adafactor is counted by rows and columns."""
@@ -78,7 +77,7 @@ def of_model(model: nn.Module, recipe: Recipe, *, needs_reference: bool) -> Mode
         largest=max(map(_bytes, trained), default=0),
         block=block,
         root=sum(_bytes(p) for p in parameters if id(p) not in inside),
-        states=optimizer_bytes(trained, recipe.train.optimizer),
+        states=optimizer_bytes(trained, recipe.train.optimizer.name),
         copy=_reference_copy(recipe, sum(map(_bytes, parameters)), sum(map(_bytes, trained)), needs_reference),
         vocabulary=output.weight.shape[0] if recipe.task != "reward" else 0,
         width=output.weight.shape[1],

@@ -29,7 +29,7 @@ def _all(recipe: Recipe, plan: Plan, way: str) -> Iterator[tuple[float, str]]:
         yield activations / 3, "train.packing=true, which reads a list's prompt once"
     if isinstance(policy.adapter, Full) and policy.start_adapter is None:
         yield own["gradients"] + own["optimizer"] + own["reference"], "policy.adapter=lora"
-        if train.optimizer.startswith("adamw_torch"):
+        if train.optimizer.name.startswith("adamw_torch"):
             yield own["optimizer"], "train.optimizer=adafactor"
     if own["reference"] and isinstance(policy.adapter, Full):
         yield own["reference"], "reference.cache=true"

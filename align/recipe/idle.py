@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from align.recipe.recipe import Recipe
+from align.recipe.schedules import BY_FIGURE
 
 log = logging.getLogger("align")
 
@@ -21,6 +22,9 @@ def _nothing_cached(recipe: Recipe) -> bool:
     asked = recipe.needs_token_rewards or recipe.data.ches is not None
     return recipe.task == "reward" or not (recipe.reference.cache or asked)
 
+
+UNWARMED = ("constant", "refined", *BY_FIGURE)
+WITHOUT_BETAS = ("sgd", "adagrad", "rmsprop", "adafactor")
 
 IDLE = (
     Idle("reference.cache_dir", _nothing_cached, "nothing is computed ahead"),
@@ -61,7 +65,7 @@ IDLE = (
         "the reference is not `moving`",
     ),
     Idle("train.epochs", lambda r: r.train.steps is not None, "`train.steps` says how long"),
-    Idle("train.warmup_ratio", lambda r: r.train.schedule == "constant", "take `constant_with_warmup`"),
+    Idle("train.warmup_ratio", lambda r: r.train.schedule.name in UNWARMED, "the schedule has no warm-up"),
     Idle(
         "train.activation_memory_gb",
         lambda r: r.train.gradient_checkpointing != "auto",
@@ -70,8 +74,8 @@ IDLE = (
     Idle("train.project", lambda r: not r.train.report_to, "`train.report_to` names no tracker"),
     Idle(
         "train.adam_beta1 train.adam_beta2",
-        lambda r: r.train.optimizer in ("sgd", "adagrad", "rmsprop", "adafactor"),
-        "the optimizer has none",
+        lambda r: r.train.optimizer.name in WITHOUT_BETAS or r.train.optimizer.of != "transformers",
+        "the optimizer has none, or takes `betas` as an option of its own",
     ),
 )
 """A default counts as not set, since a run's own recipe holds every key."""

@@ -112,6 +112,7 @@ class Recipe(Strict):
         if self.task == "sft" and (self.regularizer or self.token_weights):
             raise ValueError("task: sft takes no `regularizer` and no `token_weights`; remove them")
         self.train.check_measured()
+        self.train.check_schedule()
         if self.regularizer:
             self._check_regularizer()
         if self.data.ches and self.policy.adapter.needs_steps and not self.train.steps:

@@ -1,14 +1,14 @@
 """The recipe's `train` and `reward` sections."""
 
-import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_serializer, field_validator
 
 from align.objectives import PROPERTIES, Objective
 from align.own_code import names_a_class
-from align.recipe.optimizers import OPTIMIZERS, why_not
+from align.recipe.optimizers import AVERAGING, OptimizerConfig, OptimizerSection, Rates
+from align.recipe.schedules import BY_FIGURE, ScheduleConfig, ScheduleSection
 from align.recipe.trackers import checked_trackers
 from align.section import Duration, Fraction, Free, Grows, Strict
 from rewards.head_config import Attributes, BradleyTerry
@@ -33,15 +33,21 @@ class TrainSection(Strict):
 
     learning_rate: PositiveFloat = 5e-5
     """After the warm-up, from where `schedule` takes it."""
-    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = "linear"
-    """Course of the learning rate after the warm-up."""
+    schedule: ScheduleConfig = ScheduleSection()
+    """Course of the learning rate after the warm-up: a name of transformers' `lr_scheduler_type`, or with its options
+    `{name: warmup_stable_decay, decay_ratio: 0.2}`; `{name: refined, path: ...}` follows what
+    `align report RUN --refine` made of another run."""
     warmup_ratio: Fraction = 0.1
     """Share of the steps over which the learning rate rises."""
-    optimizer: str = "adamw_torch"
-    """A name of transformers.TrainingArguments: adamw_torch, adamw_torch_fused, adafactor, sgd, adagrad, rmsprop; with
-    packages of their own those of bitsandbytes (paged_adamw_8bit), torchao, grokadamw and torch-optimi."""
+    optimizer: OptimizerConfig = OptimizerSection()
+    """What takes the steps: a name of this project's, transformers', torch's or pytorch-optimizer's (adamw_torch,
+    adafactor, lamb, muon, adan, galore, schedulefreeadamw, ...), or with options `{name: galore, rank: 64}`;
+    docs/optimizers.md lists them."""
+    groups: Rates = {}
+    """Learning rates of parts: `{lora_B: 16x}` is LoRA+; a key is `embeddings`, `head`, a part of a parameter's name
+    between dots, or a regular expression, a value a multiple of `learning_rate` or a rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Of the optimizer, as are `adam_beta1` and `adam_beta2`."""
+    """Of the optimizer; of transformers' names `adam_beta1` and `adam_beta2` too, others take `betas` as an option."""
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.999
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -116,15 +122,24 @@ class TrainSection(Strict):
             if getattr(self, key) and not self.eval_steps:
                 raise ValueError(f"train.{key} needs train.eval_steps, the interval at which candidates are measured")
 
-    @field_validator("optimizer")
-    @classmethod
-    def _known_optimizer(cls, value: str) -> str:
-        if value not in OPTIMIZERS:
-            near = difflib.get_close_matches(value, OPTIMIZERS, n=1) or ["adamw_torch"]
-            raise ValueError(f"transformers has no optimizer `{value}`; did you mean `{near[0]}`?")
-        if problem := why_not(value):
-            raise ValueError(problem)
-        return value
+    def check_schedule(self) -> None:
+        """Refuse a course of the learning rate that the other keys leave without effect.
+
+        Raises:
+            ValueError: names the key.
+        """
+        schedule, optimizer = self.schedule.name, self.optimizer.name
+        if schedule in BY_FIGURE and not self.eval_steps:
+            raise ValueError(f"train.schedule: `{schedule}` acts by held-out figures; set train.eval_steps")
+        if optimizer in AVERAGING and schedule not in ("constant", "constant_with_warmup"):
+            raise ValueError(
+                f"train.schedule: `{optimizer}` averages its weights in place of a falling rate; set "
+                "train.schedule=constant_with_warmup, or constant"
+            )
+
+    @field_serializer("optimizer", "schedule")
+    def _as_written(self, value: OptimizerSection | ScheduleSection) -> Any:
+        return value.plain()
 
     @field_validator("early_stopping", mode="before", json_schema_input_type=EarlyStopping | PositiveInt | None)
     @classmethod

@@ -47,6 +47,8 @@ def _with_names(node: Any) -> Any:
         return node
     written = {key: _with_names(value) for key, value in node.items() if key not in ("discriminator", "named")}
     if "discriminator" not in node:
+        if "named" in node:  # one section, whose name is one of many
+            written["anyOf"] = [{"$ref": written.pop("$ref")}, {"type": "string"}]
         return written
     choices = node["discriminator"]["mapping"]
     del written["oneOf"]

@@ -17,6 +17,11 @@ COMMANDS = (
                 metavar="FOLDER",
                 help="an export of the run, whose comparison with it is shown too; repeatable",
             ),
+            option(
+                "--refine",
+                action="store_true",
+                help="write refined_schedule.json into the run too, for `train.schedule: {name: refined, path: RUN}`",
+            ),
             option("--output", metavar="FILE", help="the page (default: report.html in the run directory)"),
         ),
     ),

@@ -10,6 +10,7 @@ from align.report.charts import COLOURS
 from align.report.measured import read_export
 from align.report.page import render
 from align.report.reading import read_run
+from align.report.refine import write_refined
 from align.report.study_page import PAGE, STUDY, read_study, render_study
 
 
@@ -57,7 +58,14 @@ def _page(folders: Sequence[Path], exports: Sequence[Path]) -> str:
 
 
 def print_report(
-    runs: Sequence[str | Path], output: str | Path | None = None, exports: Sequence[str | Path] = ()
+    runs: Sequence[str | Path],
+    output: str | Path | None = None,
+    exports: Sequence[str | Path] = (),
+    *,
+    refine: bool = False,
 ) -> None:
-    """Write the page and say where it is."""
+    """Write the page, and the runs' refined schedules where they are asked for, and say where they are."""
+    for run in runs if refine else ():
+        file = write_refined(run)
+        print(f"refined schedule: {file}; the next run takes train.schedule='{{name: refined, path: {file}}}'")
     print(f"report: {write_report(runs, output, exports)}")

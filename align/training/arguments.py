@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env, patch_environment
 from datasets import Dataset
-from transformers import TrainingArguments, get_scheduler
+from transformers import TrainingArguments
 
 from align.data.steps import plan_steps
 from align.errors import UserError
@@ -22,6 +22,7 @@ from align.runs.checkpoints import step_of
 from align.runs.run_directory import RunDirectory
 from align.runs.told import told_by_main
 from align.training.processes import check_installed, check_processes
+from align.training.schedules import rates
 from align.training.zero import load_whole, zero_asked
 from align.types import LONGEST_WAIT
 
@@ -87,8 +88,8 @@ def _arguments(train: TrainSection, *, checkpoints: Path, run_name: str, **optio
         output_dir=str(checkpoints),
         per_device_train_batch_size=1,  # of the data loader, whose items are whole optimizer steps
         learning_rate=train.learning_rate,
-        lr_scheduler_type=train.schedule,
-        optim=train.optimizer,
+        lr_scheduler_type=train.schedule.name if train.schedule.name != "refined" else "linear",  # see create_scheduler
+        optim=own.name if (own := train.optimizer).of == "transformers" else "adamw_torch",  # see create_optimizer
         weight_decay=train.weight_decay,
         adam_beta1=train.adam_beta1,
         adam_beta2=train.adam_beta2,
@@ -129,11 +130,12 @@ def grow(run: RunDirectory, recipe: Recipe, before: list[list[int]], plan: list[
         raise UserError(f"{run.path}: {adapter.name} plans its ranks by the number of steps, so the run may not grow")
     done = told_by_main(run.saved.whole)
     steps = [step_of(checkpoint) for checkpoint in done]
-    rates = [_rates(recipe.train, total=len(one), steps=max(steps, default=0)) for one in (before, plan)]
-    fitting = [c for c, s in zip(done, steps, strict=True) if before[:s] == plan[:s] and rates[0][:s] == rates[1][:s]]
+    longest = max(steps, default=0)
+    old, new = (rates(recipe.train, total=len(one), steps=longest) or [] for one in (before, plan))  # by figures alone
+    fitting = [c for c, s in zip(done, steps, strict=True) if before[:s] == plan[:s] and old[:s] == new[:s]]
     if done and not fitting:
-        reason = f"the learning rate of a {recipe.train.schedule} schedule depends on how long the run is"
-        if rates[0] == rates[1]:
+        reason = f"the learning rate of a {recipe.train.schedule.name} schedule depends on how long the run is"
+        if old == new:
             reason = "its last step was a smaller one; give train.steps"
         raise UserError(
             f"{run.path}: may not grow from {len(before)} to {len(plan)} steps: {reason}; a constant one may; "
@@ -142,14 +144,6 @@ def grow(run: RunDirectory, recipe: Recipe, before: list[list[int]], plan: list[
     log.info("the run grows from %d to %d steps", len(before), len(plan))
     if main:
         run.grow(recipe, fitting[-1] if fitting else None)
-
-
-def _rates(train: TrainSection, *, total: int, steps: int) -> list[float]:
-    """The factors of the learning rate in the first steps of a run of `total`."""
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=train.learning_rate)
-    warmup = math.ceil(train.warmup_ratio * total)
-    scheduler: Any = get_scheduler(train.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=total)
-    return [scheduler.lr_lambdas[0](step) for step in range(steps)]
 
 
 def fit_to_plan(arguments: TrainingArguments, train: TrainSection, *, steps: int) -> None:

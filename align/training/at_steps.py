@@ -4,18 +4,23 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from align.model.policy import Policy
+from align.training.optimizers import averaging
 from align.training.zero import keep_head_whole
 
 
 class AfterStep(TrainerCallback):
-    """Lets the adapter act between the optimizer's step and the gradients' end (AdaLoRA moves its ranks there)."""
+    """Lets the adapter act between the optimizer's step and the gradients' end (AdaLoRA moves its ranks there).
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    An optimizer that averages weights has the average in place from here until the next step begins, so that whatever
+    looks at the policy (evaluation, a checkpoint, a rollout) sees the same, and how often it looks changes nothing.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.policy.after_step(state.global_step + 1)
+        averaging(self.trainer.optimizer, train=False)
+        self.trainer.policy.after_step(state.global_step + 1)
 
 
 class AtTheStart(TrainerCallback):

@@ -8,8 +8,11 @@ from torch import nn
 from transformers import Trainer
 
 from align.model.policy import Policy
+from align.recipe.settings import TrainSection
 from align.runs.run_directory import RunDirectory
 from align.training.given import Given, own_optimizer, own_schedule, restore_callbacks
+from align.training.optimizers import class_and_options, made_with, parameter_groups, read_back
+from align.training.schedules import make_schedule
 from align.training.sharded import PARTS, load_optimizer, save_optimizer, set_rates
 from align.training.stopping import STOPPED, Ending
 from align.training.zero import check_world, whole_weights
@@ -19,6 +22,7 @@ class CheckpointedTrainer(Trainer):
     """What AlignTrainer writes and reads to go on, in one process, in several, and with weights in parts."""
 
     run: RunDirectory
+    section: TrainSection
     policy: Policy
     given: Given
     scorer: Any
@@ -29,15 +33,24 @@ class CheckpointedTrainer(Trainer):
     """The rows of every optimizer step."""
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The caller's own optimizer, or transformers'."""
+        """The caller's own optimizer, or the recipe's, of groups by rate and decay."""
         if self.given.optimizer and self.optimizer is None:
             self.optimizer = own_optimizer(self.given.optimizer, self.scorer)
+        if self.optimizer is None:
+            train, trained = self.section, self.scorer
+            kind, options = class_and_options(train, self.args, steps=self.args.max_steps)
+            groups = parameter_groups(train, trained, self.get_decay_parameter_names(trained))
+            self.optimizer_cls_and_kwargs = made_with(train.optimizer, kind, options | {"params": groups})
+            read_back()
         return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The caller's own schedule, or transformers'."""
+        """The caller's own schedule, or the recipe's."""
         if self.given.schedule and self.lr_scheduler is None:
             self.lr_scheduler = own_schedule(self.given.schedule, self.optimizer, len(self.plan))
+        if self.lr_scheduler is None:
+            made: Any = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = make_schedule(self.section, made, steps=num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

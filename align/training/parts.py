@@ -36,6 +36,7 @@ from align.training.advice import advise
 from align.training.annotate import Annotated, annotate_lists, filter_by_ches
 from align.training.arguments import fit_to_plan, grow, planned_steps
 from align.training.given import Given
+from align.training.optimizers import check_parameters
 from align.training.trainer import AlignTrainer
 
 log = logging.getLogger("align")
@@ -136,6 +137,7 @@ def assemble(
         given=given,
     )
     trainer.bad.rows = prepared.train_rows
+    check_parameters(recipe.train, policy.scorer())
     _set_checkpointing(recipe, trainer)
     return RunParts(recipe, run, prepared, annotated, heldout, policy, trainer)
 

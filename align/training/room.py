@@ -22,7 +22,7 @@ def check_room(recipe: Recipe, run: RunDirectory, trainer: Any) -> None:
     """
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
     weights = sum(p.numel() * p.element_size() for p in trained)
-    each = weights + optimizer_bytes(trained, recipe.train.optimizer)
+    each = weights + optimizer_bytes(trained, recipe.train.optimizer.name)
     have = free(run.path) + size_of(run.checkpoints) + size_of(run.best)
     count = recipe.train.keep_checkpoints + 1
     every = count * each + weights * (2 if recipe.train.keep_best else 1)

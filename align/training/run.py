@@ -25,10 +25,12 @@ from align.training.given import Given
 from align.training.hooks import load_callbacks
 from align.training.last_words import REPORT
 from align.training.meter import Meter, sample_scorer
+from align.training.optimizers import check_optimizer
 from align.training.parts import assemble, read_rows
 from align.training.result import RunResult
 from align.training.results import save_adapter, write_results
 from align.training.room import check_room
+from align.training.schedules import check_schedule
 from align.training.sharded import check_sharded
 from align.training.tracking import flat, run_name, set_names
 from align.training.zero import whole_weights
@@ -85,6 +87,9 @@ def open_run(
         run_name=run_name(run.path),
         recipe_values=flat(recipe.model_dump(mode="json"), "recipe"),
     )
+    if not given.optimizer:
+        check_optimizer(recipe.train, arguments)
+    check_schedule(recipe.train)
     main = arguments.process_index == 0
     with run.alone() if main else nullcontext():
         with arguments.main_process_first():

@@ -30,7 +30,7 @@ def check_sharded(recipe: Recipe, loss: Any) -> None:
     if not sharding_asked():
         return
     full = isinstance(recipe.policy.adapter, Full) and recipe.policy.start_adapter is None
-    optimizer = recipe.train.optimizer
+    optimizer = recipe.train.optimizer.name
     refused = {
         "policy.adapter: adalora ranks directions by whole gradients; use lora": recipe.policy.adapter.needs_steps,
         "reference: moving averages whole weights; leave it out": recipe.reference.name == "moving",

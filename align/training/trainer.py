@@ -41,6 +41,7 @@ from align.training.checkpointed import CheckpointedTrainer
 from align.training.given import Given
 from align.training.last_words import LastWords
 from align.training.list_parts import ListParts
+from align.training.optimizers import averaging
 from align.training.pause import Pause
 from align.training.processes import check_sharding
 from align.training.stopping import Ending, Patience, was_stopped
@@ -87,7 +88,7 @@ class AlignTrainer(CheckpointedTrainer):
         super().__init__(model=self.scorer, args=args, train_dataset=lists, eval_dataset=heldout)
         check_sharding(self)
         self.remove_callback(PrinterCallback)
-        self.add_callback(AfterStep(policy))
+        self.add_callback(AfterStep(self))
         self.add_callback(AtTheStart(self))
         self.tracking = Tracking(self.callback_handler.callbacks, args.project)
         self.pause = Pause(self)
@@ -189,6 +190,7 @@ class AlignTrainer(CheckpointedTrainer):
         self.step_began = time.monotonic()
         self.waiting.begin_step()
         model.train()
+        averaging(self.optimizer, train=True)
         batches = self.micro_batches(inputs)
         self.loss.begin_step(self.policy, batches, self.accelerator)
         self.baseline = self.mismatched.of_step() if self.loss.needs_baseline else None

@@ -1,43 +1,384 @@
-"""Every optimizer name of transformers trains, or is refused before there is a run directory."""
+"""Every name of every source trains, or is refused before there is a run directory; what it keeps survives a kill."""
 
+import copy
 import importlib.util
+import io
+import random
+import re
+from math import sqrt
 from pathlib import Path
 
 import pytest
+import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
+from torch import nn
+from torch.testing import assert_close
+from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from align.errors import UserError
-from align.recipe.optimizers import IMPOSSIBLE, PACKAGES, why_not
+from align.recipe.optimizers import (
+    AVERAGING,
+    EXTRA,
+    IMPOSSIBLE,
+    OPTIMIZERS,
+    PACKAGES,
+    PYTORCH_OPTIMIZER,
+    SOURCES,
+    TORCH,
+    why_not,
+)
+from align.recipe.settings import TrainSection
+from align.training.at_steps import AfterStep
+from align.training.lamb import Lamb
+from align.training.optimizers import (
+    averaging,
+    check_optimizer,
+    check_parameters,
+    class_and_options,
+    made_with,
+    make_optimizer,
+    parameter_groups,
+    read_back,
+)
 from align.training.train import train
+from align.training.trainer import AlignTrainer
 
-TORCHS_OWN = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}
-NAMES = [name.value for name in OptimizerNames]
+NAMES = [(source, name) for source, names in SOURCES.items() for name in names]
+BUILT_IN = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}
+INSTALLED = importlib.util.find_spec("pytorch_optimizer") is not None
+LATE = {"radam": 6, "schedulefreeradam": 6, "schedule_free_radam": 6}
+"""Steps after which one moves: its formula waits for enough gradients."""
+ON_GPUS = ("galore_adamw_8bit", "paged_")
+COMPILED = ("adamw_torch_4bit", "adamw_torch_8bit")
+"""Of torchao, which compiles for minutes on a CPU."""
+LORA_ALONE = ("lorarite",)
+"""It takes parameters by pairs of A and B."""
+UNEQUAL = ("dadapt", "sara", "magma", "lorarite")
+"""In these some tensors move later than others: by less than float32 resolves at first, small weights alone, those that
+are drawn, or A once B is no longer 0."""
+RATES = {"dadaptsgd": 100.0}
+"""It finds its rate itself, from 1e-6 times this one on."""
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_name_trains_two_steps_or_is_refused_before_the_run_directory(name, make_recipe, tmp_path):
-    section = {"optimizer": name, "steps": 2, "lists_per_step": 2, "weight_decay": 0.01}
-    try:
-        recipe = make_recipe(train=section, sampling={"prompts": 0})
-    except UserError as error:
-        assert name not in TORCHS_OWN
-        assert not (tmp_path / "run").exists()
-        assert f"`train.optimizer`: `{name}`" in str(error) and "\n" not in str(error)
-        lacking = [package for module, (package, _) in PACKAGES.items() if importlib.util.find_spec(module) is None]
-        assert any(f"pip install {package};" in str(error) for package in lacking) or any(
-            reason in str(error) for reason in IMPOSSIBLE.values()
-        )
+class Tiny(nn.Module):
+    """What groups are made of: a model inside a scorer, with embedding, matrix, vector, LoRA's two and head."""
+
+    def __init__(self, *, lora: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        inner: nn.Module = nn.Module()
+        inner.embed, inner.head = nn.Embedding(6, 4), nn.Linear(4, 6)
+        inner.proj = nn.Linear(4, 8)
+        inner.lora_A, inner.lora_B = nn.Linear(8, 3, bias=False), nn.Linear(3, 8, bias=False)
+        nn.init.zeros_(inner.lora_B.weight)
+        inner.get_input_embeddings, inner.get_output_embeddings = lambda: inner.embed, lambda: inner.head
+        for part in (inner.embed, inner.head, inner.proj) if lora else ():
+            part.requires_grad_(False)
+        self.model = inner
+
+    def decayed(self) -> list[str]:
+        return [name for name, _ in self.named_parameters() if "bias" not in name]
+
+
+def arguments(tmp_path: Path, section: TrainSection) -> TrainingArguments:
+    own = section.optimizer
+    plain = own.name if own.of == "transformers" else "adamw_torch"
+    return TrainingArguments(str(tmp_path), optim=plain, learning_rate=section.learning_rate, use_cpu=True)
+
+
+def made(tmp_path: Path, model: Tiny, **keys) -> torch.optim.Optimizer:
+    """As AlignTrainer makes it."""
+    section = TrainSection(**{"learning_rate": 0.01, "weight_decay": 0.0} | keys)
+    kind, options = class_and_options(section, arguments(tmp_path, section), steps=20)
+    kind, options = made_with(section.optimizer, kind, options)
+    read_back()
+    return make_optimizer(kind, options, parameter_groups(section, model, model.decayed()))
+
+
+def step(optimizer, model: nn.Module, steps: range) -> None:
+    """Steps as the trainer takes them, by gradients that follow from the step's number."""
+    for number in steps:
+        averaging(optimizer, train=True)
+        generator = torch.Generator().manual_seed(number)
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.grad = 0.1 * torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+        averaging(optimizer, train=False)
+        optimizer.zero_grad()
+
+
+def values(model: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters() if p.requires_grad]
+
+
+def refused(source: str, name: str) -> bool:
+    return bool(why_not(name, source))
+
+
+@pytest.mark.parametrize(("source", "name"), NAMES)
+def test_a_name_trains_and_goes_on_from_its_state_or_is_refused(source, name, tmp_path):
+    optimizer = {"name": name, "source": source}
+    if refused(source, name):
+        with pytest.raises(ValidationError) as told:
+            TrainSection(optimizer=optimizer)
+        (error,) = told.value.errors()
+        sentence = str(error["ctx"]["error"])
+        assert f"`{name}`" in sentence and "\n" not in sentence
+        packages = [f"pip install {package};" for package, _ in PACKAGES.values()]
+        assert any(own in sentence for own in (*packages, EXTRA, *IMPOSSIBLE[source].values()))
         return
-    result = train(recipe)
-    assert result.summary["steps"] == 2
-    moved = [
-        t for name, t in load_file(Path(result.path) / "adapter" / "adapter_model.safetensors").items() if "B" in name
-    ]
-    assert moved and all(tensor.abs().max() > 0 for tensor in moved)
+    if name.startswith(ON_GPUS) and not torch.cuda.is_available():
+        section = TrainSection(optimizer=optimizer)
+        with pytest.raises(UserError, match=f"train.optimizer: `{name}` fails .*CUDA"):
+            check_optimizer(section, arguments(tmp_path, section))
+        return
+    if name in COMPILED:
+        pytest.skip("torchao compiles its step for minutes on a CPU")
+    lora, begun, last = name in LORA_ALONE, LATE.get(name, 2), LATE.get(name, 2) + 4
+    model = Tiny(lora=lora)
+    keys = {"optimizer": optimizer, "learning_rate": RATES.get(name, 0.01)}
+    start, own = values(model), made(tmp_path, model, **keys)
+    step(own, model, range(begun))
+    moved = [bool((a != b).any()) for a, b in zip(values(model), start, strict=True)]
+    assert any(moved) if name.startswith(UNEQUAL) else all(moved)
+    assert all(value.isfinite().all() for value in values(model))
+
+    file, copied = io.BytesIO(), copy.deepcopy(model.state_dict())
+    torch.save(own.state_dict(), file)
+    torch_numbers, numbers = torch.get_rng_state(), random.getstate()
+    step(own, model, range(begun, last))
+    other = Tiny(lora=lora)
+    other.load_state_dict(copied)
+    again = made(tmp_path, other, **keys)
+    file.seek(0)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    torch.set_rng_state(torch_numbers), random.setstate(numbers)
+    step(again, other, range(begun, last))
+    assert_close(values(other), values(model), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_the_names_are_those_of_their_sources():
+    assert set(OPTIMIZERS) == {name.value for name in OptimizerNames}
+    classes = {name.lower() for name in torch.optim.__all__ if isinstance(getattr(torch.optim, name), type)}
+    assert set(TORCH) == classes - {"optimizer"}
+    if not INSTALLED:
+        pytest.skip("pytorch-optimizer is not installed")
+    from pytorch_optimizer import get_supported_optimizers
+
+    assert list(PYTORCH_OPTIMIZER) == get_supported_optimizers()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_no_name_that_needs_a_package_is_forgotten(name, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    assert bool(why_not(name)) == (name not in TORCHS_OWN)
+    assert bool(why_not(name)) == (name not in BUILT_IN)
+    assert all(why_not(own, "pytorch_optimizer") for own in PYTORCH_OPTIMIZER)
+
+
+def test_lambs_steps_are_the_papers():
+    """Algorithm 2 of arXiv:1904.00962 written out, weight decay in it; a tensor of zeros takes Adam's own step."""
+    start, zero = [3.0, -4.0], [0.0, 0.0]
+    weights = [nn.Parameter(torch.tensor(own, dtype=torch.float64)) for own in (start, zero)]
+    lr, decay, eps, (b1, b2) = 0.1, 0.5, 1e-6, (0.9, 0.999)
+    optimizer = Lamb([{"params": weights, "weight_decay": decay}], lr=lr, betas=(b1, b2), eps=eps)
+    gradients = [[[0.3, 0.1], [0.2, -0.5]], [[-0.2, 0.4], [0.1, 0.3]]]  # of each step, of each tensor
+    expected, m, v = [list(start), list(zero)], [[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]
+    for t, step_gradients in enumerate(gradients, start=1):
+        for tensor, g in enumerate(step_gradients):
+            w = expected[tensor]
+            m[tensor] = [b1 * a + (1 - b1) * b for a, b in zip(m[tensor], g, strict=True)]
+            v[tensor] = [b2 * a + (1 - b2) * b * b for a, b in zip(v[tensor], g, strict=True)]
+            pairs = zip(m[tensor], v[tensor], w, strict=True)
+            r = [a / (1 - b1**t) / (sqrt(b / (1 - b2**t)) + eps) + decay * c for a, b, c in pairs]
+            norm_w, norm_r = sqrt(sum(x * x for x in w)), sqrt(sum(x * x for x in r))
+            trust = norm_w / norm_r if norm_w else 1.0
+            expected[tensor] = [x - lr * trust * y for x, y in zip(w, r, strict=True)]
+            weights[tensor].grad = torch.tensor(g, dtype=torch.float64)
+        optimizer.step()
+        if t == 1:
+            assert_close((weights[0] - torch.tensor(start, dtype=torch.float64)).norm().item(), lr * 5.0)
+        for own, known in zip(weights, expected, strict=True):
+            assert_close(own.data, torch.tensor(known, dtype=torch.float64))
+
+
+def test_lora_plus_is_adam_with_another_rate_for_b(tmp_path):
+    """arXiv:2402.12354: B's rate is 16 times A's. Adam's first step is lr g / (|g| + eps)."""
+    model = Tiny().double()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    keys = {"groups": {"lora_B": "16x", "embeddings": 0.003, r"head\.(weight|bias)": "0.5x"}, "learning_rate": 0.01}
+    optimizer = made(tmp_path, model, **keys)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    rates = {"lora_B": 0.16, "embed": 0.003, "head": 0.005}
+    for name, parameter in model.named_parameters():
+        rate = next((rate for part, rate in rates.items() if part in name), 0.01)
+        expected = before[name] - rate * parameter.grad / (parameter.grad.abs() + 1e-8)
+        assert_close(parameter.data, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({"lora_C": "16x"}, "no parameter that trains is of `lora_C`; there are bias, embed, head"),
+        ({"proj": "2x", "weight": "3x"}, "model.proj.weight is of `proj` and of `weight`"),
+    ],
+)
+def test_groups_that_are_of_nothing_or_meet_are_refused(groups, said):
+    with pytest.raises(UserError, match=f"train.groups: {said}"):
+        check_parameters(TrainSection(groups=groups), Tiny())
+
+
+@pytest.mark.parametrize("rate", ["16", "x", "0x", -1.0, 0])
+def test_a_rate_is_a_positive_number_or_a_multiple(rate):
+    with pytest.raises(ValidationError):
+        TrainSection(groups={"lora_B": rate})
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"optimizer": {"name": "lamb", "betos": [0.9, 0.99]}}, "`betos` is no option of `lamb`; did you mean `betas`"),
+        ({"optimizer": {"name": "lamb", "lr": 1}}, "`lr` of `lamb` is train.learning_rate"),
+        ({"optimizer": {"name": "lamb", "betas": [0.9]}}, "betas are two numbers"),
+        ({"optimizer": {"name": "sgd", "momentum": "much"}}, "train.optimizer: "),
+        ({"optimizer": {"name": "sgd", "nesterov": True}}, "Nesterov momentum requires a momentum"),
+        ({"optimizer": {"name": "rprop", "etas": [0.5, 1.2]}, "weight_decay": 0.1}, "`rprop` has none"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_the_run_directory(keys, said, make_recipe, tmp_path):
+    with pytest.raises(UserError, match=said) as told:
+        train(make_recipe(train=keys | {"steps": 2}))
+    assert "\n" not in str(told.value) and not (tmp_path / "run").exists()
+
+
+def test_a_name_is_looked_up_in_one_order_and_a_source_chooses():
+    assert [TrainSection(optimizer=name).optimizer.of for name in ("lamb", "sgd", "muon")] == [
+        "align",
+        "transformers",
+        "torch",
+    ]
+    assert TrainSection(optimizer={"name": "sgd", "source": "torch"}).optimizer.of == "torch"
+    with pytest.raises(ValidationError, match="torch has no optimizer `lamb`; align, pytorch_optimizer has"):
+        TrainSection(optimizer={"name": "lamb", "source": "torch"})
+
+
+def test_muon_takes_hidden_matrices_and_adamw_the_rest(tmp_path):
+    model = Tiny()
+    before, optimizer = [p.detach().clone() for p in model.parameters()], made(tmp_path, model, optimizer="muon")
+    other = Tiny()
+    names = [name for name, p in other.named_parameters() if p.ndim == 2 and "embed" not in name and "head" not in name]
+    muon = torch.optim.Muon(
+        [p for name, p in other.named_parameters() if name in names],
+        lr=0.01,
+        weight_decay=0.0,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    adamw = torch.optim.AdamW([p for name, p in other.named_parameters() if name not in names], 0.01, weight_decay=0.0)
+    step(optimizer, model, range(3))
+    for number in range(3):
+        generator = torch.Generator().manual_seed(number)
+        for parameter in other.parameters():
+            parameter.grad = 0.1 * torch.randn(parameter.shape, generator=generator)
+        muon.step(), adamw.step()
+    assert_close(list(model.parameters()), list(other.parameters()), rtol=0, atol=0)
+    assert len(names) == 3 and all((a != b).any() for a, b in zip(before, model.parameters(), strict=True))
+
+
+FAMILIES = {
+    "muon": {"optimizer": "muon", "full": True},
+    "galore": {"optimizer": {"name": "galore", "rank": 2, "update_proj_gap": 3}, "full": True},
+    "schedulefreeadamw": {"optimizer": "schedulefreeadamw", "schedule": "constant_with_warmup"},
+}
+"""One of each kind that is not like AdamW: matrices alone, projected gradients, averaged weights."""
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def kill_at(monkeypatch, step: int) -> None:
+    original = AlignTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(AlignTrainer, "training_step", training_step)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(own, marks=() if own == "schedulefreeadamw" else pytest.mark.long) for own in FAMILIES]
+)
+def test_an_interrupted_run_ends_with_the_identical_weights(name, make_recipe, monkeypatch):
+    if name != "muon" and not INSTALLED:
+        pytest.skip("pytorch-optimizer is not installed")
+    keys = dict(FAMILIES[name])
+    adapter = {"adapter": {"name": "full"}} if keys.pop("full", False) else {}
+    sections = {"policy": adapter, "train": keys | {"learning_rate": 1e-3, "steps": 5}, "sampling": {"prompts": 0}}
+    whole = train(make_recipe("whole", **sections | {"train": sections["train"] | {"eval_steps": 1}}))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 3)
+        train(make_recipe("killed", **sections))
+    resumed = train(make_recipe("killed", **sections))
+    for file in (whole.path / "adapter").glob("*.safetensors"):
+        assert file.read_bytes() == (resumed.path / "adapter" / file.name).read_bytes()
+
+
+@pytest.mark.skipif(not INSTALLED, reason="pytorch-optimizer is not installed")
+def test_what_is_evaluated_and_saved_is_the_average(make_recipe, monkeypatch):
+    """With beta1 = 0.9, y = 0.9 x + 0.1 z: gradients are taken at y, what is kept is x, the mean of z over the steps
+    (constant rates weigh each the same)."""
+    kept: list[dict[str, torch.Tensor]] = []
+    real = AfterStep.on_optimizer_step
+
+    def told(self, *given, **more) -> None:
+        optimizer = self.trainer.optimizer.optimizer
+        real(self, *given, **more)
+        z = {p: optimizer.state[p]["z"].double().clone() for g in optimizer.param_groups for p in g["params"]}
+        kept.append({"x": {p: p.detach().double().clone() for p in z}, "z": z})
+
+    monkeypatch.setattr(AfterStep, "on_optimizer_step", told)
+    keys = {"optimizer": "schedulefreeadamw", "schedule": "constant", "steps": 4, "learning_rate": 1e-2}
+    result = train(make_recipe(train=keys, sampling={"prompts": 0}))
+    for parameter, x in kept[-1]["x"].items():
+        assert_close(x, torch.stack([own["z"][parameter] for own in kept]).mean(0), rtol=0, atol=1e-6)
+    saved = load_file(result.path / "adapter" / "adapter_model.safetensors")
+    own = sorted(float(x.abs().sum()) for x in kept[-1]["x"].values())
+    assert sorted(float(t.double().abs().sum()) for t in saved.values()) == pytest.approx(own, rel=1e-6)
+
+
+def test_a_schedule_that_falls_is_refused_beside_an_average(make_recipe):
+    pytest.importorskip("pytorch_optimizer")
+    with pytest.raises(UserError, match="`schedulefreeadamw` averages its weights .* train.schedule=constant_with"):
+        make_recipe(train={"optimizer": "schedulefreeadamw"})
+
+
+@pytest.mark.parametrize("source", ["transformers", "pytorch_optimizer"])
+def test_a_missing_package_is_said_before_the_run_directory(source, make_recipe, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    name, pip = {"transformers": ("stable_adamw", "torch-optimi"), "pytorch_optimizer": ("adan", EXTRA)}[source]
+    with pytest.raises(UserError, match=f"`{name}` needs a package: pip install {re.escape(pip)};"):
+        train(make_recipe(train={"optimizer": name}))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("source", "name"), NAMES)
+def test_a_name_trains_two_steps_of_a_policy(source, name, make_recipe, tmp_path):
+    if refused(source, name) or name in COMPILED:
+        pytest.skip(f"{name} is refused, or compiles for minutes")
+    schedule = {"schedule": "constant"} if name in AVERAGING else {}
+    keys = {"optimizer": {"name": name, "source": source}, "steps": LATE.get(name, 2), "lists_per_step": 2} | schedule
+    keys |= {"learning_rate": RATES.get(name, 0.01)}
+    try:
+        result = train(make_recipe(train=keys, sampling={"prompts": 0}))
+    except UserError as error:
+        assert name.startswith(ON_GPUS) and "CUDA" in str(error) and not (tmp_path / "run").exists()
+        return
+    assert result.summary["steps"] == keys["steps"]
+    moved = load_file(result.path / "adapter" / "adapter_model.safetensors")
+    assert any(bool((tensor != 0).any()) for place, tensor in moved.items() if "lora_B" in place)
