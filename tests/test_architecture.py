@@ -101,6 +101,8 @@ SECTIONS = {
     "align.model.config",
     "align.model.adapter",
     "align.model.adapters",
+    "align.model.peft_adapter",
+    "align.model.peft_kinds",
     "align.rollout.config",
 }
 """What a recipe may say of a room, and what reads it, stands in the room, and knows nothing of it."""

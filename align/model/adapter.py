@@ -5,7 +5,7 @@ PEFT is imported when an adapter is attached: a recipe is checked without it.
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from align.errors import UserError
 from align.registry import Registry
@@ -54,6 +54,10 @@ class Adapter(Strict):
         """
         raise NotImplementedError
 
+    def moves_start(self) -> bool:
+        """Whether, as it is set, it does not start as the identity, so that the reference is a copy of its start."""
+        return self.moved_start
+
     def served_rank(self) -> int | None:
         """The largest rank that it has when exported; None where it is no LoRA that vLLM can serve."""
         return None
@@ -79,6 +83,22 @@ class Adapter(Strict):
         Raises:
             UserError: says how many it needs.
         """
+
+
+class InLayers(Adapter):
+    """Base of those that act in layers which a recipe can choose."""
+
+    targets: Targets | None = "all-linear"
+    """Names of the layers it acts on; `all-linear`: every linear layer but the LM head."""
+    exclude: tuple[str, ...] = ()
+    """Names of layers, of those in `targets`, that it leaves alone."""
+    layers: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
+    """Numbers of the decoder's layers that it acts in, from 0 on; by default all."""
+
+
+def as_peft(targets: Targets | None) -> str | list[str] | None:
+    """Names of layers as PEFT takes them."""
+    return list(targets) if isinstance(targets, tuple) else targets
 
 
 ADAPTER: Registry[Adapter] = Registry("adapter")

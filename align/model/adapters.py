@@ -4,17 +4,18 @@ import math
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from align.errors import UserError
-from align.model.adapter import ADAPTER, Adapter, Targets
+from align.model.adapter import ADAPTER, Adapter, InLayers, Targets, as_peft
+from align.model.peft_adapter import Peft
 from align.section import Fraction, Named
 
 if TYPE_CHECKING:
     import peft
 
 
-class LowRank(Adapter):
+class LowRank(InLayers):
     averages: ClassVar = True
     rank: PositiveInt = 16
     """Width of the two factors of a layer's update."""
@@ -24,6 +25,10 @@ class LowRank(Adapter):
     """Share of a layer's inputs that the adapter does not see in a training step."""
     targets: Targets = "all-linear"
     """Names of the layers it acts on, `lm_head` among them if you like; `all-linear`: every linear layer but that."""
+    rank_pattern: dict[str, PositiveInt] = {}
+    """Ranks of some layers, by the end of their names or a regular expression: `{down_proj: 32}`."""
+    alpha_pattern: dict[str, PositiveInt] = {}
+    """Alphas of some layers, likewise."""
 
     def variant(self) -> dict[str, Any]:
         """What PEFT's LoraConfig is told besides the keys that all of them have."""
@@ -37,12 +42,19 @@ class LowRank(Adapter):
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=_names(self.targets),
+            target_modules=as_peft(self.targets),
+            rank_pattern=dict(self.rank_pattern),
+            alpha_pattern=dict(self.alpha_pattern),
             **self.variant(),
         )
 
     def served_rank(self) -> int | None:
-        return self.rank
+        return self.largest_rank
+
+    @property
+    def largest_rank(self) -> int:
+        """Of all layers."""
+        return max(self.rank, *self.rank_pattern.values(), 0)
 
 
 class Decomposed(LowRank):
@@ -53,7 +65,7 @@ class Decomposed(LowRank):
     references: ClassVar = ("initial",)
 
     def served_rank(self) -> int | None:
-        return 2 * self.rank  # the difference to its start
+        return 2 * self.largest_rank  # the difference to its start
 
 
 @ADAPTER.add
@@ -137,6 +149,12 @@ class Eva(LowRank):
     rho: Annotated[float, Field(ge=1)] = 2.0
     """A layer gets at most rho * rank."""
 
+    @model_validator(mode="after")
+    def _chooses_ranks(self) -> "Eva":
+        if self.rank_pattern or self.alpha_pattern:
+            raise ValueError("eva gives every layer a rank and an alpha of its own; remove the patterns")
+        return self
+
     def variant(self) -> dict[str, Any]:
         import peft
 
@@ -161,7 +179,7 @@ class Loftq(LowRank):
 
 
 @ADAPTER.add
-class AdaLora(Adapter):
+class AdaLora(InLayers):
     """An SVD-like update whose rank is moved, while training, to the layers that need it.
 
     Source: arXiv:2303.10512.
@@ -178,8 +196,6 @@ class AdaLora(Adapter):
     """The update is scaled by alpha / initial_rank."""
     dropout: Fraction = 0.0
     """Share of a layer's inputs that the adapter does not see in a training step."""
-    targets: Targets = "all-linear"
-    """Names of the layers it acts on."""
     warmup: Fraction = 0.1
     """Share of the steps before ranks begin to fall."""
     settle: Fraction = 0.2
@@ -208,7 +224,7 @@ class AdaLora(Adapter):
             init_r=self.initial_rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=_names(self.targets),
+            target_modules=as_peft(self.targets),
             tinit=int(self.warmup * total_steps),
             tfinal=int(self.settle * total_steps),
             deltaT=self.interval,
@@ -227,7 +243,7 @@ class AdaLora(Adapter):
 
 
 @ADAPTER.add
-class Miss(Adapter):
+class Miss(InLayers):
     """MiSS (Bone): one block, shared between the shards of a weight, is added to it.
 
     Source: arXiv:2409.15371.
@@ -238,8 +254,6 @@ class Miss(Adapter):
     """Width of the block; even."""
     dropout: Fraction = 0.0
     """Share of a layer's inputs that the adapter does not see in a training step."""
-    targets: Targets = "all-linear"
-    """Names of the layers it acts on."""
     variant: Literal["balance", "bat", "mini"] = "balance"
     """`bat`: the update also depends on the weight (Bone's); `mini`: fewer parameters."""
     mini_rank: NonNegativeInt = 1
@@ -252,21 +266,21 @@ class Miss(Adapter):
             task_type="CAUSAL_LM",
             r=self.rank,
             miss_dropout=self.dropout,
-            target_modules=_names(self.targets),
+            target_modules=as_peft(self.targets),
             init_weights=True if self.variant == "balance" else self.variant,
             mini_r=self.mini_rank,
         )
 
 
 @ADAPTER.add
-class Ia3(Adapter):
+class Ia3(InLayers):
     """IA3: a learnt factor for each key, value and feed-forward channel.
 
     Source: arXiv:2205.05638.
     """
 
     name: Literal["ia3"] = "ia3"
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    targets: Targets | None = None
     """Names of the layers it acts on; by default PEFT's choice for the architecture."""
     feedforward: tuple[str, ...] = ()
     """Which of `targets` have their inputs scaled, not their outputs."""
@@ -278,51 +292,12 @@ class Ia3(Adapter):
             return peft.IA3Config(task_type="CAUSAL_LM")
         return peft.IA3Config(
             task_type="CAUSAL_LM",
-            target_modules=list(self.targets),
+            target_modules=as_peft(self.targets),
             feedforward_modules=list(self.feedforward),
         )
 
 
-@ADAPTER.add
-class Peft(Adapter):
-    """Any other adapter of PEFT's, by the keys of its own configuration."""
-
-    references: ClassVar = ("initial",)
-    name: Literal["peft"] = "peft"
-    config: dict[str, Any]
-    """`peft_type`, such as LOHA, VERA or OFT, and that type's keys as PEFT names them."""
-
-    @field_validator("config")
-    @classmethod
-    def _has_a_type(cls, value: dict[str, Any]) -> dict[str, Any]:
-        kind = value.get("peft_type")
-        if not isinstance(kind, str):
-            raise ValueError("`peft_type` is missing; for example {peft_type: LOHA, r: 8}")
-        if kind.upper() in OF_THEIR_OWN:
-            raise ValueError(f"{kind} plans its ranks; take {{name: {OF_THEIR_OWN[kind.upper()]}}}")
-        return value
-
-    def peft(self, *, total_steps: int | None) -> "peft.PeftConfig":
-        import peft
-
-        kind, keys = self.config["peft_type"].upper(), {k: v for k, v in self.config.items() if k != "peft_type"}
-        if kind not in peft.PEFT_TYPE_TO_CONFIG_MAPPING:
-            known = ", ".join(sorted(str(own.value) for own in peft.PEFT_TYPE_TO_CONFIG_MAPPING))
-            raise ValueError(f"PEFT knows no type {kind}; it has {known}")
-        given: dict[str, Any] = {"task_type": "CAUSAL_LM", "inference_mode": False} | keys
-        made: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**given)
-        if made.is_prompt_learning:
-            raise ValueError(f"{kind} puts tokens before the prompt, for which a packed row has no place; take another")
-        if getattr(made, "init_lora_weights", True) not in (True, "gaussian"):
-            raise ValueError(f"init_lora_weights {made.init_lora_weights!r}: take pissa, olora, eva or loftq by name")
-        for key in ("bias", "lora_bias"):
-            if getattr(made, key, False) not in (False, None, "none"):
-                raise ValueError(f"`{key}` trains the base's own biases, which the reference needs as they were")
-        return made
-
-
-OF_THEIR_OWN = {"ADALORA": "adalora"}
-"""PEFT's types that need more than a configuration."""
+ADAPTER.add(Peft)
 
 
 @ADAPTER.add
@@ -344,7 +319,3 @@ else:
     AdapterConfig = Annotated[ADAPTER.union(), Named("lora")]
 
 MUTATES_BASE = tuple(name for name, own in ADAPTER.classes.items() if own.mutates_base)
-
-
-def _names(targets: Targets) -> str | list[str]:
-    return targets if isinstance(targets, str) else list(targets)

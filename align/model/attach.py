@@ -3,7 +3,8 @@
 import importlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -14,17 +15,17 @@ import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from align.errors import UserError
-from align.model.adapters import Adapter, Decomposed, Lora, Peft
+from align.model.adapters import Adapter, Decomposed, Lora
 from align.model.config import PolicySection
-from align.model.forward import is_multimodal, language_part
 from align.model.load import LOAD_ERRORS, LoadOptions, first_line, model_name
+from align.model.peft_adapter import Peft
+from align.model.targets import chosen_layers
 
 STATE_FILE = "policy.safetensors"
 """What a checkpoint holds of the policy."""
@@ -34,9 +35,6 @@ REFERENCE = "reference"
 
 CONTINUABLE = ("LORA", "MISS", "IA3")
 """PEFT's types of adapters that can be gone on with: AdaLoRA's schedule belongs to one run."""
-
-MAMBAS = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
-"""Models that hand the weight of `out_proj` to a kernel, so that PEFT refuses an adapter there."""
 
 log = logging.getLogger(__name__)
 
@@ -68,70 +66,29 @@ def attach_adapter(
         config: Any = adapter.peft(total_steps=options.total_steps)
         if head is not None:
             config.task_type, config.modules_to_save = "SEQ_CLS", list(head)
-        config.target_modules = language_targets(base, config.target_modules)
+        config.target_modules = chosen_layers(base, config.target_modules, adapter)
+        patterns = {**(getattr(config, "rank_pattern", None) or {}), **(getattr(config, "alpha_pattern", None) or {})}
         if adapter.from_rows and options.like is not None:
             _set_ranks(config, options.like)
         # PEFT writes the model's own name, which is the folder of a download for a hub model.
         base.name_or_path = model_name(section.model)
         config.revision = section.revision
         wrapped = get_peft_model(base, config, adapter_name=TRAINED)
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError, TypeError, ImportError, re.error) as error:
         raise UserError(f"policy.adapter: {adapter.name} does not fit {section.model}: {first_line(error)}") from error
+    _check_patterns(wrapped, patterns)
     _check_head(wrapped, mutates=adapter.mutates_base)
     if adapter.start and not (adapter.from_rows and options.like is not None):
         module, function = adapter.start.split(":")
         start = getattr(importlib.import_module(f"align.model.{module}"), function)
         start(wrapped, folder=folder, batches=list(options.init_batches or ()))
     if isinstance(adapter, Decomposed):
-        _check_rank(wrapped, adapter.rank)
+        _check_rank(wrapped, adapter)
     if isinstance(adapter, Peft):
         _check_saved(wrapped)
-    if adapter.moved_start:
+    if adapter.moves_start():
         freeze_copy(wrapped)
     return wrapped
-
-
-def language_targets(base: PreTrainedModel, targets: Any) -> Any:
-    """The layers that an adapter acts in: of the language part alone, and with `all-linear` those that can take one.
-
-    Args:
-        targets: names, "all-linear" or None for PEFT's choice.
-
-    Returns:
-        The targets as they are where they mean just that; else the layers' full names.
-    """
-    is_language = language_part(base)
-    if targets == "all-linear":
-        named = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.Linear | Conv1D)]
-        layers = [(name, module) for name, module in named if module is not base.get_output_embeddings()]
-        names = [name for name, module in layers if is_language(name) and _takes_adapter(base, name, module)]
-        odd = [name for name, _ in layers if name not in names]
-    elif is_multimodal(base) and targets is not None:
-        found = [n for n in dict(base.named_modules()) if any(n == t or n.endswith(f".{t}") for t in targets)]
-        names = [name for name in found if is_language(name)]
-        odd = [name for name in found if not is_language(name)]
-    else:
-        return targets
-    if not odd:
-        return targets
-    if not names:
-        raise ValueError(f"none of its language layers is named {', '.join(targets)}")
-    log.info("policy.adapter: none on %d linear layers of %s, such as %s", len(odd), type(base).__name__, odd[0])
-    return names
-
-
-@torch.no_grad()
-def _takes_adapter(base: PreTrainedModel, name: str, layer: Any) -> bool:
-    """Whether a linear layer is called as one: routers that return tuples and Mamba's `out_proj` are not."""
-    if base.config.model_type in MAMBAS and name.split(".")[-1] == "out_proj":
-        return False
-    if type(layer).forward in (nn.Linear.forward, Conv1D.forward) or "bitsandbytes" in type(layer).__module__:
-        return True
-    try:
-        found = layer(layer.weight.new_zeros(1, layer.in_features))
-    except Exception:  # whatever a model's own layer makes of a plain input
-        return False
-    return isinstance(found, Tensor) and found.shape == (1, layer.out_features)
 
 
 def _check_saved(wrapped: PeftModel) -> None:
@@ -144,13 +101,25 @@ def _check_saved(wrapped: PeftModel) -> None:
         )
 
 
-def _check_rank(wrapped: PeftModel, rank: int) -> None:
+def _check_patterns(wrapped: PeftModel, patterns: Mapping[str, Any]) -> None:
+    """Refuse a pattern that PEFT would find no layer for, and say nothing."""
+    names = [name for name, module in wrapped.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]
+    for key in patterns:
+        if not any(get_pattern_key([key], name) == key for name in names):
+            raise UserError(
+                f"policy.adapter: a pattern of ranks or alphas names {key}, and no layer of it is called so"
+            )
+
+
+def _check_rank(wrapped: PeftModel, adapter: Decomposed) -> None:
     """A decomposition has no more directions than its weight; PEFT silently takes those that there are."""
-    found = {name: tensor.shape[0] for name, tensor in adapter_tensors(wrapped, TRAINED).items() if "lora_A" in name}
-    name, least = min(found.items(), key=lambda item: item[1])
-    if least < rank:
+    for name, tensor in adapter_tensors(wrapped, TRAINED).items():
         layer = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        raise UserError(f"policy.adapter.rank: {rank} is more than {layer} has directions; give at most {least}")
+        asked = adapter.rank_pattern.get(get_pattern_key(list(adapter.rank_pattern), layer), adapter.rank)
+        if "lora_A" in name and len(tensor) < asked:
+            raise UserError(
+                f"policy.adapter.rank: {asked} is more than {layer} has directions; give at most {len(tensor)}"
+            )
 
 
 def continue_adapter(base: PreTrainedModel, start_adapter: str, *, instead_of: Adapter) -> PeftModel:

@@ -92,6 +92,10 @@ def export_adapter(model: PeftModel, folder: Path, *, base: Identity) -> None:
         start = adapter_tensors(model, REFERENCE)
         tensors = {name: _beside(name, whole(value), whole(start[name])) for name, value in tensors.items()}
         config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
+        config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
+        config.alpha_pattern = {name: 2 * alpha for name, alpha in config.alpha_pattern.items()}
+    if type(config) is LoraConfig and (config.rank_pattern or config.alpha_pattern):
+        _scale_alike(model, config, tensors)
     config.inference_mode = True
     # One key alone: safetensors writes several in any order, and the same adapter would be other bytes.
     metadata = {BASE_KEY: json.dumps({name: base[name] for name in ("base", "commit")})}
@@ -101,6 +105,22 @@ def export_adapter(model: PeftModel, folder: Path, *, base: Identity) -> None:
             if isinstance(value, set):  # whose order is another in every process
                 setattr(config, name, sorted(value))
         config.save_pretrained(str(folder))
+
+
+def _scale_alike(model: PeftModel, config: Any, tensors: dict[str, Tensor]) -> None:
+    """Scale every B so that the config's alpha / r is every layer's scaling: vLLM reads no patterns of alphas."""
+    common = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+    for layer, module in model.named_modules():
+        if not isinstance(module, LoraLayer) or TRAINED not in module.scaling:
+            continue
+        rank, name = len(tensors[f"{layer}.lora_A.weight"]), layer.removeprefix("base_model.model.")
+        b = f"{layer}.lora_B.weight"
+        tensors[b] = (whole(tensors[b]).float() * (module.scaling[TRAINED] / common)).to(tensors[b].dtype)
+        config.rank_pattern[name] = rank
+        config.alpha_pattern[name] = common * (rank**0.5 if config.use_rslora else rank)
+    for pattern in (config.rank_pattern, config.alpha_pattern):
+        for key in [key for key in pattern if key not in dict(model.get_base_model().named_modules())]:
+            del pattern[key]
 
 
 def export_model(model: PreTrainedModel, folder: Path, *, dropout: dict[str, float]) -> None:

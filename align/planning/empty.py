@@ -11,11 +11,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 
 from align.bounds import check_folder
 from align.model.adapters import Full
-from align.model.attach import language_targets
 from align.model.classifier import is_classifier, name_outputs
 from align.model.config import PolicySection
 from align.model.forward import base_model, language_part
 from align.model.load import auto_class, choose_attention, loading, model_folder, turn_dropout_off
+from align.model.targets import chosen_layers
 from align.packing import ATTENTION
 from align.packing.states import take_trees
 from align.recipe import Recipe
@@ -119,7 +119,8 @@ def _with_adapter(recipe: Recipe, base: PreTrainedModel, total_steps: int) -> nn
         head = [name for name, child in base.named_children() if name != base.base_model_prefix]
         config.task_type = "SEQ_CLS"
         config.modules_to_save = [n for n in head if any(True for _ in base.get_submodule(n).parameters())]
-    config.target_modules = language_targets(base, config.target_modules)
+    with loading(Path(policy.model), "does not take the adapter"):
+        config.target_modules = chosen_layers(base, config.target_modules, policy.adapter)
     with torch.device("meta"):  # what PEFT moves there from elsewhere becomes trainable, AdaLoRA's ranks as well
         return peft.get_peft_model(base, config)
 

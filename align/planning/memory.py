@@ -114,7 +114,7 @@ def _factored(parameter: Any) -> int:
 
 
 def _reference_copy(recipe: Recipe, whole: int, trained: int, needs_reference: bool) -> int:
-    if recipe.policy.start_adapter is not None or recipe.policy.adapter.moved_start:
+    if recipe.policy.start_adapter is not None or recipe.policy.adapter.moves_start():
         return trained
     moving = recipe.reference.name == "moving"
     if not isinstance(recipe.policy.adapter, Full) or recipe.task == "reward":

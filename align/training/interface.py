@@ -181,7 +181,10 @@ def _named(value: Any) -> Any:
 
 def _adapter(adapter: Any) -> Any:
     if isinstance(adapter, peft.PeftConfig):
-        return {"name": "peft", "config": plain_keys(adapter)}
+        keys = plain_keys(adapter)
+        kind = keys.pop("peft_type")
+        chosen = {"target_modules": None} if hasattr(adapter, "target_modules") else {}  # PEFT's choice, not ours
+        return {"name": "peft", "type": kind, "options": chosen | keys}
     if isinstance(adapter, str | Mapping):
         return adapter
     raise UserError(f"adapter: {type(adapter).__name__}; give a peft.PeftConfig, an adapter's name, or its section")

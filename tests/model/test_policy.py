@@ -11,10 +11,11 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from align.errors import UserError
-from align.model.adapters import ADAPTER, AdaLora, Dora, Eva, Full, Ia3, Loftq, Lora, Miss, Olora, Peft, Pissa, RsLora
+from align.model.adapters import ADAPTER, AdaLora, Dora, Eva, Full, Ia3, Loftq, Lora, Miss, Olora, Pissa, RsLora
 from align.model.config import PolicySection
 from align.model.forward import TokenScorer, score_tokens
 from align.model.load import LoadOptions
+from align.model.peft_adapter import Peft
 from align.model.policy import load_policy
 from align.model.reference import check_reference_identity
 from align.packing.batch import collate
@@ -35,7 +36,7 @@ ADAPTERS = [
     Miss(rank=4, variant="bat"),
     Miss(rank=4, variant="mini", mini_rank=2),
     Ia3(),
-    Peft(config={"peft_type": "LOHA", "r": 3, "alpha": 8, "target_modules": ["q_proj", "up_proj"]}),
+    Peft(type="LOHA", options={"r": 3, "alpha": 8}, targets=("q_proj", "up_proj")),
     Full(),
 ]
 STEPS = 6
