@@ -21,6 +21,7 @@ from align.data.formats import FORMAT
 from align.importing.left import OURS
 from align.importing.read import CONFIGS
 from align.lint import CHECK
+from align.model.peft_kinds import KINDS
 from align.objectives import OBJECTIVES, PROPERTIES, SCORES
 from align.objectives.lambda_loss import lambda_weights
 from align.recipe import Recipe
@@ -304,7 +305,38 @@ def _imported(module: Any) -> list[list[str]]:
     return [[_cell(ours), ", ".join(found[ours])] for ours in order]
 
 
+def adapters() -> str:
+    """The page of adapters, with its tables of PEFT's kinds and of what each adapter costs written anew."""
+    text = (HERE / "adapters.md").read_text(encoding="utf-8")
+    for name, table in (("align/model/peft_kinds.py", _kinds()), ("data/benchmarks/adapters-cpu.json", _costs())):
+        mark = f"<!-- Written by docs/generate.py from {name}. -->"
+        before, _, after = text.split(mark)
+        text = f"{before}{mark}\n\n{table}\n{mark}{after}"
+    return text
+
+
+def _kinds() -> str:
+    rows = []
+    for name, kind in KINDS.items():
+        here = "a frozen copy of its start" if kind.moved else "the base"
+        if kind.why_not:
+            here = f"none: refused, it {kind.why_not}"
+        rows.append([f"`{name}`", kind.what, f"take {kind.instead}" if kind.instead else _cell(here)])
+    return _rows(("type", "what it trains", "its reference"), rows)
+
+
+def _costs() -> str:
+    rows = []
+    for name, own in _measured("adapters-cpu.json")["adapters"].items():
+        differs = [f"{own['differs'][dtype]:.0e}" if own["differs"] else "" for dtype in ("float32", "bfloat16")]
+        size, packed = f"{own['bytes'] / 2**20:.1f}", "yes" if own["packed"] else "no"
+        rows.append([f"`{name}`", f"{own['trained']:,}", f"{own['time']:.2f}", size, packed, own["update"], *differs])
+    head = ("adapter", "trained", "time", "MiB", "packed", "update", "float32", "bfloat16")
+    return _rows(head, rows)
+
+
 PAGES = {
+    "adapters.md": adapters,
     "import.md": imports,
     "recipe-keys.md": recipe_keys,
     "formulas.md": formulas,

@@ -101,6 +101,7 @@ SECTIONS = {
     "align.model.config",
     "align.model.adapter",
     "align.model.adapters",
+    "align.model.middle_adapters",
     "align.model.peft_adapter",
     "align.model.peft_kinds",
     "align.rollout.config",

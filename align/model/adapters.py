@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from align.errors import UserError
 from align.model.adapter import ADAPTER, Adapter, InLayers, Targets, as_peft
+from align.model.middle_adapters import MIDDLES
 from align.model.peft_adapter import Peft
 from align.section import Fraction, Named
 
@@ -297,7 +298,8 @@ class Ia3(InLayers):
         )
 
 
-ADAPTER.add(Peft)
+for one in (*MIDDLES, Peft):
+    ADAPTER.add(one)
 
 
 @ADAPTER.add

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.errors import UserError
-from align.model.adapters import Adapter, Decomposed, Lora
+from align.model.adapters import Adapter, Decomposed, Eva, Lora
 from align.model.config import PolicySection
 from align.model.load import LOAD_ERRORS, LoadOptions, first_line, model_name
+from align.model.middle import folded
 from align.model.peft_adapter import Peft
+from align.model.peft_kinds import KINDS
 from align.model.targets import chosen_layers
 
 STATE_FILE = "policy.safetensors"
@@ -68,7 +70,7 @@ def attach_adapter(
             config.task_type, config.modules_to_save = "SEQ_CLS", list(head)
         config.target_modules = chosen_layers(base, config.target_modules, adapter)
         patterns = {**(getattr(config, "rank_pattern", None) or {}), **(getattr(config, "alpha_pattern", None) or {})}
-        if adapter.from_rows and options.like is not None:
+        if isinstance(adapter, Eva) and options.like is not None:
             _set_ranks(config, options.like)
         # PEFT writes the model's own name, which is the folder of a download for a hub model.
         base.name_or_path = model_name(section.model)
@@ -78,14 +80,18 @@ def attach_adapter(
         raise UserError(f"policy.adapter: {adapter.name} does not fit {section.model}: {first_line(error)}") from error
     _check_patterns(wrapped, patterns)
     _check_head(wrapped, mutates=adapter.mutates_base)
-    if adapter.start and not (adapter.from_rows and options.like is not None):
+    if adapter.start:
         module, function = adapter.start.split(":")
         start = getattr(importlib.import_module(f"align.model.{module}"), function)
-        start(wrapped, folder=folder, batches=list(options.init_batches or ()))
+        loaded = adapter.from_rows and options.like is not None
+        batches = None if loaded else list(options.init_batches or ())
+        start(wrapped, adapter, folder=folder, batches=batches, loss=options.init_loss)
     if isinstance(adapter, Decomposed):
         _check_rank(wrapped, adapter)
     if isinstance(adapter, Peft):
         _check_saved(wrapped)
+        if adapter.type not in KINDS:
+            log.warning("policy.adapter: whether %s treats every token alone was not tried here", adapter.type)
     if adapter.moves_start():
         freeze_copy(wrapped)
     return wrapped
@@ -208,7 +214,7 @@ def plain_config(config: peft.PeftConfig) -> peft.PeftConfig:
 
 def adapter_tensors(wrapped: PeftModel, name: str) -> dict[str, Tensor]:
     """An adapter's weights under the names they have in PEFT's files."""
-    return get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
+    return folded(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
 
 
 def adapter_config(wrapped: Any) -> Any:

@@ -83,17 +83,21 @@ def export_adapter(model: PeftModel, folder: Path, *, base: Identity) -> None:
     """The trained adapter in PEFT's format, for the original base, which its file names by digest or commit.
 
     Where the adapter's start was taken out of the base, what is written is the difference to that start, a LoRA of
-    twice the rank: s B A - s B0 A0 = s [B, -B0] [A; A0].
+    twice the rank: s B A - s B0 A0 = s [B, -B0] [A; A0]; of the same rank, s (B - B0) A, where A does not train.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config: Any = plain_config(adapter_config(model))
     tensors = adapter_tensors(model, TRAINED)
     if start_was_subtracted(model):
         start = adapter_tensors(model, REFERENCE)
-        tensors = {name: _beside(name, whole(value), whole(start[name])) for name, value in tensors.items()}
-        config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
-        config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
-        config.alpha_pattern = {name: 2 * alpha for name, alpha in config.alpha_pattern.items()}
+        both = {name: (whole(value), whole(start[name])) for name, value in tensors.items()}
+        if all(torch.equal(*own) for name, own in both.items() if "lora_A" in name):
+            tensors = {name: own - first if "lora_B" in name else own for name, (own, first) in both.items()}
+        else:
+            tensors = {name: _beside(name, *own) for name, own in both.items()}
+            config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
+            config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
+            config.alpha_pattern = {name: 2 * alpha for name, alpha in config.alpha_pattern.items()}
     if type(config) is LoraConfig and (config.rank_pattern or config.alpha_pattern):
         _scale_alike(model, config, tensors)
     config.inference_mode = True
@@ -177,8 +181,9 @@ def start_was_subtracted(model: PreTrainedModel | PeftModel) -> bool:
 
 
 def _parameters(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
-    """What training moves, and the frozen start of an adapter."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad or f".{REFERENCE}" in name}
+    """What training moves, the frozen start of an adapter, and factors that were computed for it once."""
+    fixed = {name: b for name, b in model.named_buffers() if "lora_" in name and f".{TRAINED}." in name}
+    return {n: p for n, p in model.named_parameters() if p.requires_grad or f".{REFERENCE}" in n} | fixed
 
 
 def _without_reference(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

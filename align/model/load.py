@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,7 +32,7 @@ from align.files import is_there, with_home
 from align.model.given import object_of, without_dropout
 from align.progress import stage
 from align.shipped import template_file
-from align.types import ListBatch
+from align.types import ListBatch, TokenStats
 from rewards.loading import HUB_ERRORS, LOAD_ERRORS, unread_problem, without_bars
 from rewards.positions import table_size
 
@@ -52,7 +53,9 @@ class LoadOptions:
     total_steps: int | None = None
     """Optimizer steps of the run, for AdaLoRA."""
     init_batches: Iterable[ListBatch] | None = None
-    """A few batches of training rows, for EVA."""
+    """A few batches of training rows, for an adapter that starts from them."""
+    init_loss: Callable[[TokenStats, ListBatch], Tensor] | None = None
+    """The loss of each of their lists, where the policy is its reference."""
     packing: bool = True
     """Run lists as one row, what their sequences begin with once, where the model allows."""
     like: Path | None = None

@@ -158,10 +158,11 @@ class Policy:
             self.moving.after_step(step)
 
     def penalty(self) -> Tensor | float:
-        """What an adapter adds to the loss: AdaLoRA's mean ||P P' - I||_F over its factors; 0.0 for any other."""
-        if self.adapter != "adalora":
+        """What AdaLoRA and SORSA add to the loss, their mean ||P P' - I||_F over the factors; 0.0 for any other."""
+        adapted = isinstance(self.model, PeftModel)
+        weight = getattr(adapter_config(self.model), "orth_reg_weight", 0.0) if adapted else 0.0
+        if not weight:
             return 0.0
-        weight = adapter_config(self.model).orth_reg_weight
         factors = [_orthogonality(name, p) for name, p in self.model.named_parameters() if _is_factor(name)]
         return weight * torch.stack(factors).mean()
 
@@ -318,7 +319,8 @@ def _check_quantization(adapter: AdapterConfig, quantization: str | None, device
 
 
 def _is_factor(name: str) -> bool:
-    return f"lora_A.{TRAINED}" in name or f"lora_B.{TRAINED}" in name
+    own = f"lora_A.{TRAINED}" in name or f"lora_B.{TRAINED}" in name
+    return own and not name.endswith(".middle")
 
 
 def _orthogonality(name: str, factor: Float[Tensor, "r H"]) -> Tensor:

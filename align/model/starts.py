@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
@@ -10,18 +11,21 @@ from peft.utils.loftq_utils import replace_lora_weights_loftq
 from torch import Tensor
 
 from align.errors import UserError
+from align.model.adapter import Adapter
 from align.model.load import first_line
 from align.types import ListBatch
 
 log = logging.getLogger(__name__)
 
 
-def eva(wrapped: PeftModel, *, folder: Path, batches: list[ListBatch]) -> None:
+def eva(wrapped: PeftModel, adapter: Adapter, *, batches: list[ListBatch] | None, **_: Any) -> None:
     """The leading directions of the layers' inputs on some training rows.
 
     Raises:
         UserError: PEFT finds none in these rows.
     """
+    if batches is None:
+        return
     device = next(wrapped.parameters()).device
     inputs = [{"input_ids": b.input_ids.to(device), "attention_mask": _is_read(b).to(device)} for b in batches]
     try:
@@ -30,7 +34,7 @@ def eva(wrapped: PeftModel, *, folder: Path, batches: list[ListBatch]) -> None:
         raise UserError(f"policy.adapter: eva cannot start on these rows: {first_line(error)}") from error
 
 
-def loftq(wrapped: PeftModel, *, folder: Path, batches: list[ListBatch]) -> None:
+def loftq(wrapped: PeftModel, adapter: Adapter, *, folder: Path, **_: Any) -> None:
     """What quantisation lost of the weights that the base's folder holds."""
     replace_lora_weights_loftq(wrapped, str(folder))
     log.info("loftq moves the policy off its 4-bit base at once; the reference is the policy after that move")

@@ -1,6 +1,7 @@
 """A recipe's sections become objects: token ids, losses and models."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from align.data import Prepared, Wanted, prepare_data, read_chat_template
@@ -37,6 +39,7 @@ from align.packing.batch import collate
 from align.recipe import Recipe
 from align.runs.digests import check_written
 from align.runs.run_directory import RunDirectory
+from align.types import ListBatch, TokenStats
 from rewards.head_config import Attributes, BradleyTerry
 
 
@@ -239,6 +242,8 @@ def build_policy(
     for folder in (recipe.policy.model, recipe.policy.start_adapter):
         check_written(folder)
     start = recipe.policy.start_run if recipe.policy.adapter.from_rows else None
+    if start and recipe.policy.adapter.moves_start():
+        raise UserError("policy.start_run: lora_sb with a `step` is measured from its own start; leave `step` out")
     options = replace(options, like=RunDirectory(start).final_state() if start else None)
     policy = _load(recipe, options, keep_reference=keep_reference)
     check_token_ids(policy.model, policy.tokenizer, [prepared.train, prepared.heldout])
@@ -257,6 +262,14 @@ def _load(recipe: Recipe, options: LoadOptions, *, keep_reference: bool) -> Poli
     return load_policy(recipe.policy, options, keep_reference=keep_reference)
 
 
+def _loss_at_first(recipe: Recipe) -> Callable[[TokenStats, ListBatch], Tensor]:
+    """The loss of a list where the policy is its own reference, by the objectives alone: token rewards and divergences
+    are computed later."""
+    plain = recipe.model_copy(update={"regularizer": None, "token_weights": None})
+    loss = policy_loss(plain)
+    return lambda stats, batch: loss(stats, stats.logprobs.detach(), batch)
+
+
 def load_options(recipe: Recipe, prepared: Prepared, *, total_steps: int, device: torch.device) -> LoadOptions:
     """What a recipe's policy or reward model is loaded with."""
     init_batches = None
@@ -271,5 +284,6 @@ def load_options(recipe: Recipe, prepared: Prepared, *, total_steps: int, device
         device=device,
         total_steps=total_steps,
         init_batches=init_batches,
+        init_loss=_loss_at_first(recipe) if init_batches is not None and recipe.task != "reward" else None,
         packing=recipe.train.packing,
     )

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from align.errors import UserError
 from align.model.adapters import Full
+from align.model.middle_adapters import MIDDLES
 from align.model.sharding import at_rest, own_part, own_places, sharding_asked
 from align.recipe import Recipe
 from align.training.part_reader import PartReader
@@ -33,6 +34,9 @@ def check_sharded(recipe: Recipe, loss: Any) -> None:
     optimizer = recipe.train.optimizer.name
     refused = {
         "policy.adapter: adalora ranks directions by whole gradients; use lora": recipe.policy.adapter.needs_steps,
+        "policy.adapter: its factors are of whole weights, and were not tried on cut ones; use lora": isinstance(
+            recipe.policy.adapter, MIDDLES
+        ),
         "reference: moving averages whole weights; leave it out": recipe.reference.name == "moving",
         "reward.balance: more compares whole gradients of the head; use mean": recipe.task == "reward"
         and recipe.reward.balance == "more",

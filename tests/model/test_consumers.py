@@ -27,13 +27,23 @@ ADAPTERS = {
     "olora": {"rank": 4},
     "eva": {"rank": 4, "rho": 2.0},
     "adalora": {"rank": 2, "initial_rank": 4},
+    "lora_sb": {"rank": 4},
+    "sorsa": {"rank": 4},
+    "svfit": {"rank": 4},
+    "nlora": {"rank": 4},
+    "lora_ldu": {"rank": 4},
+    "s2ft": {"heads": 1, "channels": 4},
     "miss": {"rank": 4},
     "ia3": {},
     "full": {},
 }
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+LONG = ("sorsa", "svfit", "nlora", "lora_ldu", "s2ft")
+"""What is exported, and what goes on, as one that is tried by default."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n in LONG)) for n in ADAPTERS])
 def test_every_reader_of_a_run_has_the_policy_that_was_trained(name, make_recipe, ragged, tmp_path, rows_file):
     adapter = {"name": name} | ADAPTERS[name]
     base = make_recipe().policy.model

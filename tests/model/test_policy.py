@@ -15,6 +15,7 @@ from align.model.adapters import ADAPTER, AdaLora, Dora, Eva, Full, Ia3, Loftq, 
 from align.model.config import PolicySection
 from align.model.forward import TokenScorer, score_tokens
 from align.model.load import LoadOptions
+from align.model.middle_adapters import LoraLdu, LoraSb, NLora, S2ft, Sorsa, SvFit
 from align.model.peft_adapter import Peft
 from align.model.policy import load_policy
 from align.model.reference import check_reference_identity
@@ -32,6 +33,12 @@ ADAPTERS = [
     Olora(rank=3),
     Eva(rank=3),
     AdaLora(rank=2, initial_rank=4),
+    LoraSb(rank=3),
+    Sorsa(rank=3),
+    SvFit(rank=3),
+    NLora(rank=3),
+    LoraLdu(rank=3),
+    S2ft(heads=1, channels=5),
     Miss(rank=4),
     Miss(rank=4, variant="bat"),
     Miss(rank=4, variant="mini", mini_rank=2),
@@ -74,11 +81,15 @@ def load(model_folder, batch):
         section = PolicySection(model=str(model_folder), adapter=adapter)
         return load_policy(
             section,
-            LoadOptions(total_steps=STEPS, init_batches=[batch], **options),
+            LoadOptions(total_steps=STEPS, init_batches=[batch], init_loss=likelihood, **options),
             keep_reference=keep_reference,
         )
 
     return load
+
+
+def likelihood(stats, batch):
+    return -batch.to_lists(stats.logprobs.sum(dim=1)).sum(dim=1)
 
 
 def train(policy, batch, *, first=1, last=STEPS, optimizer=None):
