@@ -56,10 +56,11 @@ def sections() -> dict[str, dict[str, Any]]:
     """Every adapter that trains here, as a recipe has it; LoRA first."""
     ours = [name for name, own in ADAPTER.classes.items() if not own.needs_quantization and name != "peft"]
     found: dict[str, dict[str, Any]] = {name: {"name": name, **OWN.get(name, {"rank": RANK})} for name in ours}
+    configs: dict[Any, Any] = peft.PEFT_TYPE_TO_CONFIG_MAPPING
     for kind, known in KINDS.items():
         if known.why_not or known.instead or (kind == "ADAMSS" and not importlib.util.find_spec("sklearn")):
             continue
-        has_rank = "r" in [field.name for field in fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind])]
+        has_rank = "r" in [field.name for field in fields(configs[kind])]
         options = PEFTS.get(kind, {"r": RANK} if has_rank else {})
         found[kind] = {"name": "peft", "type": kind, "options": options}
     return found

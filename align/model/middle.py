@@ -147,7 +147,8 @@ def columns(wrapped: PeftModel, adapter: Any, **_: Any) -> None:
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     config: Any = next(iter(wrapped.peft_config.values()))
     config.rank_pattern = {}
-    for name, layer in ((n, m) for n, m in wrapped.named_modules() if isinstance(m, LoraLayer)):
+    layers: dict[str, Any] = {name: module for name, module in wrapped.named_modules() if isinstance(module, LoraLayer)}
+    for name, layer in layers.items():
         (own,) = layer.lora_A
         where = name.removeprefix("base_model.model.")
         of_heads = where.endswith(adapter.targets[0])
