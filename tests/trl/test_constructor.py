@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 import align.trl
 from align.data.steps import packed_size
 from align.errors import UserError
+from align.trl import DPOTrainer
 from align.trl.overrides import NEVER_CALLED
 from align.trl.replace import ROOMS
 from align.trl.rows import DataCollatorForPreference
@@ -173,8 +174,16 @@ def test_a_stream_is_read_as_trl_reads_it(tiny_policy, tmp_path):
 
 
 def test_a_set_given_after_full_training_cannot_be_measured_from_its_start(tiny_policy, tmp_path):
-    options = {"precompute_ref_log_probs": True, "max_steps": 1, "learning_rate": 0.1}
-    one = made("DPO", tiny_policy, tmp_path, options)
+    class Sizes(DPOTrainer):
+        seen = []
+
+        def _reference_sums(self, inputs):
+            self.seen.append(len(inputs["input_ids"]) // 2)
+            return super()._reference_sums(inputs)
+
+    options = {"precompute_ref_log_probs": True, "precompute_ref_batch_size": 4, "max_steps": 1, "learning_rate": 0.1}
+    one = made("DPO", tiny_policy, tmp_path, options, cls=Sizes)
+    assert Sizes.seen == [4, 4, 1]
     assert one.evaluate(pairs(3))["eval_loss"] == pytest.approx(math.log(2), rel=1e-5)
     one.train()
     with pytest.raises(ValueError, match="Cannot compute reference log-probs for a dataset passed to `evaluate"):
