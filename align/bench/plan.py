@@ -2,7 +2,7 @@
 
 Models of 24 to 105 million random parameters are made for it, so that weights and activations outweigh Python. Memory
 is the peak of the resident set from before the model is read until the last step, less what it was before; seconds are
-the processor's of training with one thread, beside the plan's at the rate of a measured pass, as `--measure` finds it.
+the processor's of the steps with one thread, beside the plan's at the rate of a measured step, as `--measure` finds it.
 """
 
 import json
