@@ -25,7 +25,9 @@ from align.model.peft_kinds import KINDS
 from align.objectives import OBJECTIVES, PROPERTIES, SCORES
 from align.objectives.lambda_loss import lambda_weights
 from align.recipe import Recipe
+from align.recipe.kept import KEPT
 from align.recipe.keys import class_of, default_of, said_of, sections_of, type_of
+from align.recipe.optimizers import AVERAGING, IMPOSSIBLE, LOW_RANK, PACKAGES, SOURCES
 from align.recipe.other_tools import NAMES
 from align.trl.answers import WITHOUT_EFFECT, answer
 from align.trl.config import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig
@@ -335,8 +337,36 @@ def _costs() -> str:
     return _rows(head, rows)
 
 
+def optimizers() -> str:
+    """The page of optimizers with its table of names written anew."""
+    mark = "<!-- Written by docs/generate.py from align/recipe/optimizers.py. -->"
+    before, _, after = (HERE / "optimizers.md").read_text(encoding="utf-8").split(mark)
+    parts = []
+    for source, names in SOURCES.items():
+        rows = [[f"`{name}`", f"{KEPT.get((source, name), '')}", _note(source, name)] for name in names]
+        parts.append(f"### {source}\n\n{_rows(('name', 'kept', ''), rows)}\n")
+    return f"{before}{mark}\n\n" + "".join(parts) + f"{mark}{after}"
+
+
+def _note(source: str, name: str) -> str:
+    """What holds for a name besides."""
+    if name in IMPOSSIBLE[source]:
+        return _cell(f"refused: {IMPOSSIBLE[source][name]}")
+    first = next(own for own, names in SOURCES.items() if name in names)
+    packages = [package for package, parts in PACKAGES.values() if any(part in name for part in parts)]
+    notes = [
+        f"needs {' and '.join(packages)}" if packages and source == "transformers" else "",
+        f"`source: {source}`; the name alone is {first}'s" if source != first else "",
+        "projects gradients" if name in LOW_RANK else "",
+        "an average" if name in AVERAGING else "",
+        "LoRA alone" if name == "lorarite" else "",
+    ]
+    return _cell("; ".join(filter(None, notes)))
+
+
 PAGES = {
     "adapters.md": adapters,
+    "optimizers.md": optimizers,
     "import.md": imports,
     "recipe-keys.md": recipe_keys,
     "formulas.md": formulas,

@@ -11,6 +11,7 @@ from align.model.adapters import Full
 from align.model.forward import base_model
 from align.planning.activations import Activations
 from align.recipe import Recipe
+from align.recipe.kept import KEPT
 
 STATES = {
     "adamw_torch": 2.0,
@@ -28,6 +29,8 @@ STATES = {
     "stable_adamw": 2.0,
 }
 """Optimizer -> numbers of the parameter's dtype that it keeps for each; adafactor is counted by rows and columns."""
+BY_NAME = {name: numbers for (_, name), numbers in reversed(KEPT.items())}
+"""Of all others what a small matrix keeps, the first source's where several have the name."""
 EIGHT_BIT = {"adamw_torch_4bit": 1.0, "lion_8bit": 1.0, "paged_lion_8bit": 1.0, "rmsprop_bnb_8bit": 1.0}
 """Optimizers of small states -> bytes for each parameter; 2 where the table does not name one."""
 EIGHT_BIT_DEFAULT = 2.0
@@ -103,7 +106,9 @@ def optimizer_bytes(trained: list[Any], name: str) -> int:
         return sum(_factored(p) * p.element_size() for p in trained)
     if name in STATES:
         return int(STATES[name] * sum(map(_bytes, trained)))
-    return int(EIGHT_BIT.get(name, EIGHT_BIT_DEFAULT) * sum(p.numel() for p in trained))
+    if name in EIGHT_BIT or "bit" in name:
+        return int(EIGHT_BIT.get(name, EIGHT_BIT_DEFAULT) * sum(p.numel() for p in trained))
+    return int(BY_NAME.get(name, 2.0) * sum(map(_bytes, trained)))
 
 
 def _factored(parameter: Any) -> int:

@@ -18,10 +18,12 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from align.errors import UserError
+from align.recipe.kept import KEPT
 from align.recipe.optimizers import (
     AVERAGING,
     EXTRA,
     IMPOSSIBLE,
+    LOW_RANK,
     OPTIMIZERS,
     PACKAGES,
     PYTORCH_OPTIMIZER,
@@ -382,3 +384,34 @@ def test_a_name_trains_two_steps_of_a_policy(source, name, make_recipe, tmp_path
     assert result.summary["steps"] == keys["steps"]
     moved = load_file(result.path / "adapter" / "adapter_model.safetensors")
     assert any(bool((tensor != 0).any()) for place, tensor in moved.items() if "lora_B" in place)
+
+
+def size(kept) -> int:
+    """Bytes of all tensors in a state, in projectors too."""
+    if isinstance(kept, torch.Tensor):
+        return kept.numel() * kept.element_size()
+    if isinstance(kept, dict):
+        return sum(map(size, kept.values()))
+    if isinstance(kept, list | tuple):
+        return sum(map(size, kept))
+    return size(vars(kept)) if hasattr(kept, "__dict__") else 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("source", "name"), KEPT)
+def test_what_is_kept_of_a_matrix_is_what_the_table_says(source, name, tmp_path):
+    if refused(source, name):
+        pytest.skip(f"{name} needs a package that is not installed")
+    shapes = [(16, 64), (64, 16)] if name in LORA_ALONE else [(64, 64)]
+    model = nn.ParameterList(nn.Parameter(torch.randn(shape) / 8) for shape in shapes)
+    rank = {"rank": 16} if name in LOW_RANK and name != "conda" else {}
+    section = TrainSection(optimizer={"name": name, "source": source} | rank, learning_rate=1e-3)
+    kind, options = made_with(section.optimizer, *class_and_options(section, arguments(tmp_path, section), steps=10))
+    groups = parameter_groups(section, model, [], hidden=lambda name, parameter: True)
+    optimizer = make_optimizer(kind, options, groups)
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        averaging(optimizer, train=True)
+        optimizer.step()
+    assert round(size(optimizer.state) / 4 / sum(p.numel() for p in model.parameters()), 2) == KEPT[source, name]
