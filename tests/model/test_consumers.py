@@ -39,7 +39,7 @@ ADAPTERS = {
 }
 
 
-LONG = ("sorsa", "svfit", "nlora", "lora_ldu", "s2ft")
+LONG = ("lora_sb", "sorsa", "svfit", "nlora", "lora_ldu", "s2ft")
 """What is exported, and what goes on, as one that is tried by default."""
 
 

@@ -18,7 +18,7 @@ from align.model.adapters import AdaLora, Eva, Ia3, Lora, Miss, Pissa
 from align.model.config import PolicySection
 from align.model.forward import TokenScorer, score_tokens
 from align.model.load import LoadOptions
-from align.model.peft_adapter import OF_THEIR_OWN, Peft
+from align.model.peft_adapter import Peft
 from align.model.peft_kinds import KINDS
 from align.model.policy import load_policy
 from align.model.reference import check_reference_identity
@@ -26,7 +26,7 @@ from align.objectives.pairwise import Logistic
 from align.objectives.scores import LogRatio
 from align.packing.batch import collate
 
-TRAINS = [name for name, kind in KINDS.items() if not kind.why_not and name not in OF_THEIR_OWN]
+TRAINS = [name for name, kind in KINDS.items() if not kind.why_not and not kind.instead]
 TARGETS = ("q_proj", "o_proj", "down_proj")
 PAIRS = [
     {"prompt_ids": [1, 9, 4], "completion_ids": [[5, 6, 7, 3], [8, 9]], "grades": [1.0, 0.0]},
