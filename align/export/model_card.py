@@ -182,10 +182,9 @@ def compared_in_words(found: dict[str, Any], *, is_reward: bool) -> list[str]:
 
 
 def _combined(found: dict[str, Any]) -> str:
-    said = [f"the mean of this run and {', '.join(found['average'])}"] if found["average"] else []
-    if found["extrapolate"]:
-        said.append(f"{1 + found['extrapolate']:g} times what training changed")
-    return f"These weights are {' and '.join(said)}." if said else ""
+    of = f" in the mean of this run and {', '.join(found['average'])}" if found["average"] else ""
+    times = f"{1 + found['extrapolate']:g} times " if found["extrapolate"] else ""
+    return f"These weights are the start and {times}what training changed{of}." if of or times else ""
 
 
 def _fidelity(found: dict[str, Any], *, is_reward: bool) -> str:

@@ -318,7 +318,7 @@ def test_an_average_of_runs_has_the_mean_of_their_weights(merged, tmp_path):
     assert_weights(out, mean)
     found = json.loads((out / "export.json").read_text())
     assert found["average"] == [str(runs["two"])] and found["max_logprob_difference"] < 1e-3
-    assert f"the mean of this run and {runs['two']}" in (out / "README.md").read_text()
+    assert f"what training changed in the mean of this run and {runs['two']}." in (out / "README.md").read_text()
     assert not list(out.rglob(".*ed")), "no folder of the way is left"
     whole = export(folders["one"], tmp_path / "whole", average=[folders["two"]], dtype="float32", lists=0)
     assert_weights(whole, mean)
