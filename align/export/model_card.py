@@ -182,8 +182,8 @@ def compared_in_words(found: dict[str, Any], *, is_reward: bool) -> list[str]:
 
 
 def _combined(found: dict[str, Any]) -> str:
-    of = f" in the mean of this run and {', '.join(found['average'])}" if found["average"] else ""
-    times = f"{1 + found['extrapolate']:g} times " if found["extrapolate"] else ""
+    of = f" in the mean of this run and {', '.join(found['average'])}" if found.get("average") else ""
+    times = f"{1 + found['extrapolate']:g} times " if found.get("extrapolate") else ""
     return f"These weights are the start and {times}what training changed{of}." if of or times else ""
 
 
