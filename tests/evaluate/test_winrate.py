@@ -143,9 +143,14 @@ def test_a_penalty_that_leaves_the_model_no_weight_is_taken_from_it():
 
         def value(parts, x=x, c=c):
             z = x @ np.r_[parts[:2] - parts[2:4], parts[4]]
-            return (np.logaddexp(0, z) - y * z).sum() + parts[:4].sum() / c
+            slope = x.T @ (sigmoid(z) - y)
+            return (
+                (np.logaddexp(0, z) - y * z).sum() + parts[:4].sum() / c,
+                np.r_[slope[:2] + 1 / c, 1 / c - slope[:2], slope[2]],
+            )
 
-        fit = minimize(value, np.zeros(5), bounds=[(0, None)] * 4 + [(None, None)], method="SLSQP", tol=1e-14).x
+        bounds = [(0, None)] * 4 + [(None, None)]
+        fit = minimize(value, np.zeros(5), jac=True, bounds=bounds, method="SLSQP", tol=1e-14).x
         expected = np.r_[fit[:2] - fit[2:4], fit[4]]
         assert found.weights == pytest.approx(expected.tolist(), abs=1e-4), c
         assert found.win_rate == pytest.approx(100 * sigmoid(expected[1] * difficulty + expected[2]).mean(), abs=1e-3)
