@@ -1,9 +1,11 @@
 """Work on windows in several processes, its results in order and only a few of them in memory."""
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from typing import Any, TypeVar
 
 Given = TypeVar("Given")
@@ -21,7 +23,7 @@ def in_order(work: Callable[[Given], Made], windows: Iterable[Given], workers: i
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of a tokenizer do not survive a fork
     try:
-        with get_context().Pool(workers, initializer=_take, initargs=(work,)) as pool:
+        with _pool(work, workers) as pool:
             while group := list(islice(rest, AHEAD * workers)):
                 yield from pool.map(_work, group, chunksize=1)
     finally:
@@ -30,11 +32,26 @@ def in_order(work: Callable[[Given], Made], windows: Iterable[Given], workers: i
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
+def _pool(work: Callable[[Any], Any], workers: int) -> Pool:
+    """Processes that SIGTERM ends at any moment.
+
+    A pool ends its processes with that signal, and waits for them. Python forgets a signal that a new process gets
+    before Python runs in it, where the old one handles such signals; so it is held back until the process can take it.
+    """
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+    try:
+        return get_context().Pool(workers, initializer=_take, initargs=(work,))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
 _given: list[Callable[[Any], Any]] = []
 
 
 def _take(work: Callable[[Any], Any]) -> None:
     _given[:] = [work]
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
 
 
 def _work(window: Any) -> Any:
