@@ -98,7 +98,8 @@ def export_adapter(model: PeftModel, folder: Path, *, base: Identity) -> None:
             config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
             config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
             config.alpha_pattern = {name: 2 * alpha for name, alpha in config.alpha_pattern.items()}
-    if type(config) is LoraConfig and (config.rank_pattern or config.alpha_pattern):
+    is_lora = type(config) is LoraConfig and not config.target_parameters  # for fused experts PEFT has its own patterns
+    if is_lora and (config.rank_pattern or config.alpha_pattern):
         _scale_alike(model, config, tensors)
     config.inference_mode = True
     # One key alone: safetensors writes several in any order, and the same adapter would be other bytes.

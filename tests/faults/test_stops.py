@@ -12,7 +12,7 @@ import yaml
 from stops import STOPPED, Stops
 from table import case
 
-SHORT = 3
+SHORT = 2
 """Moments of each command in the default run; `-m long` takes every one."""
 
 

@@ -251,11 +251,8 @@ def test_threads_do_not_change_the_draws() -> None:
     "options",
     [
         {},
-        {"temperature": 0.6},
-        {"temperature": 1.7},
-        {"top_k": 7},
-        {"top_p": 0.6},
-        {"min_p": 0.1},
+        *(pytest.param(own, marks=pytest.mark.long) for own in ({"temperature": 0.6}, {"temperature": 1.7})),
+        *(pytest.param(own, marks=pytest.mark.long) for own in ({"top_k": 7}, {"top_p": 0.6}, {"min_p": 0.1})),
         {"temperature": 1.3, "top_k": 12, "top_p": 0.9, "min_p": 0.02},
     ],
 )

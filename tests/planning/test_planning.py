@@ -237,7 +237,7 @@ def test_what_fits_by_the_margin_is_not_refused(make_recipe, tmp_path, monkeypat
     ("auto", "least"),
     [
         ({"tokens_per_batch": "auto", "gradient_checkpointing": False}, {"tokens_per_batch": 40}),
-        ({"gradient_checkpointing": "auto"}, {"gradient_checkpointing": True}),
+        pytest.param({"gradient_checkpointing": "auto"}, {"gradient_checkpointing": True}, marks=pytest.mark.long),
     ],
 )
 def test_auto_is_refused_where_the_least_that_it_can_choose_is_too_much(auto, least, make_recipe, wide, monkeypatch):

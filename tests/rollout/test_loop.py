@@ -74,9 +74,9 @@ class Killed(BaseException):
     ("module", "name", "call"),
     [
         ("rollout.sample", "check_agreement", 2),  # the second iteration's
-        ("rollout.sample", "sampled_line", 3),
+        pytest.param("rollout.sample", "sampled_line", 3, marks=pytest.mark.long),
         ("training.online", "score", 2),
-        ("training.online", "_finish", 1),
+        pytest.param("training.online", "_finish", 1, marks=pytest.mark.long),
     ],
 )
 def test_a_kill_in_any_stage(module, name, call, whole, online_recipe, scorer, monkeypatch):

@@ -19,7 +19,7 @@ from transformers import LlamaForSequenceClassification
 from align.errors import UserError
 from align.scoring import command, job, score_rows, window
 
-KILLS = int(os.environ.get("ALIGN_KILLS", "2"))
+KILLS = int(os.environ.get("ALIGN_KILLS", "1"))
 ROWS = int(os.environ.get("ALIGN_SCORE_ROWS", "300"))
 """Set them higher for a longer trial."""
 

@@ -12,7 +12,7 @@ import pytest
 
 from align.recipe import dump_recipe
 
-KILLS = int(os.environ.get("ALIGN_KILLS", "2"))
+KILLS = int(os.environ.get("ALIGN_KILLS", "1"))
 """Set it higher for a longer trial."""
 
 

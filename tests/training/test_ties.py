@@ -53,10 +53,10 @@ def generated(tmp_path) -> Path:
 @pytest.mark.parametrize(
     "sections",  # DPOP's and a hinge's gradients jump where a score or a margin changes its sign
     [
-        {"objective": "lambda"},
+        pytest.param({"objective": "lambda"}, marks=pytest.mark.long),
         {"objective": [{"name": "lambda"}, {"name": "partial_order", "score": {"name": "log_ratio"}}], "dpop": 5.0},
         {"objective": "lambda", "regularizer": {"name": "token_reg"}},
-        {"objective": "pl_policy_gradient", "score": {"name": "log_ratio_mean"}},
+        pytest.param({"objective": "pl_policy_gradient", "score": {"name": "log_ratio_mean"}}, marks=pytest.mark.long),
     ],
     ids=["lambda", "dpop", "token_reg", "pl_policy_gradient"],
 )
@@ -78,6 +78,7 @@ def test_generated_lists(make_recipe, save_llama, generated, tmp_path, sections)
     assert_every_cut_is_the_same(make, budgets=budgets, rel=2e-4, abs=2e-4)
 
 
+@pytest.mark.long
 def test_real_lists(shared_data, tmp_path):
     with gzip.open(shared_data / "oasst_ranked" / "lists.jsonl.gz", "rt") as lines:
         rows = [json.loads(line) for line in lines]
