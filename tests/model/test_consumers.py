@@ -64,7 +64,7 @@ def test_every_reader_of_a_run_has_the_policy_that_was_trained(name, make_recipe
         with measured.reference():
             assert_close(TokenScorer(measured)(batch).logprobs, start, atol=2e-5, rtol=0)
         rolled = load_trained(recipe, run)
-        assert_close(TokenScorer(rolled).eval()(batch).logprobs, expected, atol=1e-5, rtol=0)
+        assert_close(TokenScorer(rolled).eval()(batch).logprobs, expected, atol=2e-5, rtol=0)
     evaluate_rows(str(rows_file), model=str(run), json_path=str(tmp_path / "rows.json"))
     figures = json.loads((tmp_path / "rows.json").read_text())["metrics"]
     assert "pair_accuracy" in figures
