@@ -7,6 +7,8 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from align.training.trainer import AlignTrainer
+
 TRAIN = {"lists_per_step": 7, "epochs": 1, "eval_steps": 2, "save_steps": 2, "keep_checkpoints": 9}
 TRAIN["tokens_per_batch"] = 80
 """24 lists in steps of 7: processes never hold equal shares, and the last step has 3."""
@@ -86,3 +88,18 @@ def assert_equal_runs(one: Path, many: Path, *, closely: float = 1e-5) -> None:
         assert a.keys() - TIMES == b.keys() - TIMES
         for key in a.keys() - TIMES:
             assert b[key] == pytest.approx(a[key], abs=closely, rel=closely), (key, a["step"])
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def kill_at(monkeypatch, step: int) -> None:
+    original = AlignTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(AlignTrainer, "training_step", training_step)

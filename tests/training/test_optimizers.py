@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from equal_runs import Killed, kill_at
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
@@ -45,7 +46,6 @@ from align.training.optimizers import (
     read_back,
 )
 from align.training.train import train
-from align.training.trainer import AlignTrainer
 
 NAMES = [(source, name) for source, names in SOURCES.items() for name in names]
 BUILT_IN = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}
@@ -295,21 +295,6 @@ FAMILIES = {
     "schedulefreeadamw": {"optimizer": "schedulefreeadamw", "schedule": "constant_with_warmup"},
 }
 """One of each kind that is not like AdamW: matrices alone, projected gradients, averaged weights."""
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
-def kill_at(monkeypatch, step: int) -> None:
-    original = AlignTrainer.training_step
-
-    def training_step(self, *args, **kwargs):
-        if self.state.global_step == step:
-            raise Killed
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(AlignTrainer, "training_step", training_step)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from equal_runs import Killed, kill_at
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -153,23 +154,6 @@ def test_the_exported_adapter_is_the_trained_policy(make_recipe, tiny_policy):
     for name, tensor in adapter(result.path).items():
         (match,) = [value for key, value in state.items() if name.replace(".weight", "") in key.replace(".default", "")]
         assert torch.equal(tensor, match)
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
-def kill_at(monkeypatch, step: int) -> None:
-    from align.training.trainer import AlignTrainer
-
-    original = AlignTrainer.training_step
-
-    def training_step(self, *args, **kwargs):
-        if self.state.global_step == step:
-            raise Killed
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(AlignTrainer, "training_step", training_step)
 
 
 @pytest.mark.parametrize("settle", [0.0, 0.2, 0.5, 0.7])
