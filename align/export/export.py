@@ -107,23 +107,21 @@ def export(
         }
         if held is not None:
             found |= _compared(form, held, made, tolerance)
-        for folder in (COMBINED, DROPPED):
-            shutil.rmtree(partial / folder, ignore_errors=True)
-        write_json(partial / FIGURES, found)
-        Digests(partial).note_all()  # of all but the card, which its owner goes on writing
-        card = model_card(
-            name=output.name,
-            base=trained.base,
-            form=form,
-            found=found,
-            outputs=trained.outputs,
-            **trained.run,
-        )
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        _record(partial, output.name, trained, form, found)
     print(describe(output, form=form, base=trained.base, outputs=trained.outputs, found=found))
     if push:
         _push(output, push)
     return output
+
+
+def _record(folder: Path, name: str, trained: Trained, form: Format, found: dict[str, Any]) -> None:
+    """Leave the export alone in its folder, with its figures, digests and card."""
+    for passing in (COMBINED, DROPPED):
+        shutil.rmtree(folder / passing, ignore_errors=True)
+    write_json(folder / FIGURES, found)
+    Digests(folder).note_all()  # of all but the card, which its owner goes on writing
+    card = model_card(name=name, base=trained.base, form=form, found=found, outputs=trained.outputs, **trained.run)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_files(trained: Trained, output: Path, *, merge: bool, dtype: str | None) -> None:
