@@ -189,8 +189,6 @@ def with_adapter(model: Any, peft_config: Any, args: Any, *, keeps_start: bool) 
         _keep_copy(model)
     if isinstance(model, PeftModel):
         _check_trains(model)
-        if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            model.enable_input_require_grads()
     if quantized:
         _in_bfloat16(model)
     return model

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,14 @@ def test_trl_itself_is_asked(folder, capsys):
     (folder / "rows.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     old = {"method": "dpo", "model_name_or_path": MODEL, "dataset_name": "rows.jsonl", "output_dir": "out"}
     (folder / "old.yaml").write_text(yaml.safe_dump(old))
-    import_file("old.yaml", "new.yaml", check=True)
+    plan = import_file("old.yaml", "new.yaml", check=True)
     assert "check: 2 of 2 rows have the token ids that TRL would build" in capsys.readouterr().out
+
+    (source,) = plan.tree["data.sources"]
+    (row, *_), tokenizer = read_source(**source).rows, AutoTokenizer.from_pretrained(MODEL)
+    turned = replace(row, completions=row.completions[::-1], grades=row.grades[::-1])
+    prompt, sides = builder(plan)(row, tokenizer)
+    assert builder(plan)(turned, tokenizer) == (prompt, sides[::-1]) and sides[0] != sides[1]
 
 
 PAIRS = [
@@ -111,6 +118,19 @@ def test_axolotls_ids_are_those_of_its_texts(folder, without_start, capsys, kind
         text, ends = axolotls_texts(pair, kind)
         for ids, end in zip(sides, ends, strict=True):
             assert [*prompt, *ids] == tokenizer(text + end + tokenizer.eos_token)["input_ids"]
+
+
+def test_a_side_that_axolotl_ends_with_the_end_token_gets_no_second_one(folder, without_start):
+    (folder / "rows.jsonl").write_text(json.dumps(PAIRS[1]))
+    source = {"path": "rows.jsonl", "ds_type": "json", "type": "chatml.intel"}
+    (folder / "old.yaml").write_text(yaml.safe_dump(AXOLOTL | {"base_model": without_start, "datasets": [source]}))
+    plan = import_file("old.yaml", "new.yaml")
+    tokenizer = AutoTokenizer.from_pretrained(without_start)
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
+    (source,) = plan.tree["data.sources"]
+    (row,) = read_source(**source).rows
+    for ids in builder(plan)(row, tokenizer)[1]:
+        assert ids[-1] == tokenizer.eos_token_id and ids.count(tokenizer.eos_token_id) == 1
 
 
 @pytest.mark.parametrize("template", ["chatml", "qwen2_5", "llama3"])
