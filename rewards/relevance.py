@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModel
 
+from align.packing.unpadded import enable_unpadding
 from rewards.backbone import batches_by_length, right_padded
 from rewards.loading import context, folder_of, load_model, load_tokenizer
 from rewards.texts import plain
@@ -35,6 +36,8 @@ class RelevanceScorer:
         self.tokenizer = load_tokenizer(folder)
         self.max_length = context(self.model, self.tokenizer, running["max_length"])
         self.tokens_per_batch, self.exact = running["tokens_per_batch"], running["exact"]
+        if not self.exact:
+            enable_unpadding(self.model, name=model)
         self.max_words, self.words_per_unit = max_words, words_per_unit
         self.tally = Tally()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from align.packing.unpadded import enable_unpadding
 from rewards.backbone import Backbone, batches_by_length, right_padded
 from rewards.loading import (
     ADAPTER_CONFIG,
@@ -60,6 +61,8 @@ class SequenceClassifierScorer:
                 tokens_per_batch=self.tokens_per_batch,
                 exact=self.exact,
             )
+        elif not self.exact:
+            enable_unpadding(cast(PreTrainedModel, self.model.base_model), name=model)
 
     @torch.no_grad()
     def score(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:

@@ -31,6 +31,7 @@ from align.model.sharding import at_rest
 from align.packing import Tree, packed_collate
 from align.packing.batch import Example, collate
 from align.packing.rope import fix_frequencies
+from align.packing.unpadded import enable_unpadding
 from align.progress import stage
 from align.types import ListBatch
 from rewards.broken import why_not_finite
@@ -172,6 +173,8 @@ def load_reward_model(
         fix_frequencies(base, name=model)
         check_rewards(base, name=model)
         packing = options.packing and reads_last_token(base) and enable_packing(base, name=model, read=read_rewards)
+        if options.packing and not reads_last_token(base):
+            enable_unpadding(base.base_model, name=model)
         trained: Any = base
         if not isinstance(section.adapter, Full):
             trained = attach_adapter(base, section.adapter, section, options, folder=folder, head=head)

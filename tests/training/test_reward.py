@@ -29,6 +29,7 @@ from align.data.schema import Row
 from align.errors import UserError
 from align.export.export import export
 from align.model.config import PolicySection
+from align.model.load import LoadOptions
 from align.model.reward import RewardModel, load_reward_model
 from align.recipe import load_recipe, parse_recipe
 from align.recipe.settings import RewardSection
@@ -364,6 +365,18 @@ def test_encoders_and_other_decoders(reward_recipe, tmp_path, kind, adapter):
     found = torch.tensor(scorer.score(*held_out(recipe)))
     assert_close(found, trainer_rewards(model, recipe)[:, 0], atol=1e-5, rtol=1e-4)
     assert found.std() > 1e-4
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_an_encoder_that_trains_reads_tokens_alone_if_packing_is_on(tmp_path, packing):
+    section = PolicySection(model=str(_encoder("roberta", tmp_path)), adapter={"name": "full"})
+    model = load_reward_model(section, LoadOptions(packing=packing), outputs=["reward"])
+    seen = []
+    attention = model.model.roberta.encoder.layer[0].attention.self.query
+    attention.register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[:-1].numel()))
+    lists = [{"prompt_ids": [1, 5], "completion_ids": [[3, 2], [4, 5, 6, 7, 2]], "grades": [1.0, 0.0]}]
+    model.scorer()(model.collate(lists)).sum().backward()
+    assert seen == [4 + 7 if packing else 2 * 7]
 
 
 def test_a_conversation_is_read_as_the_scorer_reads_it(reward_recipe, tmp_path):
