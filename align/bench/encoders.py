@@ -2,6 +2,7 @@
 
 import random
 from datetime import date
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,8 +66,8 @@ def _case(name: str, config: Any, sizes: list[int]) -> dict[str, object]:
 
     tasks: dict[str, Task] = {}
     for way in models:
-        tasks[f"scoring, {way}"] = lambda way=way: score(way)
-        tasks[f"step, {way}"] = lambda way=way: step(way)
+        tasks[f"scoring, {way}"] = partial(score, way)
+        tasks[f"step, {way}"] = partial(step, way)
     results = alternate(tasks, ROUNDS, torch.device("cpu"))
     assert_close(rewards["texts alone"], rewards["padded rows"], atol=1e-5, rtol=1e-5)
     print(name, flush=True)

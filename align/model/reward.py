@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -174,7 +174,7 @@ def load_reward_model(
         check_rewards(base, name=model)
         packing = options.packing and reads_last_token(base) and enable_packing(base, name=model, read=read_rewards)
         if options.packing and not reads_last_token(base):
-            enable_unpadding(base.base_model, name=model)
+            enable_unpadding(cast(PreTrainedModel, base.base_model), name=model)
         trained: Any = base
         if not isinstance(section.adapter, Full):
             trained = attach_adapter(base, section.adapter, section, options, folder=folder, head=head)

@@ -53,9 +53,9 @@ def texts_sdpa(
     found, start = [], 0
     for size, count in texts.runs:
         stop = start + size * count
-        own = (x[0, :, start:stop].unflatten(1, (count, size)).transpose(0, 1) for x in (query, key, value))
+        q, k, v = (x[0, :, start:stop].unflatten(1, (count, size)).transpose(0, 1) for x in (query, key, value))
         seen = None if window is None or window >= size else _near(size, window, query.device)
-        found.append(sdpa_attention_forward(module, *own, seen, **options)[0].flatten(0, 1))
+        found.append(sdpa_attention_forward(module, q, k, v, seen, **options)[0].flatten(0, 1))
         start = stop
     return torch.cat(found)[None], None
 
