@@ -56,6 +56,7 @@ class ListLoss:
         *,
         wpo: str | None = None,
         dpop: float | None = None,
+        z_penalty: float | None = None,
         regularizer: TokenReg | None = None,
         token_weights: TokenWeights | None = None,
         relative: float | None = None,
@@ -64,6 +65,7 @@ class ListLoss:
         terms: their weighted sum is the loss; the first one's scores are the policy's implicit rewards.
         wpo: "clamped" or "unclamped" weights of whole lists.
         dpop: lambda of the penalty on a best completion that falls.
+        z_penalty: factor of a list's mean over tokens of (log Z)^2, Z what the head's softmax divides by.
         regularizer: goes with the first term.
         token_weights: how much each token counts in the scores that the objectives get. Where it is not Column, the
             lists' `token_weights` are what their messages weigh: these count in every score, and in the number of
@@ -73,13 +75,15 @@ class ListLoss:
         self.terms = terms
         self.wpo = wpo
         self.dpop = dpop
+        self.z_penalty = z_penalty
         self.regularizer = regularizer
         self.token_weights = token_weights
         self.relative = resolution(torch.float32) if relative is None else relative
         self.takes_margins = any("margins" in term.takes for term in terms)
         self.needs_baseline = any("baseline" in term.takes for term in terms)
         self.needs_reference = dpop is not None or any(term.needs_reference for term in terms)
-        self.outputs: tuple[str, ...] = ("logprob", "log_sum_sq_probs") if wpo else ("logprob",)
+        wanted = {"logprob": True, "log_sum_sq_probs": wpo, "logsumexp": z_penalty}
+        self.outputs: tuple[str, ...] = tuple(name for name, asked in wanted.items() if asked)
 
     def scores(self, stats: TokenStats, reference: Tensor | None, batch: ListBatch) -> Float[Tensor, "B K"]:
         """The policy's implicit rewards: the first term's scores, every token counting as much as its message."""
@@ -116,7 +120,8 @@ class ListLoss:
             given["keys"] = None if batch.keys is None else completion_keys(batch.keys, scores.shape[1])
             extra = {name: given[name] for name in term.takes}
             losses = losses + term.weight * term.objective(scores, batch.grades, batch.list_mask, **extra)
-        return losses if self.wpo is None else losses * self._wpo_weights(stats, batch)
+        losses = losses if self.wpo is None else losses * self._wpo_weights(stats, batch)
+        return losses if not self.z_penalty else losses + self.z_penalty * _mean_square(stats.logsumexp, batch)
 
     def metrics(
         self, batch: ListBatch, stats: TokenStats, reference: Tensor | None, scores: Float[Tensor, "B K"]
@@ -197,6 +202,7 @@ def build_loss(
     *,
     wpo: str | None = None,
     dpop: float | None = None,
+    z_penalty: float | None = None,
     regularizer: TokenReg | None = None,
     token_weights: TokenWeights | None = None,
     relative: float | None = None,
@@ -206,15 +212,16 @@ def build_loss(
         [_term(objective, objective.score or score) for objective in objectives],
         wpo=wpo,
         dpop=dpop,
+        z_penalty=z_penalty,
         regularizer=regularizer,
         token_weights=token_weights,
         relative=relative,
     )
 
 
-def likelihood_loss(relative: float | None = None) -> ListLoss:
+def likelihood_loss(relative: float | None = None, z_penalty: float | None = None) -> ListLoss:
     """Plain next-token loss on each list's best completion: every list counts its mean over tokens."""
-    return ListLoss([_term(Sft(), LikelihoodMean(beta=1.0))], relative=relative)
+    return ListLoss([_term(Sft(), LikelihoodMean(beta=1.0))], relative=relative, z_penalty=z_penalty)
 
 
 def _term(objective: ObjectiveConfig, score: ScoreConfig) -> Term:
@@ -233,6 +240,13 @@ def _term(objective: ObjectiveConfig, score: ScoreConfig) -> Term:
         margin=options["margin"] if objective.name == "logistic" else 0.0,
         length_power=getattr(score, "length_power", 1.0 if score.name == "log_ratio_mean" else 0.0),
     )
+
+
+def _mean_square(log_z: Float[Tensor, "N C"] | None, batch: ListBatch) -> Float[Tensor, " B"]:
+    """Mean over a list's learnt tokens of log Z squared."""
+    mask = batch.completion_mask
+    sums = batch.to_lists(_given(log_z).where(mask, 0).square().sum(dim=1)).sum(dim=1)
+    return sums / batch.to_lists(mask.sum(dim=1).to(sums.dtype)).sum(dim=1)
 
 
 def _given(values: Tensor | None) -> Tensor:

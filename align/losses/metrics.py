@@ -104,6 +104,8 @@ def list_metrics(
     values |= {f"likelihood_{name}": likelihood[name] for name in ("ndcg", "pair_accuracy")}
     if stats.entropy is not None:
         values["entropy"] = stats.entropy[mask]
+    if stats.logsumexp is not None:
+        values["log_z"] = stats.logsumexp[mask]
     if reference is not None:
         ratio = (reference - stats.logprobs).where(mask, 0.0)
         change = _mean_where(batch.to_lists(-ratio.sum(-1)), best)

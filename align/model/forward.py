@@ -51,7 +51,7 @@ class TokenScorer(nn.Module):
 
         Args:
             batch: whose completion positions alone go through the LM head.
-            outputs: any of linear_logprobs' "logprob", "entropy", "log_sum_sq_probs", and "hidden_sum".
+            outputs: any of linear_logprobs' "logprob", "entropy", "log_sum_sq_probs", "logsumexp", and "hidden_sum".
 
         Returns:
             Float32 [N, C]; 0 beyond a completion's end, None for what was not asked for.
@@ -98,6 +98,7 @@ def score_tokens(
         entropy=everywhere(stats.entropy),
         log_sum_sq_probs=everywhere(stats.log_sum_sq_probs),
         hidden_sum=_sums(rows, mask) if "hidden_sum" in outputs else None,
+        logsumexp=everywhere(stats.logsumexp),
         mean_logit=everywhere(stats.mean_logit),
         is_top=everywhere(stats.is_top),
         router_logits=routers,

@@ -62,3 +62,9 @@ def over_ordered_pairs(
 def per_pair(margins: Float[Tensor, " B"] | None, scores: Float[Tensor, "B K"]) -> Float[Tensor, "B 1 1"] | float:
     """Lists' margins beside the differences of their scores; 0 where none are given."""
     return 0.0 if margins is None else margins.to(scores.dtype)[:, None, None]
+
+
+def shares(grades: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    """Grades by their sum; 0 where that is 0."""
+    total = grades.sum(dim=1, keepdim=True)
+    return grades / total.masked_fill(total == 0, 1)

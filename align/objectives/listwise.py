@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import PositiveFloat, PositiveInt
 
 from align.objectives.base import Properties
-from align.objectives.lists import differences, masked_sum, ordered_pairs, per_pair
+from align.objectives.lists import differences, masked_sum, ordered_pairs, per_pair, shares
 from align.objectives.objective import OBJECTIVE, Objective
 from align.tensors import Bool, F, Float, Tensor, torch
 
@@ -74,7 +74,7 @@ def softmax(
     Source: LiPO, arXiv:2402.01878, section 3; InfoNCA, arXiv:2402.05369; the margin: ours.
     """
     grades = grades.masked_fill(~list_mask, 0)
-    weights = _shares(grades).to(scores.dtype)
+    weights = shares(grades).to(scores.dtype)
     if margins is None:
         return -(weights * _log_softmax(scores, list_mask)).sum(dim=1)
     scores = scores.masked_fill(~list_mask, 0)
@@ -165,7 +165,7 @@ def soft_top_k(
     longer = list_mask.sum(dim=1, keepdim=True) > k
     mask = list_mask & longer
     scaled = scores.masked_fill(~mask, 0) / temperature
-    weights = _shares(grades.masked_fill(~mask, 0)).to(scores.dtype)
+    weights = shares(grades.masked_fill(~mask, 0)).to(scores.dtype)
     return masked_sum(-weights * F.logsigmoid(scaled - _threshold(scaled, mask, k)), mask)
 
 
@@ -241,12 +241,6 @@ def _log_gaps(grades: Float[Tensor, "B K"], worse: Bool[Tensor, "B K K"]) -> Flo
     gaps = differences(grades).masked_fill(~worse, 0)
     mean = gaps.sum(dim=2, keepdim=True) / worse.sum(dim=2, keepdim=True)
     return (gaps / mean).masked_fill(~worse, 1).log()
-
-
-def _shares(grades: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-    """Grades by their sum; 0 where that is 0."""
-    total = grades.sum(dim=1, keepdim=True)
-    return grades / total.masked_fill(total == 0, 1)
 
 
 BISECTIONS = 80

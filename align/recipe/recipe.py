@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 
 from align.bounds import load_yaml
 from align.data.config import DataSection, SourceSection
@@ -85,6 +85,8 @@ class Recipe(Strict):
     """Weight a list by how likely the policy finds its completions (WPO)."""
     dpop: Annotated[float, Field(ge=0)] | None = None
     """DPOP floor: lambda of the penalty on a best completion that falls below its reference log-probability."""
+    z_penalty: PositiveFloat | None = None
+    """Factor of the mean over tokens of (log Z)^2, added to each list's loss: holds the logits' scale, 1e-4 in PaLM."""
     train: TrainSection = TrainSection()
     sampling: SamplingSection = SamplingSection()
     rollout: RolloutSection = RolloutSection()
@@ -172,11 +174,11 @@ class Recipe(Strict):
     def _check_reward(self) -> None:
         if not self.objective:
             raise ValueError("objective: missing; for example `objective: {name: bradley_terry}`")
-        of_policy = (self.wpo, self.dpop, self.regularizer, self.token_weights, self.data.ches)
+        of_policy = (self.wpo, self.dpop, self.z_penalty, self.regularizer, self.token_weights, self.data.ches)
         if any(section is not None for section in of_policy) or self.score != LogRatio():
             raise ValueError(
-                "score, wpo, dpop, regularizer, token_weights and data.ches are about a policy's log-probabilities; "
-                "a reward model has none"
+                "score, wpo, dpop, z_penalty, regularizer, token_weights and data.ches are about a policy's "
+                "log-probabilities; a reward model has none"
             )
         if self.data.append_eos is not None:
             raise ValueError("data.append_eos: a reward model reads a text as it will be scored; leave it out")

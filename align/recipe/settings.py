@@ -185,7 +185,7 @@ def check_reward_objectives(
                 )
             continue
         name, of_rewards = objective.name, objective.holds.of_rewards
-        if not of_rewards or objective.score is not None:
+        if not of_rewards or objective.score != type(objective).model_fields["score"].default:
             what = f"`score` of `{name}`" if of_rewards else f"`{name}`"
             listwise = ", ".join(sorted(own for own, holds in PROPERTIES.items() if holds.of_rewards))
             raise ValueError(

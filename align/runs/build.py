@@ -56,12 +56,13 @@ def policy_loss(recipe: Recipe) -> ListLoss:
     """The loss of a list under the recipe of a policy."""
     relative = computed_to(recipe)
     if recipe.task == "sft":
-        return likelihood_loss(relative)
+        return likelihood_loss(relative, recipe.z_penalty)
     return build_loss(
         recipe.score,
         list_objectives(recipe),
         wpo=recipe.wpo,
         dpop=recipe.dpop,
+        z_penalty=recipe.z_penalty,
         regularizer=recipe.regularizer,
         token_weights=recipe.token_weights,
         relative=relative,

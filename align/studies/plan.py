@@ -22,7 +22,10 @@ from align.studies.settings import Study
 
 OWN_KEYS = ("output", "train.seed")
 """Of a recipe, those that the study itself sets."""
-OF_THE_LOSS = ("task", "data", "score", "reward", "objective", "regularizer", "token_weights", "wpo", "dpop")
+OF_THE_LOSS = (
+    *("task", "data", "score", "reward", "objective"),
+    *("regularizer", "token_weights", "wpo", "dpop", "z_penalty"),
+)
 """Sections in which arms may differ so that their losses are of different things."""
 
 

@@ -14,6 +14,8 @@ from align.types import ListBatch, TokenStats
 
 Stats = TokenStats | Tensor
 """What a model says: a policy of every token, a reward model its rewards [N, A]."""
+TRAINED = ("logprob", "logsumexp")
+"""Of the head's outputs, those that have a gradient."""
 
 
 class ListParts:
@@ -39,15 +41,19 @@ class ListParts:
         stats = _joined(whole, parts, found)
         if trainer.loss.needs_reference:  # in the same parts: before the first step it is the policy bit for bit
             whole = replace(whole, reference_logprobs=self._reference_in_parts(whole, parts, batches))
-        leaf = _trained_on(stats).requires_grad_()
+        leaves = [own.requires_grad_() for own in _trained_on(stats)]
         loss = trainer.loss_of(whole, stats, examples)
-        (gradient,) = torch.autograd.grad(loss, leaf)
+        gradients = torch.autograd.grad(loss, leaves)
+        outputs = tuple(name for name in TRAINED if name in trainer.outputs)
         for number, (batch, places) in enumerate(zip(batches, parts, strict=True), start=1):
             with trainer.together(model, last and number == len(batches)):
                 with trainer.compute_loss_context_manager():
-                    values = _trained_on(model(batch))
-                carried = gradient[places, : values.shape[1]] if places else torch.zeros_like(values)
-                trainer.backward((values * carried).sum() + penalty)
+                    every = _trained_on(model(batch, outputs))
+                carried = [
+                    (own * (whole[places, : own.shape[1]] if places else torch.zeros_like(own))).sum()
+                    for own, whole in zip(every, gradients, strict=True)
+                ]
+                trainer.backward(sum(carried) + penalty)
             penalty = 0.0
         return loss.detach()
 
@@ -65,9 +71,11 @@ class ListParts:
         return _join(whole, parts, found, whole.targets.shape[1])
 
 
-def _trained_on(stats: Stats) -> Tensor:
-    """What the loss is differentiated by: token log-probabilities, or a reward model's rewards."""
-    return stats if isinstance(stats, Tensor) else stats.logprobs
+def _trained_on(stats: Stats) -> list[Tensor]:
+    """What the loss is differentiated by: token log-probabilities and log Z, or a reward model's rewards."""
+    if isinstance(stats, Tensor):
+        return [stats]
+    return [stats.logprobs] if stats.logsumexp is None else [stats.logprobs, stats.logsumexp]
 
 
 def _joined(whole: ListBatch, parts: list[list[int]], found: list[Stats]) -> Stats:

@@ -14,6 +14,7 @@ OF_LISTS = {
     "token_rewards": "of T-REG and TGDPO: the contrast's texts",
     "wpo": "weights of lists",
     "dpop": "the floor under a best completion",
+    "z_penalty": "factor of (log Z)^2",
     "data": "how rows are read: `grades`, `select`, `list_size`, `overlong`, ...",
     "adapter": "a recipe's `policy.adapter`, instead of peft_config",
     "reference": "`initial`, or `moving` with `every` and `mixture`",

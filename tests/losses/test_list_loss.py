@@ -57,6 +57,20 @@ def test_dpop_takes_the_fall_of_the_best_off_its_score(batch):
     assert loss(stats(), padded(REFERENCE), batch).item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_penalty_on_log_z_is_a_mean_over_the_lists_tokens(batch):
+    log_z = [[3.0, -1.0], [2.0, 0.5, 4.0]]
+    loss, without = (build_loss(LogRatio(beta=BETA), [Logistic()], z_penalty=own) for own in (0.3, None))
+    assert "logsumexp" in loss.outputs and "logsumexp" not in without.outputs
+    seen = stats(logsumexp=padded(log_z))
+    expected = 0.3 * sum(z * z for row in log_z for z in row) / 5
+    added = loss(seen, padded(REFERENCE), batch) - without(seen, padded(REFERENCE), batch)
+    assert added.item() == pytest.approx(expected, abs=1e-6)
+    logged = loss.metrics(batch, seen, padded(REFERENCE), batch.grades)["log_z"]
+    assert sorted(logged.tolist()) == sorted(sum(log_z, []))
+    imitation = likelihood_loss(z_penalty=0.3)(seen, None, batch) - likelihood_loss()(seen, None, batch)
+    assert imitation.item() == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["clamped", "unclamped"])
 def test_wpo_weighs_the_list(batch, kind):
     u = [sum(p - s for p, s in zip(*rows, strict=True)) / len(rows[0]) for rows in zip(POLICY, SQUARES, strict=True)]

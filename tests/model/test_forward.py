@@ -56,6 +56,21 @@ def test_values_and_gradients_are_those_of_the_models_own_logits(model, lists):
             assert_close(gradient, want, atol=1e-5, rtol=1e-4)
 
 
+def test_log_z_and_its_gradient_are_those_of_the_models_own_logits(model, lists):
+    """Beside the log-probabilities' own gradient, as a penalty on log^2 Z has it."""
+    model.get_output_embeddings().requires_grad_(False)
+    batch, example = collate(lists[:1], pad_id=0), lists[0]
+    prompt, weights = example["prompt_ids"], [p for p in model.parameters() if p.requires_grad]
+    rows = [model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0] for ids in example["completion_ids"]]
+    log_z = torch.cat([own[len(prompt) - 1 : -1] for own in rows]).logsumexp(-1)
+    wanted = torch.autograd.grad((log_z**2 + own_logprobs(model, lists[:1])).sum(), weights, allow_unused=True)
+    stats = score_tokens(model, batch, ("logprob", "logsumexp"))
+    assert_close(stats.logsumexp[batch.completion_mask].double(), log_z, atol=1e-5, rtol=1e-5)
+    found = torch.autograd.grad((stats.logsumexp**2 + stats.logprobs).sum(), weights, allow_unused=True)
+    for gradient, want in zip(found, wanted, strict=True):
+        assert_close(gradient, want, atol=1e-5, rtol=1e-4)
+
+
 def test_padding_is_never_seen(model, lists):
     first, second = (score_tokens(model, collate(lists, pad_id=pad)).logprobs for pad in (0, 7))
     assert torch.equal(first, second)

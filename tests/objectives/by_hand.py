@@ -6,9 +6,9 @@
 from collections.abc import Callable
 from itertools import permutations
 from math import exp, expm1, log, log1p
-from statistics import mean
+from statistics import mean, pstdev
 
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 
 Floats = list[float]
 
@@ -171,6 +171,30 @@ def soft_top_k(s: Floats, g: Floats, k: int = 1, temperature: float = 1.0) -> fl
     return -sum(gj / sum(g) * log_sigmoid((sj - t) / temperature) for sj, gj in zip(s, g, strict=True))
 
 
+def robust_softmax(s: Floats, g: Floats, rho: float = 0.2, weakest: float = 0.2, strongest: float = 5.0) -> float:
+    if sum(g) == 0:
+        return 0.0
+    own = sum(gj * sj for sj, gj in zip(s, g, strict=True)) / sum(g)
+
+    def dual(log_t: float) -> float:
+        t = exp(log_t)
+        top = max(s) - own
+        return top + t * log(mean(exp((sk - own - top) / t) for sk in s)) + rho * t
+
+    bounds = (-log(strongest), -log(weakest))
+    if weakest == strongest:
+        return dual(bounds[0])
+    inside = minimize_scalar(dual, bounds=bounds, method="bounded", options={"xatol": 1e-10}).fun
+    return min(inside, dual(bounds[0]), dual(bounds[1]))
+
+
+def spherical(s: Floats, g: Floats, slope: float = 1.0, target: float = 1.0) -> float:
+    deviation = pstdev(s) or 1.0
+    z = [(sk - mean(s)) / deviation for sk in s]
+    shares = [gk / sum(g) if sum(g) else 0.0 for gk in g]
+    return -sum(w * log_sigmoid(slope * (zk - target)) / slope for w, zk in zip(shares, z, strict=True))
+
+
 def exo_list(s: Floats, g: Floats, temperature: float = 1.0) -> float:
     q_total, p_total = sum(exp(x) for x in s), sum(exp(x / temperature) for x in g)
     total = 0.0
@@ -232,9 +256,11 @@ BY_HAND: dict[str, Callable[..., float]] = {
     "pointwise_mse": pointwise_mse,
     "pointwise_sigmoid": pointwise_sigmoid,
     "robust": robust,
+    "robust_softmax": robust_softmax,
     "sft": sft,
     "soft_top_k": soft_top_k,
     "softmax": softmax,
+    "spherical": spherical,
     "sppo": sppo,
     "squared": squared,
 }

@@ -30,7 +30,10 @@ CASES = [
     ("nca", {"temperature": 0.3}),
     ("pl_policy_gradient", {"samples": 3, "cutoff": 2, "seed": 5}),
     ("robust", {"label_smoothing": 0.3}),
+    ("robust_softmax", {"rho": 0.5, "weakest": 0.9, "strongest": 1.4}),
+    ("robust_softmax", {"weakest": 2.0, "strongest": 2.0}),
     ("soft_top_k", {"k": 3, "temperature": 0.4}),
+    ("spherical", {"slope": 2.5, "target": 0.3}),
 ]
 SUPPLIED = {"beta": 0.2, "baseline": 0.3}
 """What the trainer gives to the functions that take it."""

@@ -1,15 +1,19 @@
 """Edges of single objectives that the contract test does not reach."""
 
-from math import exp
+from math import exp, log
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from align.errors import UserError
 from align.objectives import OBJECTIVES, dpop_penalty
 from align.objectives.listwise import decoupled_softmax, soft_top_k, softmax
 from align.objectives.noise import resolution, settled, sum_noise
+from align.objectives.robust_softmax import robust_softmax
+from align.objectives.spherical import spherical
+from align.recipe import parse_recipe
 
 PAIR = torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
 
@@ -118,3 +122,28 @@ def test_a_soft_top_k_has_k_places_and_is_the_top_k_when_cold(k):
     expected = torch.zeros(6, dtype=torch.float64)
     expected[scores[0].topk(k).indices] = 1
     assert_close(shares(1e-3), expected, atol=1e-6, rtol=0)
+
+
+def test_a_list_takes_the_beta_that_its_spread_asks_for():
+    """Scores a hundred times as far apart give a loss a hundred times as large: t goes with them."""
+    scores, mask = torch.randn(1, 5, dtype=torch.float64), torch.ones(1, 5, dtype=torch.bool)
+    grades = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    free = {"weakest": 1e-6, "strongest": 1e6}
+    assert_close(robust_softmax(100 * scores, grades, mask, **free), 100 * robust_softmax(scores, grades, mask, **free))
+    held = robust_softmax(scores, grades, mask, weakest=1.0, strongest=1.0)
+    assert_close(held, softmax(scores, grades, mask) - log(5) + 0.2)
+
+
+def test_a_spherical_loss_knows_neither_shift_nor_scale():
+    scores, mask = torch.randn(1, 5, dtype=torch.float64), torch.ones(1, 5, dtype=torch.bool)
+    grades = torch.rand(1, 5, dtype=torch.float64)
+    assert_close(spherical(7 * scores - 3, grades, mask), spherical(scores, grades, mask))
+
+
+@pytest.mark.parametrize("name", ["spherical", "robust_softmax"])
+def test_they_train_a_reward_model_too(name):
+    tree = {"output": "o", "policy": {"model": "m"}, "data": {"sources": ["a"]}, "task": "reward", "objective": name}
+    assert parse_recipe(tree, origin="test").objective[0].name == name
+    score = {"name": "likelihood_mean", "beta": 3}
+    with pytest.raises(UserError, match=f"`score` of `{name}` is about a policy"):
+        parse_recipe(tree | {"objective": {"name": name, "score": score}}, origin="test")

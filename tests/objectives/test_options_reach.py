@@ -14,6 +14,7 @@ from align.errors import UserError
 from align.model.reward import RewardBatch
 from align.objectives import OBJECTIVE, SCORE, Objective
 from align.objectives.divergence import AlphaDivergence
+from align.objectives.robust_softmax import RobustSoftmax
 from align.objectives.token_reg import Tgdpo, TokenReg
 from align.packing.batch import collate
 from align.recipe import parse_recipe
@@ -24,6 +25,8 @@ from rewards.head_config import Attributes, BradleyTerry
 OBJECTIVES, SCORES = OBJECTIVE.classes.values(), SCORE.classes.values()
 COLUMNS = {"strength_field", "deviation_field"}
 """Names of columns reach the loss where the rows are read; tests/training/test_reward.py reads them."""
+BEYOND = {(RobustSoftmax, "weakest"): [4.9], (RobustSoftmax, "strongest"): [0.5]}
+"""Bounds that the batch's lists do not reach by themselves."""
 
 
 def few_values(config: type[BaseModel], field: str) -> list[Any]:
@@ -40,6 +43,8 @@ def other_values(config: type[BaseModel], field: str) -> list[Any]:
         return [{"name": "log_ratio", "beta": 0.7}, {"name": "likelihood_mean", "beta": 0.6}]
     if field == "divergence":
         return [{"name": "forward_kl"}, {"name": "alpha", "alpha": 0.3}]
+    if (config, field) in BEYOND:
+        return BEYOND[config, field]
     if field == "output":
         return ["b"]
     if default is None:
@@ -156,6 +161,8 @@ def test_of_token_weights():
             {"objective": "logistic", "token_rewards": {"name": "contrast", "worse": "bad {prompt}"}},
             "token_rewards: set `regularizer`",
         ),
+        ({"objective": {"name": "robust_softmax", "weakest": 6}}, "weakest: 6 is above `strongest`, 5; exchange them"),
+        ({"task": "reward", "objective": "softmax", "z_penalty": 1e-4}, "z_penalty, .* about a policy's log-prob"),
         ({"objective": {"name": "aft", "variant": "plain", "margin": 0.3}}, "margin: `plain` has none"),
         (
             {"task": "reward", "objective": {"name": "attributes", "deviation": 0.3}},

@@ -155,8 +155,9 @@ def test_grades_that_an_objective_cannot_use_are_refused(name, grades, message):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_good_lists_pass_whatever_the_padding_holds(name):
-    grades = torch.tensor([[0.0, 1.0, float("nan")], [0.3, 0.2, -1e9]])
-    check_grades(name, grades, torch.tensor([[True, True, False]] * 2))
+    grades = torch.tensor([[0.0, 1.0, 0.5, float("nan")], [0.3, 0.2, 0.2, -1e9]])
+    size = max(2, PROPERTIES[name].min_list_size)
+    check_grades(name, grades[:, 4 - size - 1 :], torch.tensor([[True] * size + [False]] * 2))
 
 
 @pytest.mark.parametrize("name", ["nca", "kto", "pointwise_mse"])
@@ -174,5 +175,5 @@ def test_another_score_than_the_needed_one_is_refused():
 def test_the_plain_scores_fit(name):
     for score in SCORES if PROPERTIES[name].score is None else [PROPERTIES[name].score]:
         check_score(name, A_SCORE.validate_python({"name": score}))
-    if PROPERTIES[name].shift_invariant:
+    if PROPERTIES[name].shift_invariant and PROPERTIES[name].score is None:
         check_score(name, A_SCORE.validate_python({"name": "log_ratio", "divergence": {"name": "forward_kl"}}))

@@ -106,7 +106,7 @@ def test_init_writes_a_recipe_that_loads_with_ones_own_paths(task, elsewhere, ca
     recipe, shipped = load_recipe(f"{task}.yaml"), load_recipe(TASKS[task].recipe)
     assert (recipe.policy.model, recipe.data.sources[0].path) == ("my models/m", "rows: 1.jsonl")
     assert recipe.output == f"runs/{task}"
-    method = ("task", "score", "objective", "regularizer", "reward", "online", "wpo", "dpop")
+    method = ("task", "score", "objective", "regularizer", "reward", "online", "wpo", "dpop", "z_penalty")
     assert [getattr(recipe, key) for key in method] == [getattr(shipped, key) for key in method]
     assert recipe.data.select == shipped.data.select and recipe.data.overlong == shipped.data.overlong
     text = Path(f"{task}.yaml").read_text()
