@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import gc
 import json
 import logging
 import socket
@@ -30,6 +31,20 @@ def _one_thread_and_a_seed():
     """Models of a few thousand parameters are fastest with one thread; a test's random numbers are its own."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collections_pass_over_what_stays():
+    """Every training run collects garbage when it starts, and looks at a million objects of imported modules each time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _files_need_not_outlive_the_machine():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
