@@ -83,6 +83,7 @@ def sample_tokens(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
+    adaptive_temperature: bool = False,
     stop: Sequence[str] = (),
     stop_ids: Sequence[int] = (),
     seed: int = 0,
@@ -106,6 +107,7 @@ def sample_tokens(
         top_k: Only this many of the likeliest tokens; 0 for all.
         top_p: Only the likeliest tokens that reach this probability together.
         min_p: Only tokens at least this likely relative to the likeliest; 0 for all.
+        adaptive_temperature: Divide by less where the policy is uncertain; see `sharpness`.
         stop: Texts that end a completion where they appear in it.
         stop_ids: Tokens that end it, besides the end tokens.
         seed: Of all noise.
@@ -126,7 +128,7 @@ def sample_tokens(
             continue
         prompts = [prompt_ids[prompt] for prompt, _ in batch]
         seeds = [row_seed(seed, prompt_ids[prompt], sample) for prompt, sample in batch]
-        noise = GumbelNoise(seeds, temperature, top_k, top_p, model.device, min_p)
+        noise = GumbelNoise(seeds, temperature, top_k, top_p, model.device, min_p, adaptive=adaptive_temperature)
         with evaluating(model):
             drawn = _generate(model, tokenizer, prompts, max_tokens, noise, ends, stop, watch)
         for (prompt, sample), sampled in zip(batch, drawn, strict=True):
@@ -149,8 +151,10 @@ class GumbelNoise(LogitsProcessor):
         top_p: float,
         device: torch.device | str,
         min_p: float = 0.0,
+        *,
+        adaptive: bool = False,
     ) -> None:
-        self.temperature = temperature
+        self.temperature, self.adaptive = temperature, adaptive
         self.filters: list[Callable[..., Tensor]] = []
         if min_p > 0:
             self.filters.append(MinPLogitsWarper(min_p))
@@ -168,6 +172,8 @@ class GumbelNoise(LogitsProcessor):
             torch.empty_like(row).exponential_(generator=g) for row, g in zip(scores, self.generators, strict=True)
         ]
         logits = scores / self.temperature
+        if self.adaptive:
+            logits = logits * sharpness(scores)
         for keep in self.filters:
             logits = keep(input_ids, logits)
         return self._drawn(logits - torch.stack(noise).log(), logits, scores)
@@ -180,6 +186,25 @@ class GumbelNoise(LogitsProcessor):
         entropy = -torch.special.xlogy(policy.exp(), policy.exp()).sum(-1, keepdim=True)
         self.figures.append(torch.cat([drawn.gather(-1, token), policy.gather(-1, token), entropy], 1))
         return noisy
+
+
+SHARPNESS = (-0.037, 0.481, -2.3, 4.917, -1.791)
+"""Coefficients of the entropy's powers, the fourth first, as the paper fitted them."""
+
+
+def sharpness(logits: Float[Tensor, "R V"]) -> Float[Tensor, "R 1"]:
+    """What the logits are multiplied by where many tokens compete, over which a softmax spreads out whatever they are.
+
+    max(1, polynomial of the entropy in nats): 1 to 0.85 nats, up to 2.4, and 1 again from 6 nats on.
+
+    Source: arXiv:2410.01104, algorithm 1 (as published code has it), which fits it to a task of finding a maximum.
+    """
+    p = logits.float().softmax(-1)
+    entropy = -torch.special.xlogy(p, p).sum(-1, keepdim=True)
+    factor = torch.zeros_like(entropy)
+    for coefficient in SHARPNESS:
+        factor = factor * entropy + coefficient
+    return factor.clamp_min(1)
 
 
 class _StopTexts(StoppingCriteria):

@@ -123,7 +123,7 @@ def _online(recipe: dict[str, Any]) -> dict[str, Any]:
     online, rollout = recipe.get("online"), recipe.get("rollout", {})
     if not online:
         return {}
-    drawn = ("completions", "max_tokens", "temperature", "top_k", "top_p", "min_p", "decoding")
+    drawn = ("completions", "max_tokens", "temperature", "top_k", "top_p", "min_p", "adaptive_temperature", "decoding")
     count, prompts = online["iterations"], online.get("prompts")
     every = f"{prompts} prompts each" if prompts else "all prompts each time"
     return {

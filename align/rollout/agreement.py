@@ -46,7 +46,7 @@ def check_agreement(
     Source: ours
     """
     heat = sampling.temperature or 1.0
-    free = {"temperature": heat, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "stop": ()}
+    free = {"temperature": heat, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "adaptive_temperature": False, "stop": ()}
     probe = replace(sampling, completions=PER_PROMPT, **free)  # type: ignore[arg-type]
     drawn = dict(engine.sample(prompts, probe))
     ids = [[sampled.ids for sampled in drawn[place]] for place in range(len(prompts))]

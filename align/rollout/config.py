@@ -162,6 +162,8 @@ class RolloutSection(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Only tokens at least this likely relative to the likeliest."""
+    adaptive_temperature: bool = False
+    """Multiply the logits of an uncertain position by 1 to 2.4, as its entropy says; needs `engine: transformers`."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion."""
     stop_ids: tuple[int, ...] = ()
@@ -184,6 +186,10 @@ class RolloutSection(Strict):
     def _engine_can_decode(self) -> "RolloutSection":
         if self.decoding and not isinstance(self.engine, Vllm):
             raise ValueError(f"decoding: {self.decoding.name} needs `engine: vllm`, not {self.engine.name}")
+        if self.adaptive_temperature and self.engine.name != "transformers":
+            raise ValueError(f"adaptive_temperature: {self.engine.name} has none; set `engine: transformers`")
+        if self.adaptive_temperature and self.temperature == 0:
+            raise ValueError("adaptive_temperature: temperature 0 takes the likeliest token; leave one of them out")
         return self
 
     @model_validator(mode="after")

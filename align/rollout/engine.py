@@ -28,6 +28,8 @@ class Sampling:
     """Only the likeliest tokens that reach this probability together."""
     min_p: float = 0.0
     """Only tokens at least this likely relative to the likeliest; 0 for all."""
+    adaptive_temperature: bool = False
+    """Divides by less where the policy is uncertain; of TransformersEngine alone."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion."""
     stop_ids: tuple[int, ...] = ()

@@ -176,6 +176,7 @@ class Sampler:
             top_k=section.top_k,
             top_p=section.top_p,
             min_p=section.min_p,
+            adaptive_temperature=section.adaptive_temperature,
             stop=section.stop,
             stop_ids=(*prompts.ends, *section.stop_ids),
         )

@@ -1,8 +1,10 @@
 """Sampling against the model's own next-token probabilities, and its independence of whatever surrounds a prompt."""
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.testing import assert_close
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from align.evaluate.sampling import (
@@ -12,6 +14,7 @@ from align.evaluate.sampling import (
     end_ids,
     sample_completions,
     sample_tokens,
+    sharpness,
 )
 
 WORDS = ["<pad>", "</s>", *"abcdefghijklmnop"]
@@ -159,6 +162,26 @@ def test_logprobs_are_those_of_the_distribution_that_was_drawn_from(model, token
             ids = torch.tensor([PROMPTS[prompt] + sampled.ids])
             p = model(ids).logits[0, -len(sampled.ids) - 1 : -1].double().softmax(-1)
             assert sampled.entropies == pytest.approx((-(p * p.log()).sum(1)).tolist(), abs=1e-4)
+
+
+def test_an_adaptive_temperature_is_the_papers_polynomial_of_the_entropy(model, tokenizer):
+    """Log-probabilities are those of the sharper distribution; a row without doubt, or of 8 nats, stays as it is."""
+    rows = torch.cat([torch.randn(6, 3000) * torch.tensor([[20.0], [5.0], [4.0], [3.0], [2.0], [0.1]])])
+    seen = []
+    for row in rows.double():
+        p = row.softmax(-1)
+        seen.append(float(-(p * p.log()).sum()))
+    expected = [max(1.0, float(np.polyval([-0.037, 0.481, -2.3, 4.917, -1.791], h))) if h > 0.5 else 1.0 for h in seen]
+    assert min(seen) < 0.5 and max(seen) > 7 and max(expected) > 2
+    assert_close(sharpness(rows)[:, 0].double(), torch.tensor(expected).double(), rtol=1e-4, atol=1e-4)
+    options = {"max_tokens": 4, "temperature": 0.8, "per_prompt": 2, "adaptive_temperature": True}
+    with torch.no_grad():
+        for prompt, _, sampled in sample_tokens(model, tokenizer, PROMPTS, **options):
+            logits = model(torch.tensor([PROMPTS[prompt] + sampled.ids])).logits[0, -len(sampled.ids) - 1 : -1].double()
+            log_p = (logits * sharpness(logits).double() / 0.8).log_softmax(-1)
+            assert sampled.logprobs == pytest.approx(log_p[range(len(sampled.ids)), sampled.ids].tolist(), abs=1e-4)
+            assert sampled.raw_logprobs == pytest.approx(drawn_from(model, PROMPTS[prompt], sampled.ids), abs=1e-4)
+            assert sampled.logprobs != pytest.approx(drawn_from(model, PROMPTS[prompt], sampled.ids, temperature=0.8))
 
 
 def test_a_completion_keeps_the_token_that_ended_it(model, tokenizer):

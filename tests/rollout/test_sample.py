@@ -142,13 +142,15 @@ def test_conversations_and_stop_texts(online_recipe, scorer, tmp_path):
         online=None,
         data={"sources": [str(file)]},
         policy={"chat_template": str(template)},
-        rollout={"stop": ["w2"], "completions": 30, "reward": None},
+        rollout={"stop": ["w2"], "completions": 30, "reward": None, "adaptive_temperature": True},
     )
     [line] = read_lines(rollout(recipe))
     assert line["prompt_ids"] == [4, 5, 9] and line["prompt"][0]["content"] == "w4 w5" and "rewards" not in line
     texts = [completion[0]["content"] for completion in line["completions"]]
     assert not any("w2" in text for text in texts)
     stopped = [ids for ids, ended in zip(line["completion_ids"], line["ended"], strict=True) if ended]
+    drawn, raw = (sum(line[name], []) for name in ("sampled_logprobs", "raw_logprobs"))
+    assert sum(drawn) > sum(raw) + 0.1 * len(raw), "an adaptive temperature was asked for, and the policy is uncertain"
     assert any(ids[-1] in range(20, 30) for ids in stopped) and all(ids[-1] == 2 or ids[-1] >= 20 for ids in stopped)
 
 
@@ -172,6 +174,8 @@ def test_an_engine_with_the_policys_weights_agrees_and_one_without_is_found_out(
     assert "differ from the trainer's by up to" in caplog.text
     engine.load(Weights("adapter", str(tmp_path / "v2"), 2, "v2"))
     assert check_agreement(engine, policy, PROMPTS, SAMPLING, bound=None).max < 1e-4
+    adaptive = replace(SAMPLING, adaptive_temperature=True)
+    assert check_agreement(engine, policy, PROMPTS, adaptive, bound=None).max < 1e-4
     caplog.clear()
     check_agreement(engine, policy, PROMPTS, SAMPLING, bound=1e-12)
     assert "bound 1e-12" in caplog.text
@@ -188,6 +192,10 @@ def test_agreement_notices_logprobs_without_the_temperature(untied, tmp_path, mo
 def test_equal_completions_are_refused_before_any_work(online_recipe):
     with pytest.raises(UserError, match="temperature 0 gives equal completions"):
         online_recipe(rollout={"temperature": 0})
+    with pytest.raises(UserError, match="adaptive_temperature: vllm has none; set `engine: transformers`"):
+        online_recipe(rollout={"adaptive_temperature": True, "engine": "vllm"})
+    with pytest.raises(UserError, match="adaptive_temperature: temperature 0 takes the likeliest token"):
+        online_recipe(rollout={"adaptive_temperature": True, "temperature": 0, "completions": 1})
 
 
 class Recorder:
