@@ -7,6 +7,8 @@ of the scores; None where rows have none).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt
@@ -57,30 +59,34 @@ def softmax(
     grades: Float[Tensor, "B K"],
     list_mask: Bool[Tensor, "B K"],
     *,
+    normaliser: Literal["softmax", "stablemax", "softplus"] = "softmax",
     margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """ListNet, InfoNCA: cross-entropy between the normalised grades and the softmax of the scores.
 
-    -sum_j (g_j / sum_k g_k) log softmax(s)_j
-    with a margin m, the denominator of softmax(s)_j has e^{s_k + m} for every k that is worse than j
+    -sum_j (g_j / sum_k g_k) log( f(s_j) / sum_k f(s_k) )
+    f(s) = e^s; stablemax: 1 + s, below 0 1 / (1 - s); softplus: log(1 + e^s)
+    with a margin m, f(s_j)'s denominator has f(s_k + m) for every k that is worse than j
 
     Args:
         scores, list_mask, margins: see the module.
         grades: at least 0.
+        normaliser: what f is. The others than e^s do not saturate: a list that is won by far still teaches.
 
     Returns:
         One loss per list, in nats; 0 with zero gradient where all grades are 0.
 
-    Source: LiPO, arXiv:2402.01878, section 3; InfoNCA, arXiv:2402.05369; the margin: ours.
+    Source: LiPO, arXiv:2402.01878, section 3; InfoNCA, arXiv:2402.05369; stablemax: arXiv:2501.04697; softplus with a
+        sum for its norm: arXiv:2501.13428; both over lists, and the margin: ours.
     """
-    grades = grades.masked_fill(~list_mask, 0)
+    grades, scores = grades.masked_fill(~list_mask, 0), scores.masked_fill(~list_mask, 0)
+    log_f = LOG_F[normaliser]
     weights = shares(grades).to(scores.dtype)
     if margins is None:
-        return -(weights * _log_softmax(scores, list_mask)).sum(dim=1)
-    scores = scores.masked_fill(~list_mask, 0)
-    competitors = _competitors(scores, ordered_pairs(grades, list_mask), margins)
+        return -(weights * _log_softmax(log_f(scores), list_mask)).sum(dim=1)
+    competitors = log_f(_competitors(scores, ordered_pairs(grades, list_mask), margins))
     total_mass = competitors.masked_fill(~list_mask[:, None, :], -torch.inf).logsumexp(dim=2)
-    return masked_sum(weights * (total_mass - scores).masked_fill(~list_mask, 0), list_mask)
+    return masked_sum(weights * (total_mass - log_f(scores)).masked_fill(~list_mask, 0), list_mask)
 
 
 @OBJECTIVE.add
@@ -93,6 +99,13 @@ class Softmax(Objective):
     )
 
     name: Literal["softmax"] = "softmax"
+    normaliser: Literal["softmax", "stablemax", "softplus"] = "softmax"
+    """What makes shares of the scores; `stablemax` and `softplus` grow as a score does, not as its exponential."""
+
+    @property
+    def holds(self) -> Properties:
+        """Only of exponentials a shift cancels."""
+        return replace(self.properties, shift_invariant=self.normaliser == "softmax")
 
 
 def decoupled_softmax(
@@ -220,6 +233,24 @@ class ExoList(Objective):
     name: Literal["exo_list"] = "exo_list"
     temperature: PositiveFloat = 1.0
     """Of the target softmax(grades / temperature); smaller trusts the grades more."""
+
+
+def _log_stablemax(x: Tensor) -> Tensor:
+    """Of each side its own part, since a sign times log(1 + |x|) would have no gradient at 0, where training begins."""
+    return torch.where(x >= 0, x.clamp(min=0).log1p(), -(-x.clamp(max=0)).log1p())
+
+
+def _log_softplus(x: Tensor) -> Tensor:
+    """Far below 0 by its series, x - e^x / 2, where float32's softplus would be 0."""
+    return torch.where(x < LOW, x - x.clamp(max=LOW).exp() / 2, F.softplus(x.clamp(min=LOW)).log())
+
+
+LOW = -15.0
+LOG_F: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: x,
+    "stablemax": _log_stablemax,
+    "softplus": _log_softplus,
+}
 
 
 def _against_worse(

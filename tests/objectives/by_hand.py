@@ -143,13 +143,15 @@ def list_mle(s: Floats, g: Floats, m: float = 0.0) -> float:
     return total
 
 
-def softmax(s: Floats, g: Floats, m: float = 0.0) -> float:
+def softmax(s: Floats, g: Floats, normaliser: str = "softmax", m: float = 0.0) -> float:
     if sum(g) == 0:
         return 0.0
+    f = {"softmax": exp, "stablemax": lambda x: 1 + x if x >= 0 else 1 / (1 - x), "softplus": lambda x: log1p(exp(x))}
+    share = f[normaliser]
     total = 0.0
     for sk, gk in zip(s, g, strict=True):
-        normaliser = sum(exp(sj + (m if gj < gk else 0)) for sj, gj in zip(s, g, strict=True))
-        total -= gk / sum(g) * log(exp(sk) / normaliser)
+        every = sum(share(sj + (m if gj < gk else 0)) for sj, gj in zip(s, g, strict=True))
+        total -= gk / sum(g) * log(share(sk) / every)
     return total
 
 

@@ -8,7 +8,7 @@ from by_hand import BY_HAND
 from torch import Tensor
 from torch.testing import assert_close
 
-from align.objectives import OBJECTIVES, PROPERTIES
+from align.objectives import OBJECTIVE, OBJECTIVES, PROPERTIES
 
 CASES = [
     *((name, {}) for name in OBJECTIVES),
@@ -33,6 +33,8 @@ CASES = [
     ("robust_softmax", {"rho": 0.5, "weakest": 0.9, "strongest": 1.4}),
     ("robust_softmax", {"weakest": 2.0, "strongest": 2.0}),
     ("soft_top_k", {"k": 3, "temperature": 0.4}),
+    ("softmax", {"normaliser": "softplus"}),
+    ("softmax", {"normaliser": "stablemax"}),
     ("spherical", {"slope": 2.5, "target": 0.3}),
 ]
 SUPPLIED = {"beta": 0.2, "baseline": 0.3}
@@ -229,7 +231,7 @@ def test_is_shift_invariant_where_declared_and_nowhere_else(name, options):
     scores, grades, list_mask = padded([(s, g) for s, g in random_lists(name) if g.max() > g.min()])
     moved = call(name, options, scores - 0.7, grades, list_mask)
     stayed = torch.isclose(moved, call(name, options, scores, grades, list_mask), rtol=1e-7, atol=1e-9)
-    assert stayed.all() if PROPERTIES[name].shift_invariant else not stayed.all()
+    assert stayed.all() if OBJECTIVE.classes[name](**options).holds.shift_invariant else not stayed.all()
 
 
 @parametrised

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from align.errors import UserError
-from align.objectives import OBJECTIVES, dpop_penalty
+from align.objectives import OBJECTIVE, OBJECTIVES, dpop_penalty
 from align.objectives.listwise import decoupled_softmax, soft_top_k, softmax
 from align.objectives.noise import resolution, settled, sum_noise
 from align.objectives.robust_softmax import robust_softmax
@@ -147,3 +147,30 @@ def test_they_train_a_reward_model_too(name):
     score = {"name": "likelihood_mean", "beta": 3}
     with pytest.raises(UserError, match=f"`score` of `{name}` is about a policy"):
         parse_recipe(tree | {"objective": {"name": name, "score": score}}, origin="test")
+
+
+@pytest.mark.parametrize("normaliser", ["stablemax", "softplus"])
+def test_a_normaliser_is_exact_far_out_and_teaches_at_scores_of_0(normaliser):
+    """Before training all scores are 0: stablemax's f'/f is 1 there, softplus' 1 / (2 log 2), softmax's 1."""
+    grades, mask = torch.tensor([[1.0, 0.0, 0.0]]), torch.ones(1, 3, dtype=torch.bool)
+    start = torch.zeros(1, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(softmax(start, grades, mask, normaliser=normaliser).sum(), start)
+    slope = 1.0 if normaliser == "stablemax" else 1 / (2 * log(2))
+    assert_close(gradient, slope * torch.tensor([[-2 / 3, 1 / 3, 1 / 3]]))
+    far = torch.tensor([[-300.0, -14.9, 200.0], [-301.0, -300.0, -302.0], [-15.1, -14.9, -16.0]], requires_grad=True)
+    wide = far.detach().double().requires_grad_()
+    log_f = {
+        "stablemax": lambda x: torch.where(x >= 0, 1 + x, 1 / (1 - x)).log(),
+        "softplus": lambda x: torch.where(x < -30, x, x.exp().log1p().where(x < 30, x).log()),
+    }[normaliser](wide)
+    expected = -(log_f - log_f.logsumexp(1, keepdim=True))[:, 0]
+    found = softmax(far, grades.expand(3, 3), mask.expand(3, 3), normaliser=normaliser)
+    assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+    one, two = torch.autograd.grad(found.sum(), far)[0], torch.autograd.grad(expected.sum(), wide)[0]
+    assert_close(one.double(), two, rtol=1e-5, atol=1e-6)
+
+
+def test_only_exponentials_go_with_a_divergence_of_differences():
+    tree = {"name": "softmax", "normaliser": "stablemax"}
+    assert OBJECTIVE.classes["softmax"]().holds.shift_invariant
+    assert not OBJECTIVE.classes["softmax"](**tree).holds.shift_invariant
