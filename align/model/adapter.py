@@ -55,6 +55,10 @@ class Adapter(Strict):
         """
         raise NotImplementedError
 
+    def reads_rows(self) -> bool:
+        """Whether, as it is set, it starts from training rows."""
+        return self.from_rows
+
     def moves_start(self) -> bool:
         """Whether, as it is set, it does not start as the identity, so that the reference is a copy of its start."""
         return self.moved_start

@@ -10,7 +10,7 @@ from align.errors import UserError
 from align.model.adapter import ADAPTER, Adapter, InLayers, Targets, as_peft
 from align.model.middle_adapters import MIDDLES
 from align.model.peft_adapter import Peft
-from align.section import Fraction, Named
+from align.section import Fraction, Named, Strict
 
 if TYPE_CHECKING:
     import peft
@@ -58,6 +58,45 @@ class LowRank(InLayers):
         return max(self.rank, *self.rank_pattern.values(), 0)
 
 
+class Ranks(Strict):
+    """Ranks of a LoRA's layers by what the first 256 lists show; on average they are `rank`, at least 1."""
+
+    name: Literal["sensitivity", "variance"]
+    """`sensitivity`: ranks go where the loss's gradient by the weights has its largest singular values, so that they
+    hold most of its squared norm; `variance`: where the layers' inputs have most of their sum of squares."""
+    most: Annotated[float, Field(ge=1)] = 2.0
+    """A layer gets at most this times `rank`."""
+
+
+class Sized(LowRank):
+    """A LoRA whose ranks may follow the rows."""
+
+    ranks: Annotated[Ranks, Named("sensitivity")] | None = None
+    """How the layers share the ranks out: `sensitivity` or `variance`; by default alike, `rank` each."""
+
+    @model_validator(mode="after")
+    def _one_way_of_ranks(self) -> "Sized":
+        if self.ranks is not None and (self.rank_pattern or self.alpha_pattern):
+            raise ValueError("`ranks` gives every layer a rank and an alpha of its own; remove the patterns")
+        return self
+
+    def reads_rows(self) -> bool:
+        return self.ranks is not None
+
+    def check_quantization(self, quantization: str | None) -> None:
+        super().check_quantization(quantization)
+        if quantization is not None and self.ranks is not None and self.ranks.name == "sensitivity":
+            raise UserError(
+                "policy.adapter.ranks: sensitivity needs the gradient of the weights, which quantised ones lack; take "
+                "variance"
+            )
+
+    @property
+    def largest_rank(self) -> int:
+        """Of all layers."""
+        return super().largest_rank if self.ranks is None else int(self.ranks.most * self.rank)
+
+
 class Decomposed(LowRank):
     """A LoRA whose start is taken out of the weights."""
 
@@ -70,7 +109,7 @@ class Decomposed(LowRank):
 
 
 @ADAPTER.add
-class Lora(LowRank):
+class Lora(Sized):
     """W + (alpha / rank) B A with B = 0 at first.
 
     Source: arXiv:2106.09685.
@@ -80,7 +119,7 @@ class Lora(LowRank):
 
 
 @ADAPTER.add
-class RsLora(LowRank):
+class RsLora(Sized):
     """LoRA scaled by alpha / sqrt(rank), so that the update's size does not shrink with the rank.
 
     Source: arXiv:2312.03732.
@@ -93,7 +132,7 @@ class RsLora(LowRank):
 
 
 @ADAPTER.add
-class Dora(LowRank):
+class Dora(Sized):
     """LoRA on the direction of every weight row, with a length of its own.
 
     Source: arXiv:2402.09353.

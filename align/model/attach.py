@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.errors import UserError
-from align.model.adapters import Adapter, Decomposed, Eva, Lora
+from align.model.adapters import Adapter, Decomposed, Eva, Lora, Sized
 from align.model.config import PolicySection
 from align.model.load import LOAD_ERRORS, LoadOptions, first_line, model_name
 from align.model.middle import folded
 from align.model.peft_adapter import Peft
 from align.model.peft_kinds import KINDS
+from align.model.ranks import by_rows
 from align.model.targets import chosen_layers
 
 STATE_FILE = "policy.safetensors"
@@ -62,7 +63,7 @@ def attach_adapter(
     Raises:
         UserError: the adapter does not suit the model, or lacks what it needs.
     """
-    if adapter.from_rows and options.init_batches is None and options.like is None:
+    if adapter.reads_rows() and options.init_batches is None and options.like is None:
         raise UserError(f"policy.adapter: {adapter.name} starts from training rows, and none were given")
     try:
         config: Any = adapter.peft(total_steps=options.total_steps)
@@ -70,8 +71,7 @@ def attach_adapter(
             config.task_type, config.modules_to_save = "SEQ_CLS", list(head)
         config.target_modules = chosen_layers(base, config.target_modules, adapter)
         patterns = {**(getattr(config, "rank_pattern", None) or {}), **(getattr(config, "alpha_pattern", None) or {})}
-        if isinstance(adapter, Eva) and options.like is not None:
-            _set_ranks(config, options.like)
+        _share_ranks(base, config, adapter, options)
         # PEFT writes the model's own name, which is the folder of a download for a hub model.
         base.name_or_path = model_name(section.model)
         config.revision = section.revision
@@ -83,7 +83,7 @@ def attach_adapter(
     if adapter.start:
         module, function = adapter.start.split(":")
         start = getattr(importlib.import_module(f"align.model.{module}"), function)
-        loaded = adapter.from_rows and options.like is not None
+        loaded = adapter.reads_rows() and options.like is not None
         batches = None if loaded else list(options.init_batches or ())
         start(wrapped, adapter, folder=folder, batches=batches, loss=options.init_loss)
     if isinstance(adapter, Decomposed):
@@ -245,17 +245,31 @@ def adapter_state(layers: list[nn.Module], **state: Any) -> Iterator[None]:
             vars(layer).update(old)
 
 
-def _set_ranks(config: Any, state: Path) -> None:
-    """Make an EVA's config that of a plain LoRA with the layers and ranks that a state has, and EVA's scaling."""
+def _share_ranks(base: PreTrainedModel, config: Any, adapter: Adapter, options: LoadOptions) -> None:
+    """Set the ranks of a LoRA that has them from its rows: those of a state, or else by the first lists."""
+    by = adapter.ranks if isinstance(adapter, Sized) else None
+    if options.like is not None and (by or isinstance(adapter, Eva)):
+        config.init_lora_weights, config.eva_config = True, None
+        _set_ranks(config, _ranks_of(options.like))
+    elif by:
+        _set_ranks(config, by_rows(base, config.target_modules, by, config.r, options))
+
+
+def _ranks_of(state: Path) -> dict[str, int]:
+    """The rank of every layer of a LoRA in a state."""
     ending = f".lora_A.{TRAINED}.weight"
     with safe_open(state / STATE_FILE, "pt") as stored:
         names = [name for name in stored.keys() if name.endswith(ending)]  # noqa: SIM118
-        ranks = {
+        return {
             n.removeprefix("base_model.model.").removesuffix(ending): stored.get_slice(n).get_shape()[0] for n in names
         }
-    config.init_lora_weights, config.eva_config = True, None
-    config.target_modules, config.rank_pattern = list(ranks), ranks
-    config.alpha_pattern = {name: config.lora_alpha * rank / config.r for name, rank in ranks.items()}
+
+
+def _set_ranks(config: Any, ranks: Mapping[str, int]) -> None:
+    """Give a LoRA's config these layers with these ranks, and all of them the scaling of `r`, but for rsLoRA's."""
+    config.target_modules, config.rank_pattern = list(ranks), dict(ranks)
+    if not config.use_rslora:
+        config.alpha_pattern = {name: config.lora_alpha * rank / config.r for name, rank in ranks.items()}
 
 
 def _check_head(wrapped: PeftModel, *, mutates: bool) -> None:

@@ -4,7 +4,7 @@ In the layer stands PEFT's own LoRA, whose B is a module that multiplies the out
 packed rows and merging see a LoRA, and what is exported is one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,10 @@ def start(
         UserError: the rank is more than a weight has directions, or a gradient is needed and there is no loss.
     """
     layers = {name: module for name, module in wrapped.named_modules() if isinstance(module, LoraLayer)}
-    gradients = _gradients(wrapped, layers, batches, loss) if adapter.from_rows and batches is not None else {}
+    found: dict[str, Tensor] = {}
+    if adapter.from_rows and batches is not None:
+        bases: dict[str, Any] = {name: layer.get_base_layer() for name, layer in layers.items()}
+        found = gradients(wrapped, bases, batches, loss)
     for name, layer in layers.items():
         (own,) = layer.lora_A
         weight = _matrix(layer)
@@ -117,7 +120,7 @@ def start(
                 f"directions; give at most {min(weight.shape)}"
             )
         if adapter.from_rows:  # without batches the factors are loaded afterwards
-            outer, s, inner = singular(-gradients[name].sign() if name in gradients else weight, adapter.rank)
+            outer, s, inner = singular(-found[name].sign() if name in found else weight, adapter.rank)
             middle = (adapter.step * s).diag()
         else:
             outer, middle, inner = DECOMPOSITIONS[adapter.decomposition](weight, adapter.rank)
@@ -172,21 +175,27 @@ def _matrix(layer: Any) -> Float[Tensor, "O I"]:
     return (base.weight.T if isinstance(base, Conv1D) else base.weight).detach().float().clone()
 
 
-def _gradients(
-    wrapped: PeftModel, layers: dict[str, Any], batches: list[ListBatch], loss: Loss | None
+def gradients(
+    model: nn.Module, layers: Mapping[str, Any], batches: Iterable[ListBatch], loss: Loss | None
 ) -> dict[str, Float[Tensor, "O I"]]:
-    """The gradient of the loss, summed over the lists, by every layer's weight."""
+    """The gradient of the loss, summed over the lists, by every layer's weight.
+
+    Raises:
+        UserError: there is no loss.
+    """
     if loss is None:
-        raise UserError("policy.adapter: it starts from the gradient of a policy's loss; a reward model takes lora")
-    weights = {name: layer.get_base_layer().weight for name, layer in layers.items()}
+        raise UserError(
+            "policy.adapter: it needs the gradient of a policy's loss; a reward model takes lora, or ranks by variance"
+        )
+    weights = {name: layer.weight for name, layer in layers.items()}
     try:
         for weight in weights.values():
             weight.requires_grad_(True)
-        with evaluating(wrapped), torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             for batch in batches:
-                batch = batch.to(next(wrapped.parameters()).device)
-                loss(score_tokens(wrapped, batch), batch).sum().backward()
-        conv = {name for name, layer in layers.items() if isinstance(layer.get_base_layer(), Conv1D)}
+                batch = batch.to(next(model.parameters()).device)
+                loss(score_tokens(model, batch), batch).sum().backward()
+        conv = {name for name, layer in layers.items() if isinstance(layer, Conv1D)}
         return {n: (w.grad.T if n in conv else w.grad).float() for n, w in weights.items()}
     finally:
         for weight in weights.values():

@@ -27,7 +27,7 @@ def eva(wrapped: PeftModel, adapter: Adapter, *, batches: list[ListBatch] | None
     if batches is None:
         return
     device = next(wrapped.parameters()).device
-    inputs = [{"input_ids": b.input_ids.to(device), "attention_mask": _is_read(b).to(device)} for b in batches]
+    inputs = [{"input_ids": b.input_ids.to(device), "attention_mask": is_read(b).to(device)} for b in batches]
     try:
         peft.initialize_lora_eva_weights(wrapped, inputs, show_progress_bar=False)
     except ValueError as error:
@@ -40,7 +40,7 @@ def loftq(wrapped: PeftModel, adapter: Adapter, *, folder: Path, **_: Any) -> No
     log.info("loftq moves the policy off its 4-bit base at once; the reference is the policy after that move")
 
 
-def _is_read(batch: ListBatch) -> Tensor:
+def is_read(batch: ListBatch) -> Tensor:
     """1 on the positions up to the last that predicts a target, per row."""
     rows, width = batch.input_ids.shape
     used = batch.predict_at[batch.completion_mask]

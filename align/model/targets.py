@@ -32,7 +32,7 @@ def chosen_layers(base: PreTrainedModel, targets: Any, adapter: Adapter) -> Any:
         return found
     if targets is None:
         raise ValueError("`layers` and `exclude` choose among `targets`, so name these too")
-    names = linear_layers(base) if found == "all-linear" else _named(base, found)
+    names = layers_named(base, found)
     for name in adapter.exclude:
         kept = [own for own in names if not _is_called(own, name)]
         if len(kept) == len(names):
@@ -46,6 +46,11 @@ def chosen_layers(base: PreTrainedModel, targets: Any, adapter: Adapter) -> Any:
     if not names:
         raise ValueError("`exclude` leaves no layer")
     return names
+
+
+def layers_named(base: PreTrainedModel, targets: Any) -> list[str]:
+    """The full names of an adapter's layers, given as names or "all-linear"."""
+    return linear_layers(base) if targets == "all-linear" else _named(base, targets)
 
 
 def _is_called(layer: str, name: str) -> bool:

@@ -242,7 +242,7 @@ def build_policy(
     options = load_options(recipe, prepared, total_steps=total_steps, device=device)
     for folder in (recipe.policy.model, recipe.policy.start_adapter):
         check_written(folder)
-    start = recipe.policy.start_run if recipe.policy.adapter.from_rows else None
+    start = recipe.policy.start_run if recipe.policy.adapter.reads_rows() else None
     if start and recipe.policy.adapter.moves_start():
         raise UserError("policy.start_run: lora_sb with a `step` is measured from its own start; leave `step` out")
     options = replace(options, like=RunDirectory(start).final_state() if start else None)
@@ -274,7 +274,7 @@ def _loss_at_first(recipe: Recipe) -> Callable[[TokenStats, ListBatch], Tensor]:
 def load_options(recipe: Recipe, prepared: Prepared, *, total_steps: int, device: torch.device) -> LoadOptions:
     """What a recipe's policy or reward model is loaded with."""
     init_batches = None
-    if recipe.policy.adapter.from_rows:
+    if recipe.policy.adapter.reads_rows():
         pad_id = tokenizer_of(recipe.policy).pad_token_id
         examples = list(prepared.train.select(range(min(256, len(prepared.train)))))
         batches = micro_batches(examples, tokens_per_batch=recipe.train.batch_tokens)

@@ -54,7 +54,7 @@ class ListTrainer(ReferenceTrainer):
             return super()._adapted(model, peft_config, args)
         if peft_config is not None or isinstance(model, PeftModel):
             raise UserError("align.adapter: there is an adapter already; leave `peft_config` or `align.adapter` out")
-        if adapter.from_rows or adapter.needs_steps:
+        if adapter.reads_rows() or adapter.needs_steps:
             raise UserError(f"align.adapter: {adapter.name} has to see the rows or the steps first; use `align train`")
         adapter.check_quantization("4bit" if start.is_quantized(model) else None)
         torch.manual_seed(args.seed)

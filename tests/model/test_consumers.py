@@ -21,6 +21,7 @@ from align.training.train import train
 
 ADAPTERS = {
     "lora": {"rank": 4, "alpha": 8},
+    "lora, ranks": {"name": "lora", "rank": 4, "ranks": "sensitivity"},
     "rslora": {"rank": 4},
     "dora": {"rank": 4},
     "pissa": {"rank": 4},
@@ -39,7 +40,7 @@ ADAPTERS = {
 }
 
 
-LONG = ("lora_sb", "sorsa", "svfit", "nlora", "lora_ldu", "s2ft")
+LONG = ("lora, ranks", "lora_sb", "sorsa", "svfit", "nlora", "lora_ldu", "s2ft")
 """What is exported, and what goes on, as one that is tried by default."""
 
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from align.errors import UserError
-from align.model.adapters import ADAPTER, AdaLora, Dora, Eva, Full, Ia3, Loftq, Lora, Miss, Olora, Pissa, RsLora
+from align.model.adapters import ADAPTER, AdaLora, Dora, Eva, Full, Ia3, Loftq, Lora, Miss, Olora, Pissa, Ranks, RsLora
 from align.model.config import PolicySection
 from align.model.forward import TokenScorer, score_tokens
 from align.model.load import LoadOptions
@@ -25,6 +25,7 @@ from align.rollout.weights import adapter_rank, not_servable
 ADAPTERS = [
     Lora(rank=3),
     Lora(rank=3, targets=("q_proj", "lm_head")),
+    Lora(rank=3, ranks=Ranks(name="sensitivity")),
     RsLora(rank=3),
     Dora(rank=3),
     Pissa(rank=3),
