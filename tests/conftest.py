@@ -35,7 +35,7 @@ def _one_thread_and_a_seed():
 
 @pytest.fixture(autouse=True, scope="module")
 def _collections_pass_over_what_stays():
-    """Every training run collects garbage when it starts, and looks at a million objects of imported modules each time."""
+    """A run collects garbage as it starts, which looks at all objects of imported modules: a third of its time."""
     gc.collect()
     gc.freeze()
 
