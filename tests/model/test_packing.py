@@ -26,7 +26,6 @@ CONFIGS = small_configs.CONFIGS | {
     "llama dynamic rope": lambda: t.LlamaConfig(**SMALL, max_position_embeddings=8, rope_parameters=YARN)
 }
 REFUSED = {
-    "recurrent gemma": lambda: t.RecurrentGemmaConfig(**SMALL, lru_width=16, block_types=["recurrent", "attention"]),
     "bloom": lambda: t.BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2),
     "qwen2 moe": lambda: t.Qwen2MoeConfig(
         **SMALL, use_sliding_window=True, sliding_window=64, max_window_layers=1, num_experts=2, num_experts_per_tok=1
