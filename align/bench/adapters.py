@@ -37,6 +37,7 @@ OWN: dict[str, dict[str, Any]] = {
     "adalora": {"rank": RANK // 2, "initial_rank": RANK},
     "full": {},
     "ia3": {"targets": "all-linear"},
+    "lofit": {"share": 0.1},
     "lora_sb": {"rank": RANK, "step": 1e-4},
     "s2ft": {"heads": 1, "channels": 32},
 }

@@ -57,7 +57,12 @@ def merged_model(
         return model, {}, read_probe(model, probe, trained)
     wrapped = with_adapter(model, trained)
     before = read_probe(wrapped, probe, trained)
-    model = wrapped.merge_and_unload()
+    try:
+        model = wrapped.merge_and_unload()
+    except ValueError as error:  # an offset of outputs, for which a layer without a bias has no place
+        raise UserError(
+            f"{trained.folder}: the base has no place for it ({first_line(error)}); export the adapter: --to peft"
+        ) from error
     moved = (before - read_probe(model, probe, trained)).abs().max().item()
     if not moved <= MERGE_TOLERANCE:
         raise UserError(

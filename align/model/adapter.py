@@ -38,9 +38,9 @@ class Adapter(Strict):
     references: ClassVar[tuple[Reference, ...]] = ("initial", "previous", "moving")
     """What `online.reference` may be with it."""
     start: ClassVar[str] = ""
-    """Module of `align.model` and function of it (wrapped, adapter, *, folder, batches, loss) that sets the weights
-    that it starts with, where PEFT does not: the base's folder, some training rows where it starts from them (None
-    where a state is loaded afterwards), and the loss of each of their lists."""
+    """Module of `align.model` and function of it (wrapped, adapter, *, folder, batches, loss, like) that sets the
+    weights that it starts with, where PEFT does not: the base's folder, some training rows where it starts from them
+    (None where a state, `like`, is loaded afterwards), and the loss of each of their lists."""
     if TYPE_CHECKING:  # of every class, in the order that suits it
         name: str
 

@@ -85,7 +85,7 @@ def attach_adapter(
         start = getattr(importlib.import_module(f"align.model.{module}"), function)
         loaded = adapter.reads_rows() and options.like is not None
         batches = None if loaded else list(options.init_batches or ())
-        start(wrapped, adapter, folder=folder, batches=batches, loss=options.init_loss)
+        start(wrapped, adapter, folder=folder, batches=batches, loss=options.init_loss, like=options.like)
     if isinstance(adapter, Decomposed):
         _check_rank(wrapped, adapter)
     if isinstance(adapter, Peft):

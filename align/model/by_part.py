@@ -33,7 +33,8 @@ def why_whole(section: PolicySection, folder: Path, base: PreTrainedModel) -> st
     Args:
         base: without weights.
     """
-    if section.start_adapter is not None or type(section.adapter) not in (Lora, RsLora, Full):
+    own = section.adapter
+    if section.start_adapter is not None or type(own) not in (Lora, RsLora, Full) or own.reads_rows():
         return "the adapter's start is computed from whole weights"
     stored = _places(folder)
     wanted = dict(base.named_parameters()) | dict(_stored_buffers(base))

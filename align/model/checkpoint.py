@@ -183,7 +183,8 @@ def start_was_subtracted(model: PreTrainedModel | PeftModel) -> bool:
 
 def _parameters(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
     """What training moves, the frozen start of an adapter, and factors that were computed for it once."""
-    fixed = {name: b for name, b in model.named_buffers() if "lora_" in name and f".{TRAINED}." in name}
+    of_ours = (f".lora_A.{TRAINED}.", f".lora_B.{TRAINED}.", f".beft_bias.{TRAINED}.")
+    fixed = {name: b for name, b in model.named_buffers() if any(own in name for own in of_ours)}
     return {n: p for n, p in model.named_parameters() if p.requires_grad or f".{REFERENCE}" in n} | fixed
 
 

@@ -5,7 +5,6 @@ packed rows and merging see a LoRA, and what is exported is one.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,11 +67,15 @@ def product(outer: Float[Tensor, "O r"], middle: Tensor) -> Float[Tensor, "O r"]
 
 
 def folded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An adapter's tensors as those of a plain LoRA."""
+    """An adapter's tensors as those of a plain LoRA, or of offsets."""
     found = dict(tensors)
-    for name in [name for name in tensors if name.endswith(".lora_B.middle")]:
-        stem = name.removesuffix("middle")
-        found[f"{stem}weight"] = product(whole(found.pop(f"{stem}outer")), whole(found.pop(name)))
+    for name in [name for name in tensors if name.endswith(".middle")]:
+        stem = name.removesuffix(".middle")
+        folded_in = product(whole(found.pop(f"{stem}.outer")), whole(found.pop(name)))
+        if stem.endswith(".lora_B"):
+            found[f"{stem}.weight"] = folded_in
+        else:  # an offset, which PEFT holds as a row
+            found[stem] = folded_in.T.contiguous()
     return found
 
 
@@ -98,9 +101,7 @@ DECOMPOSITIONS = {one.__name__: one for one in (singular, nystroem, lower_diagon
 
 
 @torch.no_grad()
-def start(
-    wrapped: PeftModel, adapter: Any, *, folder: Path, batches: list[ListBatch] | None, loss: Loss | None
-) -> None:
+def start(wrapped: PeftModel, adapter: Any, *, batches: list[ListBatch] | None, loss: Loss | None, **_: Any) -> None:
     """Put the factors in, and take what they give at first out of the base where the adapter does so.
 
     Raises:

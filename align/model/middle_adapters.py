@@ -1,8 +1,8 @@
 """Adapters of which some factors are computed or drawn once; see `align.model.middle`."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from align.errors import UserError
 from align.model.adapter import InLayers, as_peft
@@ -149,6 +149,36 @@ class S2ft(InLayers):
         return max(self.channels, WIDEST_HEAD * self.heads)
 
 
+class Lofit(InLayers):
+    """An offset of what some attention heads give, before the layer that reads them.
+
+    The heads are those of the whole model by whose offsets the loss's gradient on the first lists is largest, where the
+    paper trains a factor for each of them first. What is exported is PEFT's BEFT, an offset of that layer's outputs.
+
+    Source: arXiv:2406.01563.
+    """
+
+    references: ClassVar = ("initial",)
+    from_rows: ClassVar = True
+    start: ClassVar = "heads:start"
+    name: Literal["lofit"] = "lofit"
+    targets: tuple[str] = ("o_proj",)
+    """Name of the layer that reads the heads."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """How many of all heads get an offset; one at least."""
+
+    def peft(self, *, total_steps: int | None) -> "peft.PeftConfig":
+        import peft
+
+        return peft.BeftConfig(task_type="CAUSAL_LM", target_modules=as_peft(self.targets))
+
+    def check_quantization(self, quantization: str | None) -> None:
+        if quantization is not None:
+            raise UserError(
+                "policy: lofit multiplies its offsets by whole weights, which quantised ones are not; use lora"
+            )
+
+
 WIDEST_HEAD = 256
 """Numbers that a head of any model gives."""
-MIDDLES = (LoraSb, Sorsa, SvFit, NLora, LoraLdu, S2ft)
+MIDDLES = (LoraSb, Sorsa, SvFit, NLora, LoraLdu, S2ft, Lofit)

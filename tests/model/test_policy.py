@@ -15,7 +15,7 @@ from align.model.adapters import ADAPTER, AdaLora, Dora, Eva, Full, Ia3, Loftq, 
 from align.model.config import PolicySection
 from align.model.forward import TokenScorer, score_tokens
 from align.model.load import LoadOptions
-from align.model.middle_adapters import LoraLdu, LoraSb, NLora, S2ft, Sorsa, SvFit
+from align.model.middle_adapters import Lofit, LoraLdu, LoraSb, NLora, S2ft, Sorsa, SvFit
 from align.model.peft_adapter import Peft
 from align.model.policy import load_policy
 from align.model.reference import check_reference_identity
@@ -40,6 +40,7 @@ ADAPTERS = [
     NLora(rank=3),
     LoraLdu(rank=3),
     S2ft(heads=1, channels=5),
+    Lofit(share=0.5),
     Miss(rank=4),
     Miss(rank=4, variant="bat"),
     Miss(rank=4, variant="mini", mini_rank=2),

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from align.errors import UserError
 from align.model.adapters import Lora, RsLora
+from align.model.by_part import why_whole
 from align.model.config import PolicySection
 from align.model.load import LoadOptions
 from align.model.policy import load_policy
@@ -114,3 +115,10 @@ def test_what_cannot_be_is_refused(load):
         Lora(ranks="sensitivity").check_quantization("4bit")
     with pytest.raises(UserError, match="reward model takes lora, or ranks by variance"):
         load(Lora(rank=RANK, ranks="sensitivity"), loss=None)
+
+
+def test_where_weights_are_cut_they_are_whole_first(model_folder):
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+    plain, by_rows = (PolicySection(model=str(model_folder), adapter=Lora(ranks=ranks)) for ranks in (None, "variance"))
+    assert why_whole(plain, model_folder, base) is None
+    assert why_whole(by_rows, model_folder, base) == "the adapter's start is computed from whole weights"
