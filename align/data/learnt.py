@@ -112,7 +112,7 @@ def token_spans(text: str, ids: list[int], spans: Sequence[Span], encode: Encode
 
     Source: ours
     """
-    heads = encode([text[:border] for start, end, _ in spans for border in (start, end)])
+    heads = encode.heads(text, ids, [border for start, end, _ in spans for border in (start, end)])
     places = [common_prefix([head, ids[: len(head)]]) for head in heads]
     found = [(start, end, weight) for (_, _, weight), start, end in zip(spans, places[::2], places[1::2], strict=True)]
     return found, [len(head) - place for head, place in zip(heads[::2], places[::2], strict=True)]

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data.boundary import Overlong, Tokens, fit, special_tokens, split_tokens, started
 from align.data.contrast import CONTEXTS, Templates, contrast_contexts
-from align.data.encoding import encoder
+from align.data.encoding import Encode, encoder
 from align.data.in_order import in_order
 from align.data.learnt import (
     LEARN_AT,
@@ -167,8 +167,8 @@ def tokenize_rows(
         _check(rows, tokenizer, reading.chat_template, reading.append_eos)
     for row in rows.with_traits(UNWEIGHTED) if token_weights else ():
         _weights_of(row)
-    given: dict[str, Any] = {"tokenizer": tokenizer, "reading": reading, "own_weights": token_weights}
-    tokenize = partial(tokenize_batch, **given, masked=masked, weighted=weighted)
+    given: dict[str, Any] = {"tokenizer": tokenizer, "encode": encoder(tokenizer), "reading": reading}
+    tokenize = partial(tokenize_batch, **given, masked=masked, weighted=weighted, own_weights=token_weights)
     windows = (rows[start : start + WINDOW] for start in range(0, len(rows), WINDOW))
     with (
         progress("tokenising", len(rows), unit="rows", show=len(rows) > 0) as advance,
@@ -193,6 +193,7 @@ def tokenize_batch(
     rows: Sequence[Row],
     *,
     tokenizer: PreTrainedTokenizerBase,
+    encode: Encode,
     reading: Reading,
     masked: bool = False,
     weighted: bool = False,
@@ -201,13 +202,13 @@ def tokenize_batch(
     """Columns of a window of rows.
 
     Args:
+        encode: the tokenizer's `encoder`.
         masked: whether they say which tokens are learnt.
         weighted: and by how much.
         own_weights: whether the rows' own weights of tokens are wanted.
     """
     special = special_tokens(tokenizer)
     rendered = [_rendered(row, tokenizer, special, reading) for row in rows]
-    encode = encoder(tokenizer)
     encoded = iter(encode([text for own in rendered for text in own["texts"]]))
     columns: dict[str, list[Any]] = {name: [] for name in (*COUNTS, *COLUMNS)}
     columns |= {name: [] for name in (CONTEXTS if reading.contrast else ())} | _content(rows)
