@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -12,7 +12,7 @@ from align.data.contrast import Templates
 from align.data.one_form import one_form
 from align.data.row_numbers import ABSENT, WEIGHT
 from align.data.row_store import RowWriter
-from align.data.schema import ATTRIBUTES, BadRow, Malformed, Row, UnusableRow
+from align.data.schema import ATTRIBUTES, BadRow, Malformed, Row, UnusableRow, changed
 from align.data.sources import Source
 from align.errors import UserError
 from align.progress import stage
@@ -109,7 +109,7 @@ def _admit(
             found.refused[reason] += 1
             continue
         options = {**section.template_options, **graded.template_options}
-        writer.add(replace(graded, weight=tally.weight, template_options=options))
+        writer.add(changed(graded, weight=tally.weight, template_options=options))
     if checked and found.refused[ABSENT] == checked:
         raise UserError(f"{tally.path}: every row has a `{WEIGHT}` of 0; give weights, or remove the source")
     found.bad.check()
@@ -143,12 +143,12 @@ def grade_row(
             problem = f"missing, and the reward of a lone completion says nothing under `data.grades: {grades}`"
             remedy = "give `label`, true or false, or `data.grades: raw` where the rewards are above 1/2 for good ones"
             raise BadRow("label", problem, remedy)
-        return replace(row, grades=tuple(grades_from_rewards(row.rewards, grades)))
+        return changed(row, grades=tuple(grades_from_rewards(row.rewards, grades)))
     if needs_label and len(row.completions) == 1:
         found = f" (columns not read: {', '.join(row.unread)})" if row.unread else ""
         raise BadRow("label", f"missing{found}", "give `label`: true for a good completion, false for a bad one")
     if len(row.completions) == 1 or (min_completions == 1 and ATTRIBUTES in row.meta):
-        return replace(row, grades=(1.0,) * len(row.completions))
+        return changed(row, grades=(1.0,) * len(row.completions))
     raise BadRow("grades", "missing", "give `grades`, `rewards`, `scores` or `ranks`, one per completion")
 
 

@@ -23,6 +23,7 @@ from align.data.windows import lengths, windows
 from align.lint import Finding
 from align.progress import counted
 
+_JSON = json.JSONEncoder(sort_keys=True)
 BY_NAME = {
     "completions_left_out": "completion_left_out",
     "prompts_left_out": "prompt_left_out",
@@ -205,9 +206,9 @@ def audit_rows(audit: Audit, rows: Iterable[Row]) -> None:
     talks = False
     for row in rows:
         texts = [prompt_key(completion) for completion in row.completions]
-        key = "\n".join([prompt_key(row.prompt), json.dumps(row.template_arguments, sort_keys=True), *sorted(texts)])
+        key = "\n".join([prompt_key(row.prompt), _JSON.encode(row.template_arguments), *sorted(texts)])
         contents += _digest(key)
-        ids += _digest(json.dumps([row.source, row.id]))
+        ids += _digest(f"{_JSON.encode(row.source)}, {_JSON.encode(row.id)}")
         audit.plain_rows += isinstance(row.prompt, str)
         talks = talks or is_messages(row.prompt)
         audit.prompts_repeated += row.repeated == "cut"

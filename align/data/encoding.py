@@ -3,7 +3,7 @@
 import json
 import re
 import unicodedata
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import Any, Protocol
@@ -94,13 +94,32 @@ class _Pieces:
         self.backend, self.parts = backend, parts
         self.known: dict[str, Sequence[int]] = {}
         self.size = 0
+        self.longest = max((len(own.content) for own in backend.get_added_tokens_decoder().values()), default=1)
 
     def __call__(self, texts: list[str]) -> list[list[int]]:
-        pieces = {text: self.pieces(text) for text in texts}
-        self._learn(chain.from_iterable(pieces.values()))
+        """A text that goes on from the last that did not, as a row's do from its prompt, has the tokens of that one's
+        beginning.
+        """
+        heads: dict[str, list[str]] = {}
+        parted: dict[str, tuple[str, list[str]]] = {}
+        base = head = ""
+        for text in dict.fromkeys(texts):
+            if base and text.startswith(base):
+                parted[text] = head, self.pieces(text[len(head) :])
+                continue
+            own = self.pieces(text)
+            count = self._sure(own, len(text))
+            base, head = text, "".join(own[:count])
+            heads[head], parted[text] = own[:count], (head, own[count:])
+        self._learn(chain(chain.from_iterable(heads.values()), *(own for _, own in parted.values())))
         ids = self.known.__getitem__
-        found = {text: [*chain.from_iterable(map(ids, own))] for text, own in pieces.items()}
+        begun = {head: [*chain.from_iterable(map(ids, own))] for head, own in heads.items()}
+        found = {text: [*begun[head], *chain.from_iterable(map(ids, own))] for text, (head, own) in parted.items()}
         return [found[text] for text in texts]
+
+    def _sure(self, pieces: list[str], size: int) -> int:
+        """How many pieces of a text are the same in any that goes on from it: no added token reaches over their end."""
+        return bisect_right([*accumulate(map(len, pieces))], size - self.longest)
 
     def heads(self, text: str, ids: list[int], borders: Sequence[int]) -> list[list[int]]:
         """Up to the piece that a border is in, a text's beginning has the tokens of the whole."""
@@ -113,7 +132,7 @@ class _Pieces:
         return [[*ids[: counts[own]], *tail] for own, tail in zip(cut, rest, strict=True)]
 
     def _cut(self, text: str, starts: list[int], border: int) -> int:
-        """The piece that a border is in; the first for one inside an added token, which is none then and parts nothing."""
+        """The piece that a border is in; the first for one inside an added token, which is then none."""
         piece = max(bisect_left(starts, border) - 1, 0)
         found = self.parts and self.parts.match(text, starts[piece])
         return 0 if found and border < found.end() else piece

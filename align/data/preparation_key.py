@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def _clock(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> lis
     return [rendered(tokenizer, message, chat_template=own) for own in asked]
 
 
+@lru_cache(maxsize=1)
 def _code() -> list[str]:
     """The modules between a file and its token ids and audit."""
     roots = [Path(__file__).parent, Path(align.lint.__file__).parent, Path(rewards.templates.__file__).parent]
@@ -109,6 +111,22 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     """All that its token ids depend on."""
     if not tokenizer.is_fast:
         return [Hasher.hash(tokenizer), tokenizer.chat_template]
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state |= {"truncation": None, "padding": None}  # settings of the last call, not of the tokenizer
-    return [state, tokenizer.special_tokens_map, tokenizer.chat_template, tokenizer.split_special_tokens]
+    return [
+        _text_of(tokenizer.backend_tokenizer),
+        tokenizer.special_tokens_map,
+        tokenizer.chat_template,
+        tokenizer.split_special_tokens,
+    ]
+
+
+def _text_of(backend: Any) -> str:
+    """A fast tokenizer's file, without truncation and padding: settings of the last call, and left as they were."""
+    truncation, padding = backend.truncation, backend.padding
+    backend.no_truncation()
+    backend.no_padding()
+    text = str(backend.to_str())
+    if truncation:
+        backend.enable_truncation(**truncation)
+    if padding:
+        backend.enable_padding(**padding)
+    return text

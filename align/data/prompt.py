@@ -1,10 +1,9 @@
 """What is done to a row's prompt: a system text beside it goes in front, answers that repeat it lose the repetition."""
 
 import re
-from dataclasses import replace
 
 from align.data.columns import MARKS
-from align.data.schema import BadRow, Message, Row, Text, is_messages, is_token_ids
+from align.data.schema import BadRow, Message, Row, Text, changed, is_messages, is_token_ids
 
 LONG = 40
 """Characters of a prompt that no answer begins with by chance."""
@@ -63,8 +62,8 @@ def without_repetition(row: Row, asked: object) -> Row:
             rests.append(rest)
         else:
             if not isinstance(row.prompt, str) or not _is_unmistakable(str(text)):
-                return replace(row, repeated="kept")
-            return replace(row, completions=tuple(rests), repeated="cut")
+                return changed(row, repeated="kept")
+            return changed(row, completions=tuple(rests), repeated="cut")
     return row
 
 

@@ -28,11 +28,13 @@ RENDERED = Features(
     }
 )
 """What is counted per row while its texts are made; see `Audit` for the words."""
+LISTS = tuple(name for name, kind in RENDERED.items() if isinstance(kind, List))
+ZEROS = {name: 0 for name in RENDERED if name not in LISTS} | {"bos_stripped": False}
 
 
 def untouched() -> dict[str, Any]:
     """The counts of a row that comes as token ids."""
-    return {name: [] if isinstance(kind, List) else 0 for name, kind in RENDERED.items()} | {"bos_stripped": False}
+    return {**ZEROS, **{name: [] for name in LISTS}}
 
 
 def render(
@@ -158,10 +160,10 @@ def _plain(
     append_eos: bool | None,
 ) -> dict[str, Any]:
     counts: dict[str, Any] = untouched() | {"unread_options": list(options)}
-    texts = [prompt]
+    texts, bos = [prompt], start_text(tokenizer)
     eos = "" if append_eos is False else str(tokenizer.eos_token or "")
     for given in completions:
-        own, head, end = plain_answer(prompt, given, start_text(tokenizer), eos, special.tags)
+        own, head, end = plain_answer(prompt, given, bos, eos, special.tags)
         counts["repeated_heads"] += head
         counts["repeated_ends"] += end
         texts.append(prompt + own)

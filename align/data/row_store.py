@@ -8,12 +8,14 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
-from align.data.schema import Row, is_messages, is_token_ids
+from align.data.schema import Row, is_messages, is_token_ids, row_of
 from align.data.select import prompt_digest
 from align.data.turns import has_turns
 
@@ -21,13 +23,19 @@ FIELDS = tuple(field.name for field in fields(Row))
 TUPLES = ("completions", "grades", "rewards", "completion_ids", "unread")
 MESSAGES, IDS, WEIGHED, UNWEIGHTED = 1, 2, 4, 8
 """What tokenising must know of all rows before it begins; see `traits_of`."""
+_JSON = json.JSONEncoder(default=str, ensure_ascii=False)
+TOGETHER = 64
+"""Rows that are read at once."""
 FILE, INDEX = "rows.jsonl", "rows.npz"
+
+
+_fields_of = attrgetter(*FIELDS)
 
 
 def encoded(row: Row) -> bytes:
     """A row as one line of JSON; what JSON has no word for, such as a date of a Parquet file, is its text."""
-    values = [getattr(row, name) for name in FIELDS]
-    return json.dumps(values, default=str, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    values = [*_fields_of(row)]
+    return _JSON.encode(values).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def decoded(line: bytes) -> Row:
@@ -37,7 +45,7 @@ def decoded(line: bytes) -> Row:
         values[name] = None if values[name] is None else tuple(values[name])
     if values["token_weights"] is not None:
         values["token_weights"] = tuple(map(tuple, values["token_weights"]))
-    return Row(**values)
+    return row_of(values)
 
 
 def as_read(row: Row) -> tuple[Any, Any]:
@@ -110,8 +118,16 @@ class RowStore:
 
     def read(self, place: int) -> Row:
         """The row at a place; no other comes into memory."""
-        start, end = int(self.offsets[place]), int(self.offsets[place + 1])
-        return decoded(os.pread(self._file.fileno(), end - start, start))
+        (row,) = self.read_all(np.array([place]))
+        return row
+
+    def read_all(self, places: np.ndarray) -> Iterator[Row]:
+        """The rows at some places; those of them that stand in a row are read together."""
+        for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
+            ends = self.offsets[run[0] : run[-1] + 2].tolist() if len(run) else [0]
+            lines = os.pread(self._file.fileno(), ends[-1] - ends[0], ends[0])
+            for start, end in pairwise(ends):
+                yield decoded(lines[start - ends[0] : end - ends[0]])
 
 
 @dataclass(frozen=True)
@@ -138,7 +154,9 @@ class StoredRows(Sequence[Row]):
         return self.change(row) if self.change else row
 
     def __iter__(self) -> Iterator[Row]:
-        return (self[place] for place in range(len(self)))
+        for start in range(0, len(self), TOGETHER):
+            rows = self.store.read_all(self.places[start : start + TOGETHER])
+            yield from map(self.change, rows) if self.change else rows
 
     def chosen(self, at: Any) -> "StoredRows":
         """Those at these places of this sequence, or where a mask of its length is true."""

@@ -4,14 +4,14 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
 
-from align.data.schema import Row, Text
+from align.data.schema import Row, Text, changed
 
+_KEY = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str)
 Selection = Literal["all", "best_worst", "best"]
 
 
@@ -53,7 +53,7 @@ def reduce_row(row: Row, *, select: Selection, list_size: int | None, seed: int)
     kept = kept_places(grades, row.id, select=select, list_size=list_size, seed=seed)
     if len(kept) == len(grades):
         return row
-    return replace(
+    return changed(
         row,
         completions=tuple(row.completions[k] for k in kept),
         grades=tuple(grades[k] for k in kept),
@@ -106,4 +106,4 @@ def prompt_digest(prompt: Text, seed: int) -> bytes:
 
 def prompt_key(prompt: Text) -> str:
     """A prompt as text that two rows share exactly where their prompts are the same."""
-    return json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
+    return _KEY.encode(prompt)

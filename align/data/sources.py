@@ -4,7 +4,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from align.data.files import SUFFIXES, Record, choose_split, file_records, is_sp
 from align.data.formats import read_row
 from align.data.gather import Found, gather
 from align.data.packed import refuse_packed
-from align.data.schema import BadRow, Malformed, Row, UnusableRow
+from align.data.schema import BadRow, Malformed, Row, UnusableRow, changed
 from align.data.source_view import SourceView, typed
 from align.data.strict_json import DEEPEST, is_deep
 from align.errors import UserError
@@ -175,7 +175,7 @@ def stream_rows(
             continue
         try:
             row = read_one(one.raw, one.source, one.number, ignore=ignore)
-            row = replace(row, gathered=True) if one.gathered else row
+            row = changed(row, gathered=True) if one.gathered else row
         except BadRow as error:
             row, number = _in_its_row(error, one)
             row = in_its_words(row, one.raw)

@@ -1,11 +1,10 @@
 """Where the prompt of a whole conversation ends and what is learnt of it begins."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from align.data.messages import WEIGHT_KEYS, Message, conversation
-from align.data.schema import BadRow, Row, UnusableRow, is_messages
+from align.data.schema import BadRow, Row, UnusableRow, changed, is_messages
 
 MISMATCH = "prompt mismatch between chosen and rejected"
 OPEN = ("assistant", "tool")
@@ -75,7 +74,7 @@ def with_settled_turns(row: Row) -> Row:
                 f"begins with the role {own[0]['role']} behind a prompt that ends with the role {prompt[-1]['role']}"
             )
             raise BadRow(f"completions[{k}]", problem, "begin it with the assistant's message")
-    return row if prompt is row.prompt else replace(row, prompt=prompt, completions=tuple(completions))
+    return row if prompt is row.prompt else changed(row, prompt=prompt, completions=tuple(completions))
 
 
 def _parted(prompt: list[Message], conversations: list[list[Message]]) -> tuple[list[Message], list[list[Message]]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
-from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
 from align.data.boundary import Overlong, Tokens, fit, special_tokens, split_tokens, started
@@ -172,15 +172,19 @@ def tokenize_rows(
     windows = (rows[start : start + WINDOW] for start in range(0, len(rows), WINDOW))
     with (
         progress("tokenising", len(rows), unit="rows", show=len(rows) > 0) as advance,
-        ArrowWriter(path=str(file), features=features, writer_batch_size=WINDOW) as writer,
+        pa.OSFile(str(file), "wb") as sink,
+        pa.ipc.new_stream(sink, features.arrow_schema) as writer,
     ):
         for number, columns in enumerate(in_order(tokenize, map(list, windows), workers)):
-            writer.write_batch(columns)
+            writer.write_batch(_batch(columns, features.arrow_schema))
             if number == 0:
-                _check_room(file, writer.stream.tell(), len(columns["id"]) / len(rows))
+                _check_room(file, sink.tell(), len(columns["id"]) / len(rows))
             advance(len(columns["id"]))
-        writer.finalize()
     return without_idle_mask(Dataset.from_file(str(file)))
+
+
+def _batch(columns: dict[str, list[Any]], schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array(columns[own.name], own.type) for own in schema], schema=schema)
 
 
 def _check_room(file: Path, written: int, share: float) -> None:

@@ -28,7 +28,23 @@ WHOLE = {
 }
 """Those that no space parts."""
 SPACES = (" ", " ", "  ", "\n", " \n", "\t", "\r\n", "\u3000", "\xa0", "\x1c", "\u2028")
-MARKS = ("e\u0301", "\u0301", "🙂\u200d🙂", "<tag>", "<ta", "g>", "!", "...", "/", "_", "(", "。", "'")
+MARKS = (
+    "e\u0301",
+    "\u0301",
+    "🙂\u200d🙂",
+    "<tag>",
+    "<the tag>",
+    "<ta",
+    "<the ta",
+    "g>",
+    "!",
+    "...",
+    "/",
+    "_",
+    "(",
+    "。",
+    "'",
+)
 PIECES = (*SPACES, *MARKS, *["a", "the", "don't", "'S", "12345", "½", "日本語", "Z", "ß"])
 
 
@@ -43,7 +59,7 @@ def built(split, normalizer=None):
     )
     draw = random.Random(1)
     backend.train_from_iterator(["".join(draw.choices(PIECES, k=30)) for _ in range(200)], trainer)
-    backend.add_tokens([AddedToken("<tag>", normalized=False)])
+    backend.add_tokens([AddedToken(tag, normalized=False) for tag in ("<tag>", "<the tag>")])
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
@@ -60,7 +76,8 @@ def test_tokens_of_words_are_those_of_whole_texts(name, normalizer, monkeypatch)
     encode, draw = encoder(tokenizer), random.Random(name)
     assert isinstance(encode, encoding._Words) == (name in SPLITS)
     for _ in range(60):
-        texts = ["".join(draw.choices(PIECES, k=draw.randrange(12))) for _ in range(4)]
+        start, *others = ["".join(draw.choices(PIECES, k=draw.randrange(12))) for _ in range(5)]
+        texts = [start, start + others[0], start + others[1], others[2], others[2] + others[3], start]
         expected = plainly(tokenizer, texts)
         assert encode(texts) == expected, texts
         borders = sorted(draw.randrange(len(texts[0]) + 1) for _ in range(3))

@@ -13,7 +13,7 @@ import pytest
 from conftest import CHATML
 from read_rows import read_rows
 
-from align.data import kept, prepare, windows
+from align.data import kept, prepare, row_store, schema, windows
 from align.data.kept import kept_folder, kept_root, known_digest
 from align.data.row_store import decoded, encoded
 from align.data.schema import Row
@@ -242,16 +242,17 @@ def test_memory_is_bounded_by_the_window(tmp_path, byte_level, monkeypatch):
         nonlocal alive
         alive -= 1
 
-    original = Row.__init__
-
-    def begin(own, *args, **fields):
+    def began(own):
         nonlocal alive, most
         alive += 1
         most = max(most, alive)
         weakref.finalize(own, gone)
-        original(own, *args, **fields)
+        return own
 
-    monkeypatch.setattr(Row, "__init__", begin)
+    original, made = Row.__init__, schema.row_of
+    monkeypatch.setattr(Row, "__init__", lambda own, *args, **fields: original(began(own), *args, **fields))
+    for module in (schema, row_store):
+        monkeypatch.setattr(module, "row_of", lambda values: began(made(values)))
     source = str(write(tmp_path / "rows.jsonl", 3000))
     data = read_rows(source, tokenizer=byte_level, eval_fraction=0.3, list_size=2)
     gc.collect()

@@ -3,7 +3,6 @@
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from align.data.columns import Columns, check_unread, how_to_ignore, texts_in, without
@@ -17,6 +16,7 @@ from align.data.schema import (
     TEMPLATE_OPTIONS,
     BadRow,
     Row,
+    changed,
     check_characters,
     make_row,
     template_options,
@@ -70,10 +70,10 @@ def read_row(raw: object, source: str, number: int, *, ignore: Sequence[str] = (
     try:
         row = make_row(id=identity, meta={**unread, **kept, **meta}, source=source, number=number, **parts)
         if options or tools or numbers:
-            row = replace(row, template_options=options, tools=tools, **numbers)
+            row = changed(row, template_options=options, tools=tools, **numbers)
         check_tools(tools, row.prompt)
         if weights is not None:
-            row = replace(row, token_weights=weights_of_tokens(weights, row.completion_ids or row.completions))
+            row = changed(row, token_weights=weights_of_tokens(weights, row.completion_ids or row.completions))
         row = _settled(row, asked or row.prompt, prompt_alone)
     except BadRow as error:
         raise BadRow(_own_name(error.field or "", names), error.problem, error.remedy) from None
@@ -88,7 +88,7 @@ def read_row(raw: object, source: str, number: int, *, ignore: Sequence[str] = (
         prompt_alone=prompt_alone,
     )
     made = {ATTRIBUTES} - raw.keys()  # by the format
-    return replace(row, unread=tuple(name for name in unread if name not in made))
+    return changed(row, unread=tuple(name for name in unread if name not in made))
 
 
 def _refuse_media(columns: Columns) -> None:
@@ -153,7 +153,7 @@ def read_prompt(raw: object, source: str, number: int, *, ignore: Sequence[str] 
         elif (format := _detected(columns)) is None or not format.holds_answers(columns):
             raw = {**raw, "completions": [""]}
     row = read_row(raw, source, number, ignore=ignore, prompt_alone=True)
-    return replace(row, completions=(), grades=None, rewards=None, prompt_ids=None, completion_ids=None)
+    return changed(row, completions=(), grades=None, rewards=None, prompt_ids=None, completion_ids=None)
 
 
 def find_format(columns: Columns) -> type[Format]:
