@@ -92,7 +92,8 @@ def _admit(
     found, checked = _Admitted(), 0
     for row in rows:
         checked += 1
-        found.unread.update(row.unread)
+        if row.unread:
+            found.unread.update(row.unread)
         owners.setdefault(row.source, tally)
         if row.loss_weight == 0:
             found.refused[ABSENT] += 1

@@ -7,6 +7,7 @@ from datasets import Dataset
 
 from align.data.columns import how_to_ignore
 from align.data.schema import BadRow, number
+from align.data.windows import windows
 from align.errors import UserError
 
 WEIGHT, MARGIN = "weight", "margin"
@@ -47,7 +48,8 @@ def with_row_numbers(lists: Dataset, *, margins: bool) -> Dataset:
     Raises:
         UserError: a margin below 0, where one is read.
     """
-    weights, given = np.array(lists[LOSS_WEIGHT][:]), np.array(lists[MARGIN][:])
+    found = [[own.to_numpy() for own in window.columns] for window in windows(lists, LOSS_WEIGHT, MARGIN)]
+    weights, given = (np.concatenate([np.zeros(0), *own]) for own in (zip(*found, strict=True) if found else ((), ())))
     if not (weights != 1).any():
         lists = lists.remove_columns(LOSS_WEIGHT)
     if not margins or not given.any():

@@ -131,7 +131,7 @@ class Source:
         for record in self._records:
             self.read += 1
             self.joined += record.joined
-            if isinstance(record.raw, dict):
+            if self.ignore and isinstance(record.raw, dict):
                 names = record.raw.keys()
                 self.ignored.update(name for name in self.ignore if {name, name.split("[].")[0]} & names)
             match record.row:
