@@ -31,6 +31,11 @@ COMMANDS = (
             ),
             option("--chat-template", **TEMPLATE, help="a Jinja file in place of the tokenizer's own"),
             option("--tokens-per-batch", type=positive, default=8192, help="of one forward pass (default 8192)"),
+            option(
+                "--variants",
+                metavar="COLUMN",
+                help="column with lists of other wordings of the prompt: what they change",
+            ),
             LIMIT,
             JSON,
             TRUST_REMOTE_CODE,

@@ -1,6 +1,6 @@
 """`align evaluate rows`: how a policy ranks graded rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,14 @@ from rich.table import Table
 from align.bounds import check_folder
 from align.data import Prepared, Wanted, prepare_data, read_chat_template, render
 from align.data.config import DataSection, SourceSection
+from align.data.schema import Row
 from align.data.select import with_trained_places
 from align.data.source_view import SourceView, mapping_of
+from align.data.sources import read_source
 from align.errors import UserError
 from align.evaluate.in_options import in_options
 from align.evaluate.lists import evaluate_lists
+from align.evaluate.variants import check_wordings, prompt_sensitivity
 from align.files import read_object, write_json
 from align.losses.list_loss import ListLoss, build_loss
 from align.model.adapters import Full
@@ -53,6 +56,7 @@ def evaluate_rows(
     chat_template: str | None = None,
     tokens_per_batch: int = 8192,
     limit: int | None = None,
+    variants: str | None = None,
     json_path: str | None = None,
     trust_remote_code: bool = False,
     allow_code: bool = False,
@@ -70,6 +74,8 @@ def evaluate_rows(
         where: a condition on the rows' own columns; others are left out.
         grades, max_length, append_eos: as in a recipe's `data`; by default a run's own, else a recipe's defaults.
         limit: read only this many rows.
+        variants: a column with lists of other wordings of the prompt; how much log-probabilities depend on them is
+            measured too (POSIX).
         json_path: where every figure is written as well.
         trust_remote_code: run the code that a model comes with; what a run's recipe says of it is no consent.
         allow_code: call the functions of a run's own objective and score.
@@ -80,6 +86,11 @@ def evaluate_rows(
     console = console or Console()
     view = SourceView(mapping_of(columns), where)
     consent = {"trust_remote_code": trust_remote_code, "allow_code": allow_code}
+    rows: list[Row] = []
+    if variants is not None:
+        with in_options():
+            rows = read_source(path, split=split, limit=limit, ignore=ignore, columns=view.columns, where=where).rows
+        check_wordings(rows, variants)
     with in_options():
         policy, loss, template = load_measured(model, chat_template, **consent)
     given = {"grades": grades, "max_length": max_length, "append_eos": append_eos}
@@ -99,11 +110,29 @@ def evaluate_rows(
     if not ranks_by_reward:
         own = ("likelihood", "token", "entropy")
         metrics = {name: value for name, value in metrics.items() if name.startswith(own)}
+    if variants is not None:
+        options = {"tokens_per_batch": tokens_per_batch}
+        with in_options():
+            metrics |= prompt_sensitivity(policy, rows, variants, _preparing(section, policy, template), **options)
+        prepared.audit.mark_read([variants])
     console.print(render(prepared.audit))
     console.print(_table(model, metrics, prepared))
     if json_path:
         write_json(Path(json_path), {"model": model, "data": prepared.audit.to_dict(), "metrics": metrics})
     return metrics
+
+
+def _preparing(section: DataSection, policy: Policy, template: str | None) -> Callable[[Path], Dataset]:
+    """What reads a file of rows into lists as a section says, and keeps nothing of it."""
+
+    def prepare(file: Path) -> Dataset:
+        only = {"sources": (SourceSection(path=str(file)),), "ignore": (), "limit": None, "cache": False}
+        chat = read_chat_template(template)
+        return prepare_data(
+            section.model_copy(update=only), policy.tokenizer, chat_template=chat, wanted=Wanted(min_completions=1)
+        ).train
+
+    return prepare
 
 
 def load_measured(

@@ -21,6 +21,7 @@ ROWS = (
     ("margin", "margin, best over worst (nats)", "{:+.3f}"),
     ("best_logprob_change", "best completion's log-probability, change (nats)", "{:+.3f}"),
     ("best_fell_share", "share of lists whose best completion fell", "{:.3f}"),
+    ("prompt_sensitivity", "log-probability apart between wordings (nats a token)", "{:.4f}"),
     ("sample_reward", "mean reward of sampled completions", "{:+.4f}"),
 )
 """Key of `eval_before` and `eval_after`, what it is called, and its format."""
