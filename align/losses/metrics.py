@@ -73,6 +73,7 @@ def list_metrics(
 
     Scores count a token by what its message weighs; log-probabilities are of all learnt tokens alike.
 
+    `saturated_share` is that of tokens whose probability is 1 in float32, from which nothing more is learnt.
     `margin`, `pair_accuracy`, `ndcg`, `kendall_tau`, `top1_agreement` rank by the implicit reward,
     `likelihood_*` by mean token log-probability. `best_logprob_change` is the best completion's log-probability less
     its reference's, in nats; `best_fell_share` counts the lists where it fell by more than rounding (FELL). `kl` is the
@@ -102,6 +103,7 @@ def list_metrics(
     }
     likelihood = ranking_metrics(means, batch.grades, batch.list_mask, noise=mean_errors)
     values |= {f"likelihood_{name}": likelihood[name] for name in ("ndcg", "pair_accuracy")}
+    values["saturated_share"] = (stats.logprobs.exp() == 1)[mask].float()
     if stats.entropy is not None:
         values["entropy"] = stats.entropy[mask]
     if stats.logsumexp is not None:

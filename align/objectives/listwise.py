@@ -241,11 +241,11 @@ def _log_stablemax(x: Tensor) -> Tensor:
 
 
 def _log_softplus(x: Tensor) -> Tensor:
-    """Far below 0 by its series, x - e^x / 2, where float32's softplus would be 0."""
-    return torch.where(x < LOW, x - x.clamp(max=LOW).exp() / 2, F.softplus(x.clamp(min=LOW)).log())
+    """Far below 0 it is x, where float32's softplus would be 0."""
+    return torch.where(x < LOW, x, F.softplus(x.clamp(min=LOW)).log())
 
 
-LOW = -15.0
+LOW = -40.0
 LOG_F: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: x,
     "stablemax": _log_stablemax,

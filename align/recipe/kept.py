@@ -6,6 +6,7 @@ test measures all that are installed.
 
 _KEPT: dict[str, dict[float, str]] = {
     "align": {
+        0.5: "dct_adamw",
         2.0: "lamb",
     },
     "transformers": {

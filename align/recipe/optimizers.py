@@ -57,8 +57,9 @@ OPTIMIZERS = (
     "stable_adamw",
 )
 """Of transformers.TrainingArguments."""
-OWN = ("lamb",)
-"""Of this project, where no library's is right: pytorch-optimizer's LAMB takes first steps ten times too long."""
+OWN = ("lamb", "dct_adamw")
+"""Of this project, where no library's is right: pytorch-optimizer's LAMB takes first steps ten times too long, and
+none projects to cosines."""
 _TORCH = "adadelta adafactor adagrad adam adamax adamw asgd lbfgs muon nadam radam rmsprop rprop sgd sparseadam"
 TORCH = tuple(_TORCH.split())
 """Classes of torch.optim in small letters."""
@@ -136,9 +137,10 @@ LOW_RANK = {
     "fira": "projection_type",
     "apollo": "projection_type",
     "conda": "",
+    "dct_adamw": "",
 }
 """Optimizers that project the gradient of each matrix -> what their libraries call the kind of projection; Conda
-projects all of them, by options of its own."""
+projects all of them, by options of its own, and DCT has one kind."""
 AVERAGING = (
     *("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"),
     *("schedulefreeadamw", "schedulefreeradam", "schedulefreesgd"),

@@ -50,6 +50,9 @@ class TrainSection(Strict):
     """Of the optimizer; of transformers' names `adam_beta1` and `adam_beta2` too, others take `betas` as an option."""
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.999
+    orthogonal_gradient: bool = False
+    """Take from every tensor's gradient what goes along the tensor, and keep its length (perpGrad): logits do not grow
+    where nothing else lowers the loss; `saturated_share` in metrics.jsonl says whether they have."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 turns that off."""
     epochs: Annotated[PositiveFloat, Grows()] = 1.0

@@ -12,6 +12,7 @@ from align.recipe.settings import TrainSection
 from align.runs.run_directory import RunDirectory
 from align.training.given import Given, own_optimizer, own_schedule, restore_callbacks
 from align.training.optimizers import class_and_options, made_with, parameter_groups, read_back
+from align.training.orthogonal import keep_orthogonal
 from align.training.schedules import make_schedule
 from align.training.sharded import PARTS, load_optimizer, save_optimizer, set_rates
 from align.training.stopping import STOPPED, Ending
@@ -42,7 +43,10 @@ class CheckpointedTrainer(Trainer):
             groups = parameter_groups(train, trained, self.get_decay_parameter_names(trained))
             self.optimizer_cls_and_kwargs = made_with(train.optimizer, kind, options | {"params": groups})
             read_back()
-        return super().create_optimizer(model)
+        made = super().create_optimizer(model)
+        if self.section.orthogonal_gradient:
+            keep_orthogonal(made, cut=self.sharded or self.is_deepspeed_enabled)
+        return made
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The caller's own schedule, or the recipe's."""

@@ -17,6 +17,7 @@ from align.errors import UserError
 from align.model.forward import base_model
 from align.recipe.optimizers import LOW_RANK, OptimizerSection, rate_of
 from align.recipe.settings import TrainSection
+from align.training.dct import DctAdamW
 from align.training.lamb import Beside, Lamb
 
 MUON_GROUPS = ("muon", "muonclip", "adamuon", "adago", "normuon")
@@ -94,7 +95,7 @@ def _found(own: OptimizerSection, arguments: TrainingArguments) -> tuple[Any, di
     rate = {"lr": arguments.learning_rate}
     match own.of:
         case "align":
-            return Lamb, rate
+            return {"lamb": Lamb, "dct_adamw": DctAdamW}[own.name], rate
         case "transformers" if own.name in LOW_RANK_CLASSES:
             kind = _loaded(LOW_RANK_CLASSES[own.name])
             factored = {"scale_parameter": False, "relative_step": False}
@@ -134,9 +135,10 @@ def _takes(kind: Any, own: OptimizerSection) -> list[str]:
 def group_options(own: OptimizerSection) -> dict[str, Any]:
     """What a projected group of an optimizer says of its projection; empty where it projects nothing."""
     kind_of = LOW_RANK.get(own.name)
-    if own.of not in ("transformers", "pytorch_optimizer") or not kind_of:
+    if kind_of is None or own.of == "torch" or own.name == "conda":
         return {}
-    defaults = RANKS | {kind_of: "std"} | (APOLLO if own.name == "apollo_adamw" else {})
+    kind = {kind_of: "std"} if kind_of else {}
+    defaults = RANKS | kind | (APOLLO if own.name == "apollo_adamw" else {})
     return {name: own.options.get(name, value) for name, value in defaults.items()}
 
 

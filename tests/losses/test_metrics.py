@@ -22,6 +22,14 @@ def test_a_completion_that_moved_by_rounding_has_not_fallen(change, fell):
     assert values["best_logprob_change"].item() == pytest.approx(change, abs=1e-6)
 
 
+def test_a_token_is_saturated_where_float32_has_its_probability_at_1():
+    """Half a step below 1 is 2^-25: less is lost, more is seen."""
+    batch = collate([{"prompt_ids": [1], "completion_ids": [[3, 4, 5], [5]], "grades": [1.0, 0.0]}], pad_id=0)
+    logprobs = torch.tensor([[0.0, -(2.0**-26), -(2.0**-23)], [-3.0, 0.0, 0.0]])
+    values = list_metrics(batch, TokenStats(logprobs), None, torch.zeros(1, 2))
+    assert values["saturated_share"].tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
 def test_a_list_without_an_order_is_left_out_and_one_without_a_loss_is_not():
     """Kendall's tau of a list of ties is undefined; a loss that is NaN is a fault, whatever the other lists give."""
     nan = math.nan

@@ -7,8 +7,11 @@ import random
 import re
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import scipy.fft
 import torch
 from equal_runs import Killed, kill_at
 from pydantic import ValidationError
@@ -34,6 +37,7 @@ from align.recipe.optimizers import (
 )
 from align.recipe.settings import TrainSection
 from align.training.at_steps import AfterStep
+from align.training.dct import DctAdamW
 from align.training.lamb import Lamb
 from align.training.optimizers import (
     averaging,
@@ -45,11 +49,15 @@ from align.training.optimizers import (
     parameter_groups,
     read_back,
 )
+from align.training.orthogonal import across, keep_orthogonal
 from align.training.train import train
 
 NAMES = [(source, name) for source, names in SOURCES.items() for name in names]
 BUILT_IN = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}
 INSTALLED = importlib.util.find_spec("pytorch_optimizer") is not None
+needs_pytorch_optimizer = pytest.mark.skipif(not INSTALLED, reason="pytorch-optimizer is not installed")
+if INSTALLED:
+    import pytorch_optimizer
 LATE = {"radam": 6, "schedulefreeradam": 6, "schedule_free_radam": 6}
 """Steps after which one moves: its formula waits for enough gradients."""
 ON_GPUS = ("galore_adamw_8bit", "paged_")
@@ -205,6 +213,169 @@ def test_lambs_steps_are_the_papers():
             assert_close(own.data, torch.tensor(known, dtype=torch.float64))
 
 
+GRADIENTS = [
+    [[0.3, -0.2, 0.9], [0.1, 0.8, -0.4], [-0.7, 0.2, 0.5], [0.6, -0.1, 0.2]],
+    [[-0.5, 0.1, 0.3], [0.9, -0.2, 0.4], [0.2, 0.7, -0.6], [0.1, 0.3, 0.8]],
+    [[0.2, 0.9, -0.1], [-0.3, 0.6, 0.2], [0.1, 1.4, 0.3], [0.5, -0.8, 0.1]],
+    [[0.8, 0.1, 0.2], [0.4, -0.3, 0.7], [-0.2, 0.5, 0.1], [0.3, 0.2, -0.9]],
+]
+WEIGHTS = [[1.0, -0.5, 0.3], [0.2, 0.7, -1.1], [-0.4, 0.6, 0.9], [0.8, -0.3, 0.5]]
+
+
+def steps_of(kind, *, wide: bool, group: dict, dtype=torch.float64, **options) -> list[np.ndarray]:
+    """A matrix of 4 x 3, or its transpose, after each step by GRADIENTS; as a tall one."""
+    turned = (lambda x: x.T.contiguous()) if wide else (lambda x: x)
+    weight = nn.Parameter(turned(torch.tensor(WEIGHTS, dtype=dtype)))
+    optimizer, seen = kind([{"params": [weight], **group}], **options), []
+    for gradient in GRADIENTS:
+        weight.grad = turned(torch.tensor(gradient, dtype=dtype))
+        optimizer.step()
+        seen.append(turned(weight.detach().double()).numpy().copy())
+    return seen
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_projected_to_cosines_steps_are_the_papers(wide):
+    """arXiv:2505.17967 with scipy's transform, its places chosen anew at every second step; two of three columns."""
+    lr, scale, decay, eps, (b1, b2) = 0.1, 0.5, 0.2, 1e-8, (0.8, 0.9)
+    group = {"rank": 2, "update_proj_gap": 2, "scale": scale, "weight_decay": decay}
+    found = steps_of(DctAdamW, wide=wide, group=group, lr=lr, betas=(b1, b2), eps=eps)
+    w, chosen = np.array(WEIGHTS), []
+    m, v = np.zeros((4, 3)), np.zeros((4, 3))  # of all columns; those that are not chosen are 0
+    for t, gradient in enumerate(GRADIENTS, start=1):
+        along = scipy.fft.dct(np.array(gradient), type=2, norm="ortho", axis=1)
+        if t % 2 == 1:
+            chosen.append(set(np.argsort(-(along**2).sum(0))[:2].tolist()))
+            for gone in set(range(3)) - chosen[-1]:
+                m[:, gone], v[:, gone] = 0, 0
+        moved = np.zeros((4, 3))
+        for j in chosen[-1]:
+            m[:, j] = b1 * m[:, j] + (1 - b1) * along[:, j]
+            v[:, j] = b2 * v[:, j] + (1 - b2) * along[:, j] ** 2
+            moved[:, j] = m[:, j] / (1 - b1**t) / (np.sqrt(v[:, j] / (1 - b2**t)) + eps)
+        w = (1 - lr * decay) * w - lr * scale * scipy.fft.idct(moved, type=2, norm="ortho", axis=1)
+        np.testing.assert_allclose(found[t - 1], w, rtol=0, atol=1e-12)
+    assert len(chosen) == 2 and len(chosen[0] & chosen[1]) == 1, "one column goes, one stays with its moments"
+
+
+def test_a_vector_beside_projected_matrices_is_adamws(tmp_path):
+    model, other = Tiny(), Tiny()
+    ours = made(tmp_path, model, optimizer={"name": "dct_adamw", "rank": 2}, weight_decay=0.1)
+    theirs = made(tmp_path, other, optimizer={"name": "adamw", "source": "torch"}, weight_decay=0.1)
+    step(ours, model, range(3)), step(theirs, other, range(3))
+    for (name, own), known in zip(model.named_parameters(), other.parameters(), strict=True):
+        whole = own.ndim == 1 or "embed" in name or "head" in name
+        assert torch.allclose(own, known, atol=1e-6) == whole, name
+
+
+def test_gradients_go_across_the_weights_at_their_own_length():
+    """g - (w.g / w.w) w by hand: w = (3, 4), g = (1, 2) leaves 11/25 (3, 4) out and (-8, 6)/25 over, of length 2/5."""
+    w = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    g = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    assert_close(across(g, w), sqrt(5) * torch.tensor([-0.8, 0.6], dtype=torch.float64))
+    assert torch.equal(across(g, 0 * w), g)
+    assert torch.equal(across(2 * w, w), 0 * w)
+    with pytest.raises(UserError, match="orthogonal_gradient: it looks at whole tensors, which FSDP"):
+        keep_orthogonal(torch.optim.SGD([nn.Parameter(w)], lr=0.1), cut=True)
+
+
+def test_a_run_steps_across_its_weights(make_recipe, tiny_policy):
+    keys = {"optimizer": "sgd", "orthogonal_gradient": True, "steps": 1, "learning_rate": 1.0, "warmup_ratio": 0}
+    run = train(make_recipe(policy={"adapter": {"name": "full"}}, train=keys, sampling={"prompts": 0}))
+    (file,) = (run.path / "adapter").glob("*.safetensors")
+    after, before = load_file(file), load_file(Path(tiny_policy) / "model.safetensors")
+    moved = {name: (after[name].double() - before[name].double(), before[name].double()) for name in before}
+    assert all(change.any() for change, _ in moved.values())
+    for name, (change, weight) in moved.items():
+        assert abs((change * weight).sum()) < 1e-4 * change.norm() * weight.norm(), name
+
+
+def adam_of(r: np.ndarray, m: np.ndarray, v: np.ndarray, t: int, b1: float, b2: float) -> Any:
+    """New moments, and Adam's direction without an eps."""
+    m, v = b1 * m + (1 - b1) * r, b2 * v + (1 - b2) * r * r
+    return m, v, m / (1 - b1**t) / np.sqrt(v / (1 - b2**t))
+
+
+@needs_pytorch_optimizer
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("name", ["galore", "fira"])
+def test_projected_steps_are_the_papers(name, wide):
+    """GaLore, arXiv:2403.03507, algorithm 2; Fira, arXiv:2410.01623, eq. 4 to 6: what lies outside of the subspace is
+    scaled by column, and grows by 1 % a step at most. The library draws the basis at step 1 and at multiples of the
+    gap, where the papers have 1, gap + 1, ..., and finds it in float32."""
+    lr, (b1, b2), scale = 0.1, (0.9, 0.99), 0.5 if name == "galore" else 1.0
+    group = {"rank": 2, "update_proj_gap": 3, "scale": scale, "projection_type": "std"}
+    kind = pytorch_optimizer.load_optimizer(name)
+    found = steps_of(kind, wide=wide, group=group, dtype=torch.float32, lr=lr, betas=(b1, b2), eps=0.0, foreach=False)
+    w, m, v, last = np.array(WEIGHTS), np.zeros((4, 2)), np.zeros((4, 2)), None
+    for t, gradient in enumerate(map(np.array, GRADIENTS), start=1):
+        if t in (1, 3):
+            basis = np.linalg.svd(gradient)[2][:2].T
+            basis = basis * signs_like(gradient, basis, wide)
+        r = gradient @ basis
+        m, v, direction = adam_of(r, m, v, t, b1, b2)
+        step = scale * direction @ basis.T
+        if name == "fira":
+            # Adam's direction by Fira's code is that without bias correction of its moments, but of the step's rate
+            rate = sqrt(1 - b2**t) / (1 - b1**t)
+            outside = (gradient - r @ basis.T) * np.linalg.norm(direction / rate, axis=1, keepdims=True)
+            outside /= np.linalg.norm(r, axis=1, keepdims=True)
+            if last is not None:
+                outside /= max(np.linalg.norm(outside) / last, 1.01) / 1.01
+            last = np.linalg.norm(outside)
+            step = step + rate * outside
+        w = w - lr * step
+        np.testing.assert_allclose(found[t - 1], w, rtol=0, atol=2e-5)
+
+
+def signs_like(gradient: np.ndarray, basis: np.ndarray, wide: bool) -> np.ndarray:
+    """The signs that the library's own decomposition gives the basis: with moments of an older one they matter."""
+    own = torch.tensor(gradient.T if wide else gradient, dtype=torch.float32)
+    u, _, vh = torch.linalg.svd(own, full_matrices=False)
+    theirs = (u[:, :2] if wide else vh[:2].T).double().numpy()
+    return np.sign((theirs * basis).sum(0))
+
+
+@needs_pytorch_optimizer
+def test_adans_steps_are_the_papers():
+    """arXiv:2208.06677, algorithm 1, with the bias corrections and 1 - beta of the authors' code, and their decay."""
+    lr, decay, eps, (b1, b2, b3) = 0.1, 0.5, 1e-8, (0.98, 0.92, 0.99)
+    kind = pytorch_optimizer.load_optimizer("adan")
+    found = steps_of(kind, wide=False, group={}, lr=lr, weight_decay=decay, eps=eps, betas=(b1, b2, b3))
+    w, before = np.array(WEIGHTS), np.array(GRADIENTS[0])
+    m, v, n = np.zeros((4, 3)), np.zeros((4, 3)), np.zeros((4, 3))
+    for t, g in enumerate(map(np.array, GRADIENTS), start=1):
+        change, before = g - before, g
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * change
+        n = b3 * n + (1 - b3) * (g + b2 * change) ** 2
+        rate = lr / (np.sqrt(n / (1 - b3**t)) + eps)
+        w = (w - rate * (m / (1 - b1**t) + b2 * v / (1 - b2**t))) / (1 + lr * decay)
+        np.testing.assert_allclose(found[t - 1], w, rtol=0, atol=1e-12)
+
+
+@needs_pytorch_optimizer
+def test_stable_spams_steps_are_the_papers():
+    """arXiv:2502.17055: AdaClip, AdaGN, Adam, whose moments begin anew at multiples of the gap."""
+    lr, gap, eps, (b1, b2), (g1, g2, theta) = 0.1, 3, 1e-8, (0.9, 0.99), (0.7, 0.9, 0.999)
+    kind = pytorch_optimizer.load_optimizer("stablespam")
+    found = steps_of(kind, wide=False, group={}, lr=lr, betas=(b1, b2), eps=eps, update_proj_gap=gap)
+    w, m, v, of_step = np.array(WEIGHTS), np.zeros((4, 3)), np.zeros((4, 3)), 0
+    largest = mean_norm = mean_square = 0.0
+    for t, g in enumerate(map(np.array, GRADIENTS), start=1):
+        of_step += 1
+        if t % gap == 0:
+            m, v, of_step = np.zeros((4, 3)), np.zeros((4, 3)), 1
+        largest = theta * largest + (1 - theta) * abs(g).max()
+        bound = largest / (1 - theta**t)
+        g = np.where(abs(g) > bound, g / abs(g).max() * bound, g)
+        norm = np.linalg.norm(g)
+        mean_norm, mean_square = g1 * mean_norm + (1 - g1) * norm, g2 * mean_square + (1 - g2) * norm**2
+        g = g / norm * (mean_norm / (1 - g1**t)) / (np.sqrt(mean_square / (1 - g2**t)) + eps)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        w = w - lr * m / (1 - b1**of_step) / (np.sqrt(v / (1 - b2**of_step)) + eps)
+        np.testing.assert_allclose(found[t - 1], w, rtol=0, atol=1e-12)
+
+
 def test_lora_plus_is_adam_with_another_rate_for_b(tmp_path):
     """arXiv:2402.12354: B's rate is 16 times A's. Adam's first step is lr g / (|g| + eps)."""
     model = Tiny().double()
@@ -245,6 +416,8 @@ def test_a_rate_is_a_positive_number_or_a_multiple(rate):
         ({"optimizer": {"name": "lamb", "betos": [0.9, 0.99]}}, "`betos` is no option of `lamb`; did you mean `betas`"),
         ({"optimizer": {"name": "lamb", "lr": 1}}, "`lr` of `lamb` is train.learning_rate"),
         ({"optimizer": {"name": "lamb", "betas": [0.9]}}, "betas are two numbers"),
+        ({"optimizer": {"name": "dct_adamw", "rank": 0}}, "train.optimizer: rank is 1 or more, got 0"),
+        ({"optimizer": {"name": "dct_adamw", "betas": [0.9, 1]}}, "betas are two numbers"),
         ({"optimizer": {"name": "sgd", "momentum": "much"}}, "train.optimizer: "),
         ({"optimizer": {"name": "sgd", "nesterov": True}}, "Nesterov momentum requires a momentum"),
         ({"optimizer": {"name": "rprop", "etas": [0.5, 1.2]}, "weight_decay": 0.1}, "`rprop` has none"),
@@ -315,7 +488,7 @@ def test_an_interrupted_run_ends_with_the_identical_weights(name, make_recipe, m
         assert file.read_bytes() == (resumed.path / "adapter" / file.name).read_bytes()
 
 
-@pytest.mark.skipif(not INSTALLED, reason="pytorch-optimizer is not installed")
+@needs_pytorch_optimizer
 def test_what_is_evaluated_and_saved_is_the_average(make_recipe, monkeypatch):
     """With beta1 = 0.9, y = 0.9 x + 0.1 z: gradients are taken at y, what is kept is x, the mean of z over the steps
     (constant rates weigh each the same)."""
