@@ -66,6 +66,22 @@ class Implicit(Running):
 
 
 @SCORER.add
+class TokenLikelihood(Running):
+    """How probable a model finds a completion's tokens, which picks among its own samples without a vote."""
+
+    scorer: ClassVar = "likelihood:LikelihoodScorer"
+    name: Literal["likelihood"] = "likelihood"
+    model: str
+    """A local folder, or a hub name."""
+    adapter: str | None = None
+    """PEFT adapter of the model."""
+    of: Literal["product", "mean", "min"] = "product"
+    """Of the tokens' probabilities; the reward is its log, in nats, which no long completion takes to 0."""
+    append_eos: bool = True
+    """A plain-text completion includes the end token."""
+
+
+@SCORER.add
 class DensityRatio(Running):
     """log strong - log weak of a completion, both told an instruction; each model has its own tokenizer."""
 

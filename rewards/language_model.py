@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from typing import Any, Unpack
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from align.kernels import linear_logprobs
@@ -61,7 +62,6 @@ class LanguageModel:
         self.max_length = context(self.model, self.tokenizer, running["max_length"])
         self.tally = tally
 
-    @torch.no_grad()
     def logprobs(
         self,
         prompts: Sequence[Text],
@@ -73,15 +73,36 @@ class LanguageModel:
     ) -> list[tuple[float, int]]:
         """Summed log-probability of each completion given its prompt, and its number of tokens.
 
+        Args:
+            append_eos, adapter, templated: as for `token_logprobs`.
+
+        Returns:
+            (nats, tokens) in order.
+
+        Raises:
+            RowError: as `token_logprobs`.
+        """
+        found = self.token_logprobs(prompts, completions, append_eos=append_eos, adapter=adapter, templated=templated)
+        return [(own.sum().item(), len(own)) for own in found]
+
+    @torch.no_grad()
+    def token_logprobs(
+        self,
+        prompts: Sequence[Text],
+        completions: Sequence[Text],
+        *,
+        append_eos: bool = True,
+        adapter: str | None = None,
+        templated: bool = False,
+    ) -> list[Float[Tensor, " T"]]:
+        """Log-probability of each token of each completion given its prompt, float64, in nats.
+
         A completion's tokens are those of the joint text behind what it has in common with the prompt's own tokens.
 
         Args:
             append_eos: a plain text ends with the tokenizer's end token; a chat template ends messages in its own way.
             adapter: which adapter is on; None for the plain model.
             templated: prompts are texts that a chat template has made, with all special tokens in them.
-
-        Returns:
-            (nats, tokens) in order.
 
         Raises:
             RowError: messages without a chat template, an empty text, or a completion that others wrote a part of.
@@ -102,7 +123,7 @@ class LanguageModel:
         sizes = [min(len(ids) - start, len(row) - 1) for ids, start, row in zip(joint, starts, rows, strict=True)]
         self.tally.read(joint, rows)
         with self._using(adapter):
-            return self._sums(rows, sizes, [text_key(prompt) for prompt in prompts])
+            return self._last(rows, sizes, [text_key(prompt) for prompt in prompts])
 
     @torch.no_grad()
     def write(
@@ -141,16 +162,16 @@ class LanguageModel:
         )
         return self.tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
 
-    def _sums(self, rows: list[list[int]], sizes: list[int], groups: list[str]) -> list[tuple[float, int]]:
-        """Of each row, the log-probability of its last `size` tokens."""
+    def _last(self, rows: list[list[int]], sizes: list[int], groups: list[str]) -> list[Float[Tensor, " T"]]:
+        """Of each row, the log-probabilities of its last `size` tokens."""
         places = [range(len(row) - 1 - size, len(row) - 1) for row, size in zip(rows, sizes, strict=True)]
-        sums = [0.0] * len(rows)
+        logprobs = [torch.zeros(0)] * len(rows)
         for members, hidden in self.backbone.states(rows, groups, places):
             targets = torch.tensor([t for i in members for t in rows[i][len(rows[i]) - sizes[i] :]], dtype=torch.long)
             found = linear_logprobs(hidden, targets=targets.to(hidden.device), grad="none", **self.head).logprob
             for i, part in zip(members, found.double().cpu().split([sizes[i] for i in members]), strict=True):
-                sums[i] = part.sum().item()
-        return list(zip(sums, sizes, strict=True))
+                logprobs[i] = part
+        return logprobs
 
     @contextmanager
     def _using(self, adapter: str | None) -> Iterator[None]:

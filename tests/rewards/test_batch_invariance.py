@@ -22,7 +22,7 @@ CLASSIFIERS = {
         bert().config.__class__(**bert().config.to_dict() | {"num_labels": 1})
     ),
 }
-SCORERS = [*CLASSIFIERS, "implicit", "judge", "relevance"]
+SCORERS = [*CLASSIFIERS, "implicit", "likelihood", "judge", "relevance"]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def specs(tmp_path_factory) -> dict[str, dict]:
     }
     policy, reference = (saved(folder / f"lm{seed}", LANGUAGE_MODELS["llama"](), seed=seed) for seed in (0, 1))
     found["implicit"] = {"name": "implicit", "model": policy, "reference": reference}
+    found["likelihood"] = {"name": "likelihood", "model": policy, "of": "mean"}
     found["judge"] = {"name": "judge", "model": policy, "log_odds": True}
     found["relevance"] = {"name": "relevance", "model": saved(folder / "encoder", bert())}
     return found
@@ -96,7 +97,7 @@ def test_a_shared_prompt_is_computed_once(scorers, name):
 
 def test_a_model_that_cannot_run_packed_rows_is_padded(specs, scorers, monkeypatch, caplog):
     monkeypatch.setattr("rewards.backbone.ATTENTION", {})
-    for name in ("pad is eos", "implicit"):
+    for name in ("pad is eos", "implicit", "likelihood"):
         scorer = load_scorer({**specs[name], "tokens_per_batch": 120})
         assert "completions of one prompt run as separate rows" in caplog.text
         scale = max(1.0, max(map(abs, scorers[name][2])))

@@ -13,8 +13,8 @@ from rewards import RowError, ScorerError, load_scorer
 
 
 @torch.no_grad()
-def by_hand(path: str, before: str, after: str, adapter: str | None = None) -> tuple[float, int]:
-    """Sum of log p of the tokens of `after` behind `before`, each text alone, and how many they are."""
+def tokens_by_hand(path: str, before: str, after: str, adapter: str | None = None) -> list[float]:
+    """log p of each token of `after` behind `before`, each text alone."""
     model = AutoModelForCausalLM.from_pretrained(
         path, attn_implementation="eager"
     )  # sdpa leaves out Gemma 2's soft-cap
@@ -23,7 +23,13 @@ def by_hand(path: str, before: str, after: str, adapter: str | None = None) -> t
     prompt, own = (words(text, add_special_tokens=False)["input_ids"] for text in (before, after))
     logits = model(torch.tensor([prompt + own])).logits[0].log_softmax(-1)
     places = range(len(prompt), len(prompt) + len(own))
-    return sum(logits[p - 1, token].item() for p, token in zip(places, own, strict=True)), len(own)
+    return [logits[p - 1, token].item() for p, token in zip(places, own, strict=True)]
+
+
+def by_hand(path: str, before: str, after: str, adapter: str | None = None) -> tuple[float, int]:
+    """Sum of `tokens_by_hand`, and how many they are."""
+    found = tokens_by_hand(path, before, after, adapter)
+    return sum(found), len(found)
 
 
 def with_adapter(path: str, folder, seed: int) -> str:
@@ -68,6 +74,34 @@ def test_an_adapter_pair_shares_one_base(tmp_path):
         ]
         assert load_scorer(spec).score(prompts, completions) == pytest.approx(expected, rel=1e-4, abs=1e-4)
         assert max(map(abs, expected)) > 0.1
+
+
+@pytest.mark.parametrize("architecture", LANGUAGE_MODELS)
+def test_a_likelihood_is_of_the_tokens_probabilities(tmp_path, architecture):
+    path = saved(tmp_path / "model", LANGUAGE_MODELS[architecture]())
+    prompts, completions = lists(n=2, k=3)
+    found = [tokens_by_hand(path, f"<s> {p}", f"{c} </s>") for p, c in zip(prompts, completions, strict=True)]
+    probabilities = [[math.exp(value) for value in own] for own in found]
+    expected = {
+        "product": [math.prod(own) for own in probabilities],
+        "mean": [sum(own) / len(own) for own in probabilities],
+        "min": [min(own) for own in probabilities],
+    }
+    for of, values in expected.items():
+        scorer = load_scorer({"name": "likelihood", "model": path, "of": of})
+        assert scorer.score(prompts, completions) == pytest.approx([math.log(p) for p in values], rel=1e-4, abs=1e-4)
+        assert scorer.tally.completions == 6
+
+
+def test_a_likelihood_under_an_adapter_and_of_nothing(tmp_path):
+    base = saved(tmp_path / "base", LANGUAGE_MODELS["llama"]())
+    adapter = with_adapter(base, tmp_path / "adapter", seed=0)
+    scorer = load_scorer({"name": "likelihood", "model": base, "adapter": adapter, "append_eos": False, "of": "min"})
+    own, plain = (tokens_by_hand(base, "<s> a b ", "c d", on) for on in (adapter, None))
+    assert scorer.score(["a b "], ["c d"]) == pytest.approx([min(own)], rel=1e-4)
+    assert abs(min(own) - min(plain)) > 0.05
+    with pytest.raises(RowError, match="without tokens has no likelihood"):
+        scorer.score(["a b"] * 2, ["c", ""])
 
 
 def test_messages_are_scored_behind_the_generation_prompt(tmp_path):
