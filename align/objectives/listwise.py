@@ -60,26 +60,31 @@ def softmax(
     list_mask: Bool[Tensor, "B K"],
     *,
     normaliser: Literal["softmax", "stablemax", "softplus"] = "softmax",
+    k: int | None = None,
     margins: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
     """ListNet, InfoNCA: cross-entropy between the normalised grades and the softmax of the scores.
 
     -sum_j (g_j / sum_k g_k) log( f(s_j) / sum_k f(s_k) )
     f(s) = e^s; stablemax: 1 + s, below 0 1 / (1 - s); softplus: log(1 + e^s)
+    with k, the sum is over the k highest scores (all that reach the kth) and every g_k > 0
     with a margin m, f(s_j)'s denominator has f(s_k + m) for every k that is worse than j
 
     Args:
         scores, list_mask, margins: see the module.
         grades: at least 0.
         normaliser: what f is. The others than e^s do not saturate: a list that is won by far still teaches.
+        k: how many compete; the others neither share the mass nor are pushed down.
 
     Returns:
         One loss per list, in nats; 0 with zero gradient where all grades are 0.
 
     Source: LiPO, arXiv:2402.01878, section 3; InfoNCA, arXiv:2402.05369; stablemax: arXiv:2501.04697; softplus with a
-        sum for its norm: arXiv:2501.13428; both over lists, and the margin: ours.
+        sum for its norm: arXiv:2501.13428; k: sparse-softmax, arXiv:2112.12433; all over lists, and the margin: ours.
     """
     grades, scores = grades.masked_fill(~list_mask, 0), scores.masked_fill(~list_mask, 0)
+    if k is not None and k < scores.shape[1]:
+        list_mask = list_mask & ((grades > 0) | (scores >= _kth(scores, list_mask, k)))
     log_f = LOG_F[normaliser]
     weights = shares(grades).to(scores.dtype)
     if margins is None:
@@ -101,6 +106,8 @@ class Softmax(Objective):
     name: Literal["softmax"] = "softmax"
     normaliser: Literal["softmax", "stablemax", "softplus"] = "softmax"
     """What makes shares of the scores; `stablemax` and `softplus` grow as a score does, not as its exponential."""
+    k: PositiveInt | None = None
+    """Only the k highest scores, and the good completions, compete (sparse-softmax); by default all."""
 
     @property
     def holds(self) -> Properties:
@@ -233,6 +240,11 @@ class ExoList(Objective):
     name: Literal["exo_list"] = "exo_list"
     temperature: PositiveFloat = 1.0
     """Of the target softmax(grades / temperature); smaller trusts the grades more."""
+
+
+def _kth(scores: Float[Tensor, "B K"], mask: Bool[Tensor, "B K"], k: int) -> Float[Tensor, "B 1"]:
+    """The kth highest score of each list; -inf where it has fewer."""
+    return scores.detach().masked_fill(~mask, -torch.inf).topk(k, dim=1).values[:, -1:]
 
 
 def _log_stablemax(x: Tensor) -> Tensor:

@@ -143,11 +143,14 @@ def list_mle(s: Floats, g: Floats, m: float = 0.0) -> float:
     return total
 
 
-def softmax(s: Floats, g: Floats, normaliser: str = "softmax", m: float = 0.0) -> float:
+def softmax(s: Floats, g: Floats, normaliser: str = "softmax", k: int | None = None, m: float = 0.0) -> float:
     if sum(g) == 0:
         return 0.0
     f = {"softmax": exp, "stablemax": lambda x: 1 + x if x >= 0 else 1 / (1 - x), "softplus": lambda x: log1p(exp(x))}
     share = f[normaliser]
+    if k is not None and k < len(s):
+        kept = [i for i in range(len(s)) if g[i] > 0 or s[i] >= sorted(s, reverse=True)[k - 1]]
+        s, g = [s[i] for i in kept], [g[i] for i in kept]
     total = 0.0
     for sk, gk in zip(s, g, strict=True):
         every = sum(share(sj + (m if gj < gk else 0)) for sj, gj in zip(s, g, strict=True))

@@ -33,6 +33,7 @@ CASES = [
     ("robust_softmax", {"rho": 0.5, "weakest": 0.9, "strongest": 1.4}),
     ("robust_softmax", {"weakest": 2.0, "strongest": 2.0}),
     ("soft_top_k", {"k": 3, "temperature": 0.4}),
+    ("softmax", {"k": 2}),
     ("softmax", {"normaliser": "softplus"}),
     ("softmax", {"normaliser": "stablemax"}),
     ("spherical", {"slope": 2.5, "target": 0.3}),
