@@ -49,6 +49,8 @@ REWARDBENCH: dict[str, dict[str, int]] = {
 """Sections of RewardBench, and what each of their subsets weighs in it."""
 RM_BENCH_DOMAINS = ("chat", "math", "code", "safety")
 """RM-Bench's; the rows of `safety-refuse` and `safety-response` are one domain."""
+RAG_REWARDBENCH = {"helpful": ("helpful", "reason", "citation"), "harmless": ("harmless", "abst", "conflict")}
+"""RAG-RewardBench's two aims, and what the names of their scenarios hold, such as multi-hop reasoning."""
 STYLES = 3
 """RM-Bench's styles, from plain to elaborate: concise, detailed, detailed in Markdown."""
 
@@ -156,6 +158,49 @@ def rm_bench_domain(name: str) -> str:
     Source: RM-Bench, arXiv:2410.16184 (authors' code).
     """
     return next((domain for domain in RM_BENCH_DOMAINS if name.startswith(domain)), name)
+
+
+def rag_scenario(subset: str) -> str | None:
+    """The scenario of RAG-RewardBench that a subset belongs to, by what its name holds; None for another's.
+
+    Source: RAG-RewardBench, arXiv:2412.13746.
+    """
+    scenarios = [name for names in RAG_REWARDBENCH.values() for name in names]
+    return next((name for name in scenarios if name in subset.lower()), None)
+
+
+def rag_means(accuracies: Mapping[str, float]) -> dict[str, float]:
+    """Plain means of scenarios' accuracies: `helpfulness`, `harmlessness`, and `overall` of all.
+
+    Args:
+        accuracies: by scenario.
+
+    Returns:
+        The scenarios and an aim's mean where all of its three are there; `overall` where all six are.
+
+    Source: RAG-RewardBench, arXiv:2412.13746; that its means are plain is ours.
+    """
+    found = dict(accuracies)
+    for aim, names in RAG_REWARDBENCH.items():
+        if all(name in accuracies for name in names):
+            found[f"{aim}ness"] = fmean(accuracies[name] for name in names)
+    if len(accuracies) == sum(map(len, RAG_REWARDBENCH.values())):
+        found["overall"] = fmean(accuracies.values())
+    return found
+
+
+def in_buckets(values: Sequence[float], count: int = 5) -> list[list[int]]:
+    """Places of values in rising buckets of about equally many; equal values are in one, and none is empty.
+
+    Args:
+        count: of buckets, as far as there are so many different values.
+
+    Source: ours; for difficulties Easy2Hard-Bench, arXiv:2409.18433.
+    """
+    x = np.asarray(values, float)
+    edges = np.quantile(x, np.arange(1, count) / count)
+    owner = np.searchsorted(edges, x, side="left")
+    return [np.flatnonzero(owner == b).tolist() for b in range(count) if (owner == b).any()]
 
 
 @dataclass(frozen=True)

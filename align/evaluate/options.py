@@ -53,7 +53,12 @@ COMMANDS = (
             *CHOICE,
             option("--by", default="subset", metavar="COLUMN", help="column of the groups (default subset)"),
             option("--ties", default="half", choices=("half", "wrong"), help="what a tie counts (default half)"),
-            option("--benchmark", choices=("rewardbench", "rewardbench2", "rm-bench"), help="its own arithmetic"),
+            option(
+                "--benchmark",
+                choices=("rewardbench", "rewardbench2", "rm-bench", "rag-rewardbench"),
+                help="its own arithmetic",
+            ),
+            option("--buckets", metavar="COLUMN", help="a column of numbers (difficulties): figures in five parts"),
             option("--bins", type=positive, default=10, help="bins of the reliability table (default 10)"),
             LIMIT,
             JSON,

@@ -18,7 +18,13 @@ def tables(figures: dict[str, Any]) -> Iterable[Table]:
         cells = (f"{f[key]:.4f}" for key in ("accuracy", "best_of_n", "reciprocal_rank"))
         table.add_row(name, str(f["lists"]), *cells, f"{f['margin']:+.3f}", end_section=name in list(groups)[-1:])
     yield table
-    benchmarks = {"RewardBench sections": figures["sections"], "RewardBench 2": figures.get("rewardbench2")}
+    if figures.get("buckets"):
+        yield _buckets(figures["buckets"])
+    benchmarks = {
+        "RewardBench sections": figures["sections"],
+        "RewardBench 2": figures.get("rewardbench2"),
+        "RAG-RewardBench": figures.get("rag-rewardbench"),
+    }
     for title, scores in benchmarks.items():
         if scores:
             table = Table(*scores, title=title, title_justify="left")
@@ -34,6 +40,14 @@ def _style_table(domain: str, cells: dict[str, Any]) -> Table:
     for name, row in zip(("plain", "detailed", "Markdown"), cells["matrix"], strict=True):
         table.add_row(name, *(f"{value:.4f}" for value in row))
     table.caption = f"hard {cells['hard']:.4f}, normal {cells['normal']:.4f}, easy {cells['easy']:.4f}"
+    return table
+
+
+def _buckets(parts: list[dict[str, Any]]) -> Table:
+    table = Table("from", "to", "lists", "accuracy", "best of n", "margin", title="buckets", title_justify="left")
+    for f in parts:
+        rates = (f"{f[key]:.4f}" for key in ("accuracy", "best_of_n"))
+        table.add_row(f"{f['low']:g}", f"{f['high']:g}", str(f["lists"]), *rates, f"{f['margin']:+.3f}")
     return table
 
 

@@ -1,7 +1,7 @@
 """`align evaluate rewards`: how good and how calibrated a scorer is, or the rewards that rows hold."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -24,15 +24,19 @@ from align.runs.memory import scoring_in_words
 from align.runs.scorers import load_scorer
 from rewards import Reward, read_reward
 from rewards.benchmarks import (
+    RAG_REWARDBENCH,
     STYLES,
     TiesPrompt,
     accuracy,
     calibration,
     fitted_temperature,
     group_figures,
+    in_buckets,
     length_figures,
     off_topic_answers,
     pair_margins,
+    rag_means,
+    rag_scenario,
     rewardbench,
     rm_bench_domain,
     style_matrix,
@@ -42,7 +46,7 @@ from rewards.digest import reads_text_without_template
 from rewards.transforms import dataset_statistics, transform
 from rewards.types import Asked
 
-Benchmark = Literal["rewardbench", "rewardbench2", "rm-bench"]
+Benchmark = Literal["rewardbench", "rewardbench2", "rm-bench", "rag-rewardbench"]
 TIES = "ties"
 """RewardBench 2's subset with a score of its own, in lower case."""
 
@@ -106,6 +110,7 @@ def evaluate_rewards(
     ties: Literal["half", "wrong"] = "half",
     benchmark: Benchmark | None = None,
     bins: int = 10,
+    buckets: str | None = None,
     limit: int | None = None,
     ignore: Sequence[str] = (),
     columns: Sequence[str] = (),
@@ -123,6 +128,7 @@ def evaluate_rewards(
         ties: "wrong" counts a tie 0 and not one half; RewardBench and RM-Bench do.
         benchmark: print that benchmark's own score too, by its own arithmetic.
         bins: of the reliability table.
+        buckets: a column of numbers, such as difficulties: figures of five parts of the rows, its lowest values first.
         limit: read only this many rows.
         ignore: columns that count as absent.
         columns: `name=place` for each column that the rows have elsewhere.
@@ -142,6 +148,7 @@ def evaluate_rewards(
     if not rows:
         raise UserError(f"{path}: no row grades two completions differently, so there is nothing to judge rewards by")
     _check_groups(path, rows, by, benchmark)
+    _check_buckets(rows, buckets)
     scorer = RewardScorer(read_reward(reward, allow_code=allow_code)) if reward is not None else None
     texts = [row for row in rows if isinstance(row.prompt, str)] if scorer and scorer.of_chats else []
     if benchmark is not None and texts:
@@ -165,8 +172,7 @@ def evaluate_rewards(
     }
     if scorer is not None:
         figures["off_topic"] = off_topic_figures(judged, scorer)
-    if benchmark in ("rewardbench2", "rm-bench"):
-        figures[benchmark] = rewardbench2(judged) if benchmark == "rewardbench2" else rm_bench(judged)
+    figures |= _asked_figures(judged, benchmark, buckets, ties=worth)
     for table in tables(figures):
         console.print(table)
     console.print("\n".join(sentences(figures)), highlight=False)
@@ -279,6 +285,66 @@ def rm_bench(judged: Sequence[Judged]) -> dict[str, Any]:
     }
     means = {name: fmean(f[name] for f in figures.values()) for name in ("hard", "normal", "easy")}
     return {"domains": figures, **means, "overall": fmean(f["average"] for f in figures.values())}
+
+
+def rag_rewardbench(judged: Sequence[Judged]) -> dict[str, float]:
+    """RAG-RewardBench: accuracy by scenario, and their means.
+
+    Raises:
+        UserError: a row whose subset is none of its scenarios.
+    """
+    scenarios: dict[str, list[Judged]] = defaultdict(list)
+    for item in judged:
+        subset = str(item.row.meta.get("subset", ALL))
+        name = rag_scenario(subset)
+        if name is None:
+            known = ", ".join(name for names in RAG_REWARDBENCH.values() for name in names)
+            raise UserError(f"{item.row.place}: subset {subset}; RAG-RewardBench's hold one of {known} in their names")
+        scenarios[name].append(item)
+    return rag_means({name: _group(own, 0.5)["accuracy"] for name, own in scenarios.items()})
+
+
+OWN_FIGURES: dict[str, Callable[[Sequence[Judged]], dict[str, Any]]] = {
+    "rewardbench2": rewardbench2,
+    "rm-bench": rm_bench,
+    "rag-rewardbench": rag_rewardbench,
+}
+"""Benchmarks with an arithmetic of their own."""
+
+
+def _asked_figures(
+    judged: Sequence[Judged], benchmark: Benchmark | None, buckets: str | None, *, ties: float
+) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    if benchmark in OWN_FIGURES:
+        figures[benchmark] = OWN_FIGURES[benchmark](judged)
+    if buckets is not None:
+        figures["buckets"] = bucket_figures(judged, buckets, ties=ties)
+    return figures
+
+
+def _check_buckets(rows: Sequence[Row], column: str | None) -> None:
+    """Refuse a row without a number to make buckets by, where they were asked for."""
+    if column is not None:
+        for row in rows:
+            _number_of(row, column)
+
+
+def bucket_figures(judged: Sequence[Judged], column: str, *, ties: float) -> list[dict[str, Any]]:
+    """Figures of rows whose column is alike, from its lowest values up, each with the values that it holds."""
+    values = [_number_of(item.row, column) for item in judged]
+    return [
+        {"low": min(values[i] for i in own), "high": max(values[i] for i in own)}
+        | _group([judged[i] for i in own], ties)
+        for own in in_buckets(values)
+    ]
+
+
+def _number_of(row: Row, column: str) -> float:
+    value = row.meta.get(column)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise UserError(f"{row.place}, field {column}: no number for --buckets; give a column of numbers")
+    return float(value)
 
 
 def _by_given_grades(row: Row) -> Row:

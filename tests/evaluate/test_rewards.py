@@ -280,3 +280,60 @@ def test_text_beside_conversations_is_refused_where_a_template_would_write_the_o
         evaluate_rewards(path, reward=chat_model)
     evaluate_rewards(path, reward=chat_model, benchmark="rewardbench", console=quiet())
     evaluate_rewards(path, reward="{name: length, max: 3}", console=quiet())
+
+
+def test_rag_rewardbench_is_plain_means_over_scenarios(tmp_path):
+    shares = {
+        "helpful": (3, 4), "multi-hop reasoning": (1, 2), "Fine-grained Citation": (1, 3),
+        "harmless": (5, 5), "appropriate abstain": (0, 2), "conflict robustness": (2, 3),
+    }  # fmt: skip
+    rows = [
+        {
+            "prompt": f"p{name}{i}",
+            "chosen": "a",
+            "rejected": "b",
+            "subset": name,
+            "rewards": [1, 0] if i < hits else [0, 1],
+        }
+        for name, (hits, count) in shares.items()
+        for i in range(count)
+    ]
+    options = {"benchmark": "rag-rewardbench", "console": quiet()}
+    found = evaluate_rewards(write(tmp_path / "r.jsonl", rows), **options)["rag-rewardbench"]
+    helpful, harmless = (3 / 4, 1 / 2, 1 / 3), (1, 0, 2 / 3)
+    assert found["reason"] == 1 / 2 and found["abst"] == 0
+    assert found["helpfulness"] == pytest.approx(sum(helpful) / 3)
+    assert found["harmlessness"] == pytest.approx(sum(harmless) / 3)
+    assert found["overall"] == pytest.approx(sum(helpful + harmless) / 6)
+    part = evaluate_rewards(write(tmp_path / "r.jsonl", rows[:9]), **options)["rag-rewardbench"]
+    assert "overall" not in part and "harmlessness" not in part and part["helpfulness"] == found["helpfulness"]
+    with pytest.raises(UserError, match="row 1: subset chat; RAG-RewardBench's hold one of helpful, reason"):
+        evaluate_rewards(write(tmp_path / "r.jsonl", [{**rows[0], "subset": "chat"}]), **options)
+
+
+def test_buckets_are_fifths_of_the_rows_by_a_columns_numbers(tmp_path, capsys):
+    """Eleven rows, so that values are at the edges; they go below, and equal difficulties stay together."""
+    hard = [8, 1, 4, 2, 7, 3, 9, 1, 6, 5, 9]
+    rows = [
+        {"prompt": f"p{i}", "chosen": "a", "rejected": "b", "difficulty": own, "rewards": [float(own % 3), 1.0]}
+        for i, own in enumerate(hard)
+    ]
+    path = write(tmp_path / "r.jsonl", rows)
+    found = evaluate_rewards(path, buckets="difficulty")["buckets"]
+    edges = np.quantile(hard, [0.2, 0.4, 0.6, 0.8])
+    parts = [[h for h in hard if low < h <= high] for low, high in zip((0, *edges), (*edges, 99), strict=True)]
+    assert [(own["low"], own["high"], own["lists"]) for own in found] == [(min(p), max(p), len(p)) for p in parts]
+    worth = {0: 0.0, 1: 0.5, 2: 1.0}
+    for own, part in zip(found, parts, strict=True):
+        assert own["accuracy"] == pytest.approx(sum(worth[h % 3] for h in part) / len(part))
+        assert own["margin"] == pytest.approx(sum(h % 3 - 1 for h in part) / len(part))
+    assert "buckets" in capsys.readouterr().out
+    assert "buckets" not in evaluate_rewards(path, console=quiet())
+    flat = evaluate_rewards(
+        write(tmp_path / "r.jsonl", [{**row, "difficulty": 2} for row in rows]), buckets="difficulty"
+    )
+    assert [own["lists"] for own in flat["buckets"]] == [11]
+    for value in ("hard", None, True):
+        with pytest.raises(UserError, match="row 11, field difficulty: no number for --buckets"):
+            broken = [*rows[:-1], {**rows[-1], "difficulty": value}]
+            evaluate_rewards(write(tmp_path / "r.jsonl", broken), buckets="difficulty", console=quiet())
