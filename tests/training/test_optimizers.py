@@ -465,16 +465,18 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest(tmp_path):
 FAMILIES = {
     "muon": {"optimizer": "muon", "full": True},
     "galore": {"optimizer": {"name": "galore", "rank": 2, "update_proj_gap": 3}, "full": True},
+    "dct_adamw": {"optimizer": {"name": "dct_adamw", "rank": 2, "update_proj_gap": 2}, "full": True},
+    "perpGrad": {"orthogonal_gradient": True},
     "schedulefreeadamw": {"optimizer": "schedulefreeadamw", "schedule": "constant_with_warmup"},
 }
-"""One of each kind that is not like AdamW: matrices alone, projected gradients, averaged weights."""
+"""One of each kind that is not like AdamW: matrices alone, projected or turned gradients, averaged weights."""
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(own, marks=() if own == "schedulefreeadamw" else pytest.mark.long) for own in FAMILIES]
 )
 def test_an_interrupted_run_ends_with_the_identical_weights(name, make_recipe, monkeypatch):
-    if name != "muon" and not INSTALLED:
+    if name in ("galore", "schedulefreeadamw") and not INSTALLED:
         pytest.skip("pytorch-optimizer is not installed")
     keys = dict(FAMILIES[name])
     adapter = {"adapter": {"name": "full"}} if keys.pop("full", False) else {}
