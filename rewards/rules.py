@@ -179,6 +179,17 @@ def answer_scorer(*, answer_column: str, kind: str, pattern: str | None, toleran
 
 
 @SCORER.add
+class Constraints(Strict):
+    """The share that a completion keeps of the rules that its row brings, such as
+    `[{"name": "length", "max": 80}, {"name": "regex", "pattern": "(?i)thanks"}]`."""
+
+    scorer: ClassVar = "constraints:ConstraintsScorer"
+    name: Literal["constraints"] = "constraints"
+    answer_column: str = "constraints"
+    """The column that holds them: the JSON text of a list of `length`, `format` and `regex`, with their options."""
+
+
+@SCORER.add
 class Function(Strict):
     """A function of yours: module:function, called with a prompt and a completion."""
 

@@ -1,5 +1,6 @@
 """Each rule on completions whose answer can be read off."""
 
+import json
 import sys
 
 import pytest
@@ -58,6 +59,35 @@ def test_a_numeric_answer_is_the_same_number():
     assert score({**spec, "tolerance": 0.01}, "101", "102", answers=[100, 100]) == [1, 0]
     with pytest.raises(RowError, match="'none' in column answer holds no number"):
         score(spec, "1", answers=["none"])
+
+
+def test_the_share_of_a_rows_own_rules_that_hold():
+    rules = [
+        {"name": "length", "max": 2},
+        {"name": "regex", "pattern": "b"},
+        {"name": "format", "json_object": True},
+        {"name": "length", "unit": "characters", "min": 5},
+    ]
+    texts = ["a b", "a c", "a b c", '{"b": 1}', "a"]
+    answers = [json.dumps(rules)] * 4 + [json.dumps(rules[:1])]
+    assert score({"name": "constraints"}, *texts, answers=answers) == [2 / 4, 1 / 4, 2 / 4, 4 / 4, 1 / 1]
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([{"name": "length", "max": 2}, {"name": "python", "function": "os:system"}], 'rule 2 is "python"; a row may'),
+        ([{"name": "constraints"}], "a row may bring length, format, regex, and no code or model"),
+        (["length"], "rule 1 is no object"),
+        ([{"name": "length", "maximum": 2}], "rule 1: reward specification .*: maximum: unknown key"),
+        ([{"name": "regex", "pattern": "("}], "rule 1: .* is no regular expression"),
+        ([], "holds no rule; give the JSON text of a list"),
+        ({"name": "length", "max": 2}, "holds no rule"),
+    ],
+)
+def test_what_is_no_rule_of_a_row_is_refused(rules, message):
+    with pytest.raises(RowError, match=f"^rules: .*{message}"):
+        score({"name": "constraints", "answer_column": "rules"}, "a", answers=[json.dumps(rules)])
 
 
 def test_a_function_of_the_users(tmp_path, monkeypatch):

@@ -248,6 +248,14 @@ def test_reference_answers_come_from_a_column_or_meta(write, score):
         score(missing, {"name": "answer"})
 
 
+def test_a_rows_own_rules_come_from_its_column(write, score):
+    row = {"prompt": "p", "completions": ["a b", "a"], "constraints": '[{"name": "length", "min": 2}]'}
+    assert [own["rewards"] for own in score(write(row), {"name": "constraints"})] == [[1, 0]]
+    bad = row | {"constraints": "[length]"}
+    with pytest.raises(UserError, match=r"rows.jsonl, row 2: constraints: no JSON .*; give the JSON text of a list"):
+        score(write(row, bad), {"name": "constraints"})
+
+
 BAD_ROWS = {
     "not JSON": ("{", "not valid JSON"),
     "cut": ('{"prompt": "p", "comp', "not valid JSON"),
