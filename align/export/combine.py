@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from torch import Tensor
 from align.errors import UserError
 from align.export.trained import ADAPTER_FILE, Trained
 from align.files import read_json, write_json
-from align.model.load import model_folder, model_name
+from align.model.classifier import is_classifier, kept_outputs, output_names
+from align.model.load import model_folder, model_name, read_config
 from align.progress import stage
 from align.runs.digests import FILE as DIGESTS
 
 CONFIG = "adapter_config.json"
 NOT_LINEAR = ("use_dora", "rank_pattern", "alpha_pattern")
 """What a LoRA must not have: its update would be no product, or have another scale at each layer."""
+LAST = tuple(f"{layer}.{own}" for layer in ("score", "classifier", "classifier.out_proj") for own in ("weight", "bias"))
+"""What of a reward model has a row for each output."""
 RANKS = {"lora_A": 0, "lora_B": 1, "lora_embedding_A": 0, "lora_embedding_B": 1}
 """Which dimension of a factor is the rank."""
 
@@ -65,7 +68,7 @@ def _joined(runs: Sequence[Trained], folder: Path, extrapolate: float) -> None:
     """One LoRA whose factors are those of all."""
     if extrapolate and (start := runs[0].run["recipe"].get("policy", {}).get("start_adapter")):
         raise UserError(f"--extrapolate: {runs[0].folder} began as {start}; export that merged, and train on it")
-    configs = [_linear(run.folder) for run in runs]
+    configs = [_linear(run.folder, "train a plain lora, or all weights" if extrapolate else WHOLE) for run in runs]
     tensors = [load_file(run.folder / ADAPTER_FILE) for run in runs]
     for run, own in zip(runs, tensors, strict=True):
         if own.keys() != tensors[0].keys():
@@ -79,7 +82,9 @@ def _joined(runs: Sequence[Trained], folder: Path, extrapolate: float) -> None:
         factor = next((part for part in name.split(".") if part in RANKS), None)
         parts = [own[name] for own in tensors]
         if factor is None:
-            joined[name] = _mean(parts, name, extrapolate)
+            with ExitStack() as opened:
+                before = _Start.of(runs[0], opened) if extrapolate else None
+                joined[name] = _sum(name.removeprefix("base_model.model."), parts, before, extrapolate)
             continue
         if factor.endswith("B"):
             parts = [(part.double() * scale).to(value.dtype) for part, scale in zip(parts, scales, strict=True)]
@@ -90,7 +95,10 @@ def _joined(runs: Sequence[Trained], folder: Path, extrapolate: float) -> None:
     write_json(folder / CONFIG, {**configs[0], "r": rank, "lora_alpha": rank, "use_rslora": False})
 
 
-def _linear(folder: Path) -> dict[str, Any]:
+WHOLE = "export it --to transformers before"
+
+
+def _linear(folder: Path, remedy: str) -> dict[str, Any]:
     """The config of a LoRA whose update is a sum of products of one scale.
 
     Raises:
@@ -98,42 +106,33 @@ def _linear(folder: Path) -> dict[str, Any]:
     """
     config = read_json(folder / CONFIG)
     if config.get("peft_type") != "LORA":
-        raise UserError(f"{folder} holds no LoRA, whose updates alone add up; export it --to transformers before")
+        raise UserError(f"{folder} holds no LoRA, whose updates alone add up; {remedy}")
     if odd := [key for key in NOT_LINEAR if config.get(key)]:
-        raise UserError(f"{folder}: a LoRA with {odd[0]} has no sum with others; export it --to transformers before")
+        raise UserError(f"{folder}: a LoRA with {odd[0]} does not add up; {remedy}")
     return dict(config)
-
-
-def _mean(parts: Sequence[Tensor], name: str, extrapolate: float) -> Tensor:
-    """Of what is trained as it is, beside the factors, such as a reward model's head."""
-    if extrapolate:
-        raise UserError(
-            f"--extrapolate: nothing is known of {name} before training; export it --to transformers before"
-        )
-    return torch.stack([part.double() for part in parts]).mean(0).to(parts[0].dtype)
 
 
 def _whole(runs: Sequence[Trained], folder: Path, extrapolate: float) -> None:
     """Whole models, file by file as the first has them."""
     with ExitStack() as opened:
         weights = [_weights(run.folder, opened) for run in runs]
-        before = _weights(_start(runs[0]), opened) if extrapolate else None
+        before = _Start.of(runs[0], opened) if extrapolate else None
         for file in sorted(runs[0].folder.glob("*.safetensors")):
             with safe_open(file, "pt") as stored:
                 names, metadata = list(stored.keys()), stored.metadata() or {"format": "pt"}
             save_file(
-                {name: _sum(name, weights, before, extrapolate) for name in names},
+                {name: _sum(name, [_tensor(own, name) for own in weights], before, extrapolate) for name in names},
                 folder / file.name,
                 metadata=metadata,
             )
 
 
-def _sum(name: str, weights: Sequence[dict[str, Any]], before: dict[str, Any] | None, extrapolate: float) -> Tensor:
-    own = [_tensor(every, name) for every in weights]
-    mean = torch.stack([one.double() for one in own]).mean(0)
+def _sum(name: str, parts: Sequence[Tensor], before: "_Start | None", extrapolate: float) -> Tensor:
+    """Of a tensor that is trained as it is; beside the factors of a LoRA that is a reward model's head."""
+    mean = torch.stack([part.double() for part in parts]).mean(0)
     if before is not None:
-        mean += extrapolate * (mean - _tensor(before, name).double())
-    return mean.to(own[0].dtype).contiguous()
+        mean += extrapolate * (mean - before.tensor(name).double())
+    return mean.to(parts[0].dtype).contiguous()
 
 
 def _tensor(weights: dict[str, Any], name: str) -> Tensor:
@@ -152,13 +151,37 @@ def _weights(folder: Path, opened: ExitStack) -> dict[str, Any]:
     return found
 
 
-def _start(trained: Trained) -> Path:
-    """Where a whole model's training began.
+@dataclass(frozen=True)
+class _Start:
+    """The model that a run's training began with."""
 
-    Raises:
-        UserError: there is no run that says so.
-    """
-    policy = trained.run["recipe"].get("policy", {})
-    if not policy:
-        raise UserError(f"--extrapolate: {trained.folder} is of no run, so that its start is not known; give the run")
-    return model_folder(model_name(policy["model"]), policy.get("revision"), trust_remote_code=False)
+    weights: dict[str, Any]
+    kept: list[int]
+    """Which of its outputs the run's reward model has; none for a language model."""
+
+    @classmethod
+    def of(cls, trained: Trained, opened: ExitStack) -> "_Start":
+        """
+        Raises:
+            UserError: no run says what it was, or it had no head.
+        """
+        policy = trained.run["recipe"].get("policy", {})
+        if not policy:
+            raise UserError(
+                f"--extrapolate: {trained.folder} is of no run, so that its start is not known; give the run"
+            )
+        name, trusted = model_name(policy["model"]), trained.trust_remote_code
+        folder = model_folder(name, policy.get("revision"), trust_remote_code=trusted)
+        if not trained.outputs:
+            return cls(_weights(folder, opened), [])
+        config = read_config(folder, trust_remote_code=trusted)
+        if not is_classifier(config):
+            raise UserError(
+                f"--extrapolate: {name} has no head, so that the one of {trained.folder} began with chance weights, "
+                "which nothing is gained by going away from; extrapolate a run that began from a reward model"
+            )
+        return cls(_weights(folder, opened), kept_outputs(folder, output_names(config), trained.outputs))
+
+    def tensor(self, name: str) -> Tensor:
+        value = _tensor(self.weights, name)
+        return value[self.kept] if name in LAST and self.kept else value

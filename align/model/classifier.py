@@ -56,7 +56,7 @@ def load_classifier(
     with loading(folder, PROBLEM), _without_load_report():
         config = read_config(folder, trust_remote_code=trust_remote_code)
         stored = output_names(config) if is_classifier(config) else []
-        kept = _kept_outputs(folder, stored, outputs)
+        kept = kept_outputs(folder, stored, outputs)
         name_outputs(config, stored if stored else outputs)
         turned_off = {} if dropout else turn_dropout_off(config)
         options |= {"config": config, "trust_remote_code": trust_remote_code}
@@ -98,8 +98,14 @@ def _without_load_report() -> Iterator[None]:
         transformers.logging.set_verbosity(before)
 
 
-def _kept_outputs(folder: Path, stored: list[str], outputs: Sequence[str]) -> list[int]:
-    """Which of the stored outputs are wanted, in the wanted order; a lone one is kept under any name."""
+def kept_outputs(folder: Path, stored: list[str], outputs: Sequence[str]) -> list[int]:
+    """Which of the outputs that a classifier's folder has stored are wanted, in the wanted order.
+
+    A lone one is kept under any name.
+
+    Raises:
+        UserError: one is wanted that is not stored.
+    """
     if not stored:
         return []
     if len(stored) == len(outputs) == 1:

@@ -344,5 +344,7 @@ def test_what_has_no_sum_is_refused(merged, run, tmp_path):
     odd = shutil.copytree(run / "adapter", tmp_path / "odd")
     config = json.loads((odd / "adapter_config.json").read_text())
     (odd / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
-    with pytest.raises(UserError, match="a LoRA with use_dora has no sum with others"):
+    with pytest.raises(UserError, match="a LoRA with use_dora does not add up; train a plain lora"):
         export(odd, tmp_path / "out", extrapolate=0.5)
+    with pytest.raises(UserError, match="does not add up; export it --to transformers before"):
+        export(odd, tmp_path / "out", average=[run])

@@ -154,6 +154,13 @@ def test_options_do_not_take_the_place_of_what_our_sampler_needs(name):
         llm_arguments(VllmArguments("m", "float32", 32, decoding=decoding, options={name: None}), ours=True)
 
 
+def test_drafts_of_several_tokens_are_for_vllms_own_sampler():
+    arguments = VllmArguments("m", "float32", 32, options={"speculative_config": {"method": "ngram"}})
+    with pytest.raises(UserError, match="speculative_config .* set `rollout.engine.sampler: vllm`"):
+        llm_arguments(arguments, ours=True)
+    assert llm_arguments(arguments, ours=False)["speculative_config"] == {"method": "ngram"}
+
+
 def test_a_baseline_on_a_gpu_leaves_room_and_does_not_sleep(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     arguments = VllmArguments(

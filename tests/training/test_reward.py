@@ -297,8 +297,11 @@ def test_attributes_are_learnt_where_they_are_rated(make_recipe, rated_file, tmp
     assert long > short
 
 
-def test_a_regression_is_what_scaled_bradley_terry_starts_from(make_recipe, reward_recipe, rated_file, tmp_path):
-    """HelpSteer2-Preference: the pair model keeps one output of the regression, weight for weight."""
+@pytest.mark.parametrize("adapter", ["lora", pytest.param("full", marks=pytest.mark.long)])
+def test_a_regression_is_what_scaled_bradley_terry_starts_from(
+    make_recipe, reward_recipe, rated_file, tmp_path, adapter
+):
+    """HelpSteer2-Preference: the pair model keeps one output of the regression, weight for weight, and export goes on."""
     regression = make_recipe(
         "regression",
         task="reward",
@@ -312,16 +315,31 @@ def test_a_regression_is_what_scaled_bradley_terry_starts_from(make_recipe, rewa
     prompts, completions = ["w10 w8"] * 2, [" w3 w4", " w4"]
     fresh = load_scorer({"model": folder, "label": "threes"}).score(prompts, completions)
     recipe = reward_recipe(
-        policy={"model": folder},
+        policy={"model": folder, "adapter": {"name": adapter}},
         reward={"outputs": ["threes"]},
         objective={"name": "bradley_terry", "strength": "scaled"},
     )
     lists = [{"prompt_ids": [10, 8], "completion_ids": [[3, 4], [4]], "grades": [1.0, 0.0]}]
     with torch.no_grad():
         assert_close(start.scorer()(start.collate(lists))[:, 0], torch.tensor(fresh), atol=1e-6, rtol=1e-5)
-    assert train(recipe).summary["eval_before"]["margin"] != 0
+    run = train(recipe)
+    assert run.summary["eval_before"]["margin"] != 0
+    began, trained, further = (
+        whole(folder if name == "began" else export(run.path, tmp_path / name, merge=True, dtype="float32", **own))
+        for name, own in (("began", {}), ("trained", {}), ("further", {"extrapolate": 0.5}))
+    )
+    began["score.weight"] = began["score.weight"][1:]  # `threes`
+    assert (trained["score.weight"] - began["score.weight"]).abs().max() > 1e-3
+    for name, start in began.items():
+        assert_close(further[name], start + 1.5 * (trained[name] - start), atol=1e-6, rtol=1e-5)
+    with pytest.raises(UserError, match="has no head, so that the one of .* began with chance weights"):
+        export(tmp_path / "regression", tmp_path / "out", extrapolate=0.5)
     with pytest.raises(UserError, match="has no depth"):
         load_reward_model(PolicySection(model=folder, adapter=regression.policy.adapter), outputs=["depth"])
+
+
+def whole(folder: str | Path) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder, "model.safetensors"))
 
 
 BODY = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
