@@ -22,6 +22,8 @@ GENERAL = {
     "torch_dtype": "dtype",
     "lora_target": "lora_target_modules",
     "evaluation_strategy": "eval_strategy",
+    "activation_checkpointing": "gradient_checkpointing",  # as transformers 5.24 calls it
+    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
     "dataset_mixer": "dataset_mixer",
     "preprocessing_num_workers": "dataset_num_proc",
     "warmup_fraction": "warmup_ratio",
@@ -86,6 +88,7 @@ KEYS = frozenset(
     learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio num_train_epochs max_steps optim
     optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm average_tokens_across_devices
     bf16 fp16 tf32 bf16_full_eval fp16_full_eval gradient_checkpointing gradient_checkpointing_kwargs torch_compile
+    activation_checkpointing activation_checkpointing_kwargs
     use_liger_kernel neftune_noise_alpha torch_empty_cache_steps logging_strategy logging_steps logging_first_step
     logging_dir log_level log_level_replica disable_tqdm report_to project trackio_space_id eval_strategy
     evaluation_strategy eval_steps eval_on_start eval_delay save_strategy save_steps save_total_limit save_only_model

@@ -280,8 +280,11 @@ NAMES: Mapping[str, Here] = {
     **dict.fromkeys(("fp16", "fp16_full_eval", "float16"), Here("train.precision=float16")),
     "tf32": Here("", "set by torch: torch.set_float32_matmul_precision"),
     "mixed_precision": Here("train.precision"),
-    "use_gradient_checkpointing": Here("train.gradient_checkpointing"),
-    "gradient_checkpointing_kwargs": Here("", "train.gradient_checkpointing has no options"),
+    **dict.fromkeys(("use_gradient_checkpointing", "activation_checkpointing"), Here("train.gradient_checkpointing")),
+    **dict.fromkeys(
+        ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
+        Here("", "train.gradient_checkpointing has no options"),
+    ),
     "activation_offloading": Here("train.activation_memory_gb", "recomputes layers to fit, and moves nothing"),
     "disable_dropout": Here("train.dropout", "the other way round, and off by default"),
     "disable_gradient_checkpointing": Here("train.gradient_checkpointing=false"),

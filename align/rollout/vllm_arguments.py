@@ -115,8 +115,8 @@ def llm_arguments(arguments: VllmArguments, *, ours: bool) -> dict[str, Any]:
         raise UserError("rollout.decoding: needs our sampler; leave `rollout.engine.sampler` out, or take another vLLM")
     if ours and arguments.options.get("speculative_config"):
         raise UserError(
-            "rollout.engine.options: speculative_config has vLLM look at several tokens of a request at once, which our "
-            "sampler does not draw; set `rollout.engine.sampler: vllm`"
+            "rollout.engine.options: speculative_config has vLLM look at several tokens of a request at once, which "
+            "our sampler does not draw; set `rollout.engine.sampler: vllm`"
         )
     spread = any(arguments.options.get(f"{kind}_parallel_size", 1) > 1 for kind in ("tensor", "pipeline", "data"))
     if spread and (arguments.decoding or {}).get("name") == "transfer_q":

@@ -124,7 +124,7 @@ def test_every_text_of_every_message_is_in_the_tokens_or_counted_and_not_both(na
         ("chatml", "notes", "user"),  # a word of the template's own
         ("chatml", "notes", "yes"),  # the content again
         ("llama3", "thinking", "e"),
-        ("glm", "thinking", "the same long thought and content"),
+        ("glm", "notes", "the same long note and content"),
         ("harmony", "notes", "You are a machine."),
     ],
 )

@@ -82,6 +82,12 @@ def test_the_recipe_loads_and_names_every_dropped_key(write, tool):
     assert "#   dataloader_num_workers: 4: " in file.with_name("new.yaml").read_text()
 
 
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
+def test_recomputation_is_read_by_its_old_name_and_its_new_one(write, name, on):
+    assert imported(write({**TRL, name: on})).train.gradient_checkpointing == on
+
+
 def test_trl_has_no_key_that_is_not_answered():
     package = pytest.importorskip("trl")
     cpo, orpo = (pytest.importorskip(f"trl.experimental.{name}") for name in ("cpo", "orpo"))

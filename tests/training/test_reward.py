@@ -301,7 +301,7 @@ def test_attributes_are_learnt_where_they_are_rated(make_recipe, rated_file, tmp
 def test_a_regression_is_what_scaled_bradley_terry_starts_from(
     make_recipe, reward_recipe, rated_file, tmp_path, adapter
 ):
-    """HelpSteer2-Preference: the pair model keeps one output of the regression, weight for weight, and export goes on."""
+    """HelpSteer2-Preference: the pair model keeps one output of the regression, weight for weight; export goes on."""
     regression = make_recipe(
         "regression",
         task="reward",
