@@ -14,11 +14,11 @@ from rewards.types import RowError, Text
 
 MARK = "Verdict:"
 """Behind it a judge that reasons, or has no chat template, says its verdict."""
+WHICH = "Question:\n{prompt}\n\nAnswer A:\n{first}\n\nAnswer B:\n{second}\n\nWhich answer is better? Reply A or B."
 QUESTIONS = {
     "yes_no": "Question:\n{prompt}\n\nAnswer:\n{completion}\n\nIs this a good answer to the question? Reply Yes or No.",
-    "pairwise": (
-        "Question:\n{prompt}\n\nAnswer A:\n{first}\n\nAnswer B:\n{second}\n\nWhich answer is better? Reply A or B."
-    ),
+    "pairwise": WHICH,
+    "anchors": WHICH,
     "scale": (
         "Question:\n{prompt}\n\nAnswer:\n{completion}\n\nHow good is this answer to the question? Reply with a number "
         "from 1 to 5: 1 useless or wrong, 2 poor, 3 acceptable, 4 good, 5 excellent."
@@ -28,6 +28,7 @@ QUESTIONS = {
 VERDICTS = {
     "yes_no": ("Yes", "No"),
     "pairwise": ("A", "B"),
+    "anchors": ("A", "B"),
     "scale": ("1", "2", "3", "4", "5"),
     "checklist": ("Yes", "No"),
 }

@@ -102,10 +102,11 @@ class DensityRatio(Running):
 class Asking(Strict):
     """What a generative judge is asked; the base of every judge's configuration."""
 
-    mode: Literal["yes_no", "pairwise", "scale", "checklist"] = "yes_no"
-    """What is asked: whether an answer is good; which of two is better, in both orders; where it stands from 1 to 5, of
-    which the reward is the expectation; or yes and no of every question of a checklist that the judge writes once for
-    each prompt. Pairwise rewards compare the completions of one prompt, so they depend on the list."""
+    mode: Literal["yes_no", "pairwise", "anchors", "scale", "checklist"] = "yes_no"
+    """What is asked: whether an answer is good; which of two is better, in both orders; the same of an
+    answer and each of its prompt's anchors, the reward being what the answer is worth beside them; where it stands from
+    1 to 5, of which the reward is the expectation; or yes and no of every question of a checklist that the judge
+    writes once for each prompt. Pairwise rewards compare the completions of one prompt, so they depend on the list."""
     question: str | None = None
     """What the judge reads; {prompt} and {completion}, or {first} and {second}, stand for the texts, and {check} for a
     question of the checklist. A rubric goes here."""
@@ -120,6 +121,9 @@ class Asking(Strict):
     """A file that keeps the checklists, a JSON object a line, for other jobs and for mending by hand."""
     checks: PositiveInt = 6
     """Questions of a checklist, at most."""
+    anchors: str | None = None
+    """A file of answers of known worth: for each prompt a line of JSON with `prompt`, `completions` and `rewards`. One
+    that is worth 1 more than another is found better with probability 0.84 (Thurstone's case V)."""
 
     @property
     def listwise(self) -> bool:
@@ -128,13 +132,15 @@ class Asking(Strict):
 
     @model_validator(mode="after")
     def _question_names_the_texts(self) -> "Asking":
-        names = ["{prompt}", *(["{first}", "{second}"] if self.mode == "pairwise" else ["{completion}"])]
+        names = ["{prompt}", *(["{first}", "{second}"] if self.mode in ("pairwise", "anchors") else ["{completion}"])]
         names += ["{check}"] if self.mode == "checklist" else []
         missing = [name for name in names if self.question is not None and name not in self.question]
         if missing:
             raise ValueError(f"question: does not hold {', '.join(missing)}; the judge would not see that text")
         if self.mode != "yes_no" and self.log_odds:
             raise ValueError(f"log_odds: {self.mode} rewards are no probability of yes; remove it")
+        if (self.mode == "anchors") != (self.anchors is not None):
+            raise ValueError("anchors: `mode: anchors` and the file `anchors` go together; give both or none")
         if self.mode != "scale" and self.verdicts is not None and len(self.verdicts) != 2:
             raise ValueError(f"verdicts: {self.mode} has two, and these are {len(self.verdicts)}")
         return self

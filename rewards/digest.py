@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from align.section import Strict
+from rewards.anchors import read_anchors
 from rewards.config import Asking
 from rewards.files import file_digest
 from rewards.loading import chat_template_of, default_device, folder_of
@@ -29,11 +30,11 @@ MODELS = ("model", "adapter", "reference", "reference_adapter", "strong", "weak"
 def scorer_digest(config: Strict) -> str:
     """sha256 over a configuration, the contents of the models it names and, where it has one, the library versions.
 
-    A local folder counts by its files, a hub name by its commit, a Python function by its module's source. A served
-    model counts by address and name alone.
+    A local folder counts by its files, a hub name by its commit, a Python function by its module's source, anchors by
+    what they are. A served model counts by address and name alone.
 
     Raises:
-        ScorerError: a model that it names is not there.
+        ScorerError: a model or a file that it names is not there.
     """
     fields: dict[str, Any] = {name: value for name, value in config.model_dump().items() if name not in SPEED}
     if isinstance(config, Running):
@@ -44,6 +45,8 @@ def scorer_digest(config: Strict) -> str:
             fields["day"] = str(date.today())  # the template may write it
         fields["device"] = torch.device(config.device or default_device()).type
         fields["versions"] = [torch.__version__, transformers.__version__, BACKEND]
+    if fields.get("anchors"):
+        fields["anchors"] = read_anchors(fields["anchors"])
     if "function" in fields:
         fields["source"] = _module_digest(fields["function"].split(":")[0])
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

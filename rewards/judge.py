@@ -5,6 +5,7 @@ from itertools import permutations
 from math import exp, inf
 from typing import Any, Unpack
 
+from rewards.anchors import read_anchors, thurstone
 from rewards.asking import MARK, QUESTIONS, REASON, VERDICTS, Checklists, Voice, filled, shares, unread
 from rewards.language_model import LanguageModel
 from rewards.rendering import Unrendered, rendered
@@ -26,6 +27,7 @@ class JudgeScorer:
         self.question = asking["question"] or QUESTIONS[mode]
         self.words = [word.strip() for word in asking["verdicts"] or VERDICTS[mode]]
         self.checklists = Checklists(voice, asking["checks"], asking["checklists"]) if mode == "checklist" else None
+        self.file, self.anchors = asking["anchors"], read_anchors(asking["anchors"]) if asking["anchors"] else {}
 
     def score(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
         """How the judge likes each completion; see Scorer.score.
@@ -35,15 +37,18 @@ class JudgeScorer:
         checklist: mean over the prompt's questions of p(Yes) / (p(Yes) + p(No))
         pairwise: mean over the prompt's other completions j and both orders of P(this one is better than j); 1/2 for a
             completion without others
+        anchors: `thurstone` of the mean of both orders of P(this one is better), for each anchor of the prompt
 
         A verdict's probability is that of all its tokens.
 
         Source: both orders as in MT-bench, arXiv:2306.05685; scale: Prometheus, arXiv:2310.08491, with G-Eval's
-        expectation, arXiv:2303.16634; checklist: TICK, arXiv:2410.03608
+        expectation, arXiv:2303.16634; checklist: TICK, arXiv:2410.03608; anchors: Compare2Score, arXiv:2405.19298
         """
         self.tally.completions += len(prompts)
         if self.mode == "pairwise":
             return self._pairwise(prompts, completions)
+        if self.mode == "anchors":
+            return self._anchored(prompts, completions)
         texts = [
             {"prompt": plain(prompt), "completion": plain(own)}
             for prompt, own in zip(prompts, completions, strict=True)
@@ -74,11 +79,27 @@ class JudgeScorer:
         sides = [[completions[i] for i in side] for side in zip(*pairs, strict=True)] if pairs else [[], []]
         won: list[list[float]] = [[] for _ in prompts]
         for (a, b), first in zip(pairs, self.compare([prompts[a] for a, _ in pairs], *sides), strict=True):
-            if first is None:
-                raise unread(self.name)
-            won[a].append(first)
-            won[b].append(1 - first)
+            won[a].append(self._first(first))
+            won[b].append(1 - self._first(first))
         return [sum(own) / len(own) if own else 0.5 for own in won]
+
+    def _anchored(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[float]:
+        anchors = [self.anchors.get(plain(prompt)) for prompt in prompts]
+        known = [own for own in anchors if own]
+        if len(known) < len(prompts):
+            raise RowError(f"{self.file}: no anchors of this prompt; add a row of it, or leave the prompt out")
+        shown = [prompt for prompt, own in zip(prompts, known, strict=True) for _ in own]
+        texts = [completion for completion, own in zip(completions, known, strict=True) for _ in own]
+        others: list[Text] = [text for own in known for text, _ in own]
+        found = list(map(self._first, self.compare(shown * 2, texts + others, others + texts)))
+        both = zip(found[: len(shown)], found[len(shown) :], strict=True)
+        won = iter([(first + 1 - second) / 2 for first, second in both])
+        return [thurstone([worth for _, worth in own], [next(won) for _ in own]) for own in known]
+
+    def _first(self, found: float | None) -> float:
+        if found is None:
+            raise unread(self.name)
+        return found
 
     def _checked(self, texts: Sequence[dict[str, str]], checks: Sequence[list[str]]) -> list[float]:
         asked = [own | {"check": check} for own, all_ in zip(texts, checks, strict=True) for check in all_]

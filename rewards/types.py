@@ -70,6 +70,7 @@ class AskingOptions(TypedDict):
     reasoning: int
     checklists: str | None
     checks: int
+    anchors: str | None
 
 
 class ScorerError(ValueError):
