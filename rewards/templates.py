@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -234,11 +235,17 @@ def left_out(conversation: Conversation, rendered: str, render: Render) -> list[
 
 def _as_written(text: str, whole: str) -> str:
     """A text without white space, as it is or as JSON writes it if it only stands so there."""
-    bare = "".join(text.split())
+    bare = _without_space(text)
     if bare in whole:
         return bare
     escaped = "".join(json.dumps(text, ensure_ascii=False)[1:-1].split())
     return escaped if escaped in whole else bare
+
+
+@lru_cache(maxsize=256)
+def _without_space(text: str) -> str:
+    """Of a message, which every completion of its list is rendered with."""
+    return "".join(text.split())
 
 
 def _lost_calls(conversation: Conversation, render: Render) -> list[tuple[int, str]]:

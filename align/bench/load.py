@@ -3,7 +3,8 @@
 Run it in the project's root. One process and one thread: TOKENIZERS_PARALLELISM is off on both sides. Cold is a fresh
 cache each time (with datasets' caching off), cached is a second run on the same file with caching on. TRL checks no
 row, counts nothing, and opens its cache without reading the file; ours knows the file by size and times, compares its
-cache's digests, and has the audit from there. Tokens are those of the rows that are kept.
+cache's digests, and has the audit from there. Tokens are those of the rows that are kept. The tokenizers library alone
+reads the same texts, every one once, so that it is seen what the rest costs.
 """
 
 import gzip
@@ -31,6 +32,7 @@ from trl import DPOConfig, DPOTrainer
 from align.bench.measure import Task, alternate, machine, peak_bytes
 from align.data import Prepared, prepare_data
 from align.data.config import DataSection, SourceSection
+from align.data.encoding import CHUNK
 from align.shipped import template_file
 
 ROUNDS = 5
@@ -41,6 +43,7 @@ CHAT = Path("../shared/data/chat_pairs_demo/pairs.jsonl.gz")
 """Real conversations (LLaMA-Factory's dpo_en_demo, 300 pairs), read in place."""
 MAX_LENGTH = 1024
 """TRL's default."""
+ALONE = "tokenizers alone"
 FEW = 8
 """Rows of the warm-up before memory is measured."""
 PACKAGES = ("trl", "transformers", "tokenizers", "datasets", "pyarrow")
@@ -92,13 +95,15 @@ def measure(rows: Rows, folder: Path, *, beside: bool, rounds: int = ROUNDS) -> 
     ours: Prepared = tasks["align"]()
     counts = {"rows": len(rows), "tokens": _tokens(ours.train)}
     checked = agreement(ours.train, tasks["trl"]()) if beside else {}
-    implementations: dict[str, dict[str, float]] = alternate(tasks, rounds, CPU)
+    alone: dict[str, Callable[[], Any]] = {ALONE: partial(_tokenised, _tokenizer().backend_tokenizer, _texts(ours.train))}
+    implementations: dict[str, dict[str, float]] = alternate(tasks | alone, rounds, CPU)
     for name, figures in implementations.items():
         for clock in ("median_ms", "cpu_median_ms"):
             kind = clock.removesuffix("median_ms")
             for unit in ("rows", "tokens"):
                 figures[f"{kind}{unit}_per_second"] = counts[unit] / figures[clock] * 1e3
-        figures["peak_bytes"] = _apart(_peak, folder, name, beside)
+        if name in tasks:
+            figures["peak_bytes"] = _apart(_peak, folder, name, beside)
     return {**counts, "refused": ours.audit.refused, **checked, "implementations": implementations}
 
 
@@ -145,6 +150,19 @@ def _cut(example: dict[str, Any]) -> list[list[int]]:
 def _tokens(lists: Dataset) -> int:
     """Of prompts, once each, and completions, as a trainer gets them."""
     return sum(len(e["prompt_ids"]) + sum(map(len, e["completion_ids"])) for e in lists)
+
+
+def _texts(lists: Dataset) -> list[str]:
+    """What was tokenised for the rows that are kept, every prompt and every prompt with a completion once."""
+    ids = ([*e["prompt_ids"], *own] for e in lists for own in ([], *e["completion_ids"]))
+    words = _tokenizer()
+    return list(dict.fromkeys(words.decode(own) for own in ids))
+
+
+def _tokenised(words: Any, texts: list[str]) -> None:
+    """The tokenizers library's own work on them: the floor of whoever gives it whole texts."""
+    for start in range(0, len(texts), CHUNK):
+        words.encode_batch_fast(texts[start : start + CHUNK], add_special_tokens=False)
 
 
 def _tasks(folder: Path, name: str, beside: bool) -> dict[str, Callable[[], Any]]:
@@ -231,5 +249,6 @@ def _table(results: dict[str, dict[str, Any]]) -> Table:
         for name, f in result["implementations"].items():
             rates = (f"{f[f'cpu_{unit}_per_second']:,.0f}" for unit in ("rows", "tokens"))
             times = (f"{f[clock]:.0f}" for clock in ("cpu_median_ms", "median_ms"))
-            table.add_row(f"{case}: {name}", *times, *rates, f"{f['peak_bytes'] / 2**20:.1f}")
+            peak = f"{f['peak_bytes'] / 2**20:.1f}" if "peak_bytes" in f else ""
+            table.add_row(f"{case}: {name}", *times, *rates, peak)
     return table

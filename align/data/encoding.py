@@ -140,7 +140,7 @@ class _Pieces:
     def _learn(self, pieces: Iterable[str]) -> None:
         if self.size > REMEMBERED:
             self.known, self.size = {}, 0
-        new = [*dict.fromkeys(piece for piece in pieces if piece not in self.known)]
+        new = [piece for piece in dict.fromkeys(pieces) if piece not in self.known]
         self.size += sum(map(len, new))
         self.known.update(zip(new, self.tokens(new), strict=True))
 

@@ -162,7 +162,7 @@ def tokenize_rows(
         **(TOKEN_WEIGHTS if token_weights or weighted else {}),
         **(LEARN_AT if masked else {}),
     }
-    features = Features({**COLUMNS, **COUNTS, **extra, **NUMBERS})
+    schema = Features({**COLUMNS, **COUNTS, **extra, **NUMBERS}).arrow_schema
     if len(rows):
         _check(rows, tokenizer, reading.chat_template, reading.append_eos)
     for row in rows.with_traits(UNWEIGHTED) if token_weights else ():
@@ -173,10 +173,10 @@ def tokenize_rows(
     with (
         progress("tokenising", len(rows), unit="rows", show=len(rows) > 0) as advance,
         pa.OSFile(str(file), "wb") as sink,
-        pa.ipc.new_stream(sink, features.arrow_schema) as writer,
+        pa.ipc.new_stream(sink, schema) as writer,
     ):
         for number, columns in enumerate(in_order(tokenize, map(list, windows), workers)):
-            writer.write_batch(_batch(columns, features.arrow_schema))
+            writer.write_batch(_batch(columns, schema))
             if number == 0:
                 _check_room(file, sink.tell(), len(columns["id"]) / len(rows))
             advance(len(columns["id"]))
