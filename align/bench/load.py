@@ -156,7 +156,7 @@ def _texts(lists: Dataset) -> list[str]:
     """What was tokenised for the rows that are kept, every prompt and every prompt with a completion once."""
     ids = ([*e["prompt_ids"], *own] for e in lists for own in ([], *e["completion_ids"]))
     words = _tokenizer()
-    return list(dict.fromkeys(words.decode(own) for own in ids))
+    return list(dict.fromkeys(str(words.decode(own)) for own in ids))
 
 
 def _tokenised(words: Any, texts: list[str]) -> None:

@@ -71,7 +71,7 @@ def test_both_sides_make_the_same_of_shipped_rows(lists, tmp_path, monkeypatch):
     pairs = load.story_pairs(lists)
     result = load.measure(pairs, tmp_path / "pairs", beside=True, rounds=1)
     assert result["rows_equal"] == result["rows"] == len(pairs)
-    assert set(result["implementations"]) == {"align", "align, cached", "trl", "trl, cached"}
+    assert set(result["implementations"]) == {"align", "align, cached", "trl", "trl, cached", load.ALONE}
     assert datasets.is_caching_enabled()
 
 
