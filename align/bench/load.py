@@ -95,7 +95,8 @@ def measure(rows: Rows, folder: Path, *, beside: bool, rounds: int = ROUNDS) -> 
     ours: Prepared = tasks["align"]()
     counts = {"rows": len(rows), "tokens": _tokens(ours.train)}
     checked = agreement(ours.train, tasks["trl"]()) if beside else {}
-    alone: dict[str, Callable[[], Any]] = {ALONE: partial(_tokenised, _tokenizer().backend_tokenizer, _texts(ours.train))}
+    library = _tokenizer().backend_tokenizer
+    alone: dict[str, Callable[[], Any]] = {ALONE: partial(_tokenised, library, _texts(ours.train))}
     implementations: dict[str, dict[str, float]] = alternate(tasks | alone, rounds, CPU)
     for name, figures in implementations.items():
         for clock in ("median_ms", "cpu_median_ms"):
