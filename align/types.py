@@ -98,6 +98,8 @@ class TokenStats:
     """log sum_v p_v^2, where asked for (WPO)."""
     hidden_sum: Float[Tensor, "N H"] | None = None
     """Sum of the final hidden states that predict a completion's tokens, float64, where asked for (CHES)."""
+    hidden_diversity: Float[Tensor, " N"] | None = None
+    """How far the first hidden states of a completion point apart, where asked for; NaN where nothing is learnt."""
     logsumexp: Float[Tensor, "N C"] | None = None
     """log Z, of what the head's softmax divides by, where asked for."""
     mean_logit: Float[Tensor, "N C"] | None = None

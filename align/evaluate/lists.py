@@ -21,7 +21,7 @@ from align.packing.batch import Example, draw_key
 from align.progress import progress
 from align.types import ListBatch, TokenStats
 
-OUTPUTS = ("logprob", "entropy")
+OUTPUTS = ("logprob", "entropy", "hidden_diversity")
 PER_COMPLETION = (
     *("targets", "predict_at", "list_index", "slot", "ends_at", "attributes"),
     *("reference_logprobs", "token_rewards", "token_weights"),

@@ -108,7 +108,7 @@ def evaluate_rows(
     with lack_in_words("--tokens-per-batch {}", tokens_per_batch, goes_on="it does not change the figures"):
         metrics = evaluate_lists(TokenScorer(policy), policy, loss, lists, **options)
     if not ranks_by_reward:
-        own = ("likelihood", "token", "entropy")
+        own = ("likelihood", "token", "entropy", "hidden_diversity")
         metrics = {name: value for name, value in metrics.items() if name.startswith(own)}
     if variants is not None:
         options = {"tokens_per_batch": tokens_per_batch}

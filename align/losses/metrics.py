@@ -106,6 +106,8 @@ def list_metrics(
     values["saturated_share"] = (stats.logprobs.exp() == 1)[mask].float()
     if stats.entropy is not None:
         values["entropy"] = stats.entropy[mask]
+    if stats.hidden_diversity is not None:
+        values["hidden_diversity"] = stats.hidden_diversity
     if stats.logsumexp is not None:
         values["log_z"] = stats.logsumexp[mask]
     if reference is not None:

@@ -24,6 +24,12 @@ from rewards.logits import decoder_of, scale_and_cap
 _pytree.register_dataclass(TokenStats)
 
 
+OF_HIDDEN = ("hidden_sum", "hidden_diversity")
+"""What can be asked for of the hidden states before the head."""
+STATES = 128
+"""Of a completion, whose diversity is measured."""
+
+
 class Scored(Protocol):
     """What a scorer needs of a policy."""
 
@@ -51,7 +57,8 @@ class TokenScorer(nn.Module):
 
         Args:
             batch: whose completion positions alone go through the LM head.
-            outputs: any of linear_logprobs' "logprob", "entropy", "log_sum_sq_probs", "logsumexp", and "hidden_sum".
+            outputs: any of linear_logprobs' "logprob", "entropy", "log_sum_sq_probs", "logsumexp",
+            and those of OF_HIDDEN.
 
         Returns:
             Float32 [N, C]; 0 beyond a completion's end, None for what was not asked for.
@@ -85,7 +92,7 @@ def score_tokens(
     grad: Literal["direction", "auto"] = "direction" if frozen and rows.requires_grad else "auto"
     targets = batch.targets[mask]
     first, whose = _alike(batch.predict_at[mask], targets, apart=hasattr(base_model(model), "frequency_bounds"))
-    of_head = tuple(name for name in outputs if name not in ("hidden_sum", "router_logits"))
+    of_head = tuple(name for name in outputs if name not in (*OF_HIDDEN, "router_logits"))
     stats = linear_logprobs(
         rows[first], targets=targets[first], outputs=of_head, grad=grad, temperature=temperature, **head
     )
@@ -98,6 +105,7 @@ def score_tokens(
         entropy=everywhere(stats.entropy),
         log_sum_sq_probs=everywhere(stats.log_sum_sq_probs),
         hidden_sum=_sums(rows, mask) if "hidden_sum" in outputs else None,
+        hidden_diversity=_diversities(rows, mask) if "hidden_diversity" in outputs else None,
         logsumexp=everywhere(stats.logsumexp),
         mean_logit=everywhere(stats.mean_logit),
         is_top=everywhere(stats.is_top),
@@ -228,6 +236,27 @@ def _active_lora(head: Any) -> tuple[Tensor, Tensor, float] | None:
     if name not in head.lora_A:
         return None
     return head.lora_A[name].weight, head.lora_B[name].weight, head.scaling[name]
+
+
+@torch.no_grad()
+def _diversities(rows: Float[Tensor, "M H"], mask: Tensor) -> Float[Tensor, " N"]:
+    return torch.stack([hidden_diversity(own) for own in rows.split(mask.sum(dim=1).tolist())])
+
+
+def hidden_diversity(states: Float[Tensor, "L H"]) -> Float[Tensor, ""]:
+    """How far states point apart: the nuclear norm of their directions over their number, of the first STATES of them.
+
+    1 where all are at right angles to each other, 1 / sqrt(L) where all point the same way.
+
+    Args:
+        states: of tokens, none of them 0; NaN for no tokens.
+
+    Source: arXiv:2410.10672, whose sum of the largest norms of columns is the same where columns are orthogonal; that
+        sum reads states of one direction across all axes as most diverse, so that the norm itself is taken here
+    """
+    directions = nn.functional.normalize(states[:STATES].double(), dim=1)
+    squares = torch.linalg.eigvalsh(directions @ directions.T)
+    return (squares.clamp(min=0).sqrt().sum() / len(directions)).float()
 
 
 def _sums(rows: Float[Tensor, "M H"], mask: Tensor) -> Float[Tensor, "N H"]:

@@ -88,3 +88,19 @@ def test_rows_without_other_wordings_are_refused(wordings, message, tmp_path, ti
     row = {**ROWS[0], "wordings": wordings}
     with pytest.raises(UserError, match=message):
         evaluate_rows(write(tmp_path / "rows.jsonl", [row]), model=str(tiny_policy), variants="wordings")
+
+
+def test_hidden_diversity_is_the_mean_over_completions(tmp_path, tiny_policy):
+    words = AutoTokenizer.from_pretrained(tiny_policy)
+    model = AutoModelForCausalLM.from_pretrained(tiny_policy).eval()
+    values = []
+    for row in ROWS:
+        start = len(words(row["prompt"])["input_ids"])
+        for completion in row["completions"]:
+            ids = words(row["prompt"] + completion)["input_ids"] + [words.eos_token_id]
+            with torch.no_grad():
+                states = model.model(torch.tensor([ids])).last_hidden_state[0, start - 1 : -1].double()
+            singular = torch.linalg.svdvals(states / states.norm(dim=1, keepdim=True))
+            values.append(singular.sum().item() / len(states))
+    found = evaluate_rows(write(tmp_path / "rows.jsonl", ROWS), model=str(tiny_policy))
+    assert found["hidden_diversity"] == pytest.approx(sum(values) / len(values), rel=1e-5)

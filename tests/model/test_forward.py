@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from align.model.adapters import Lora
 from align.model.checks import check_forward
 from align.model.config import PolicySection
-from align.model.forward import TokenScorer, score_tokens
+from align.model.forward import STATES, TokenScorer, hidden_diversity, score_tokens
 from align.model.policy import load_policy
 from align.packing.batch import collate
 
@@ -112,3 +112,30 @@ def test_a_lora_on_the_head_is_part_of_it(model_folder, lists):
         reference = scorer(batch).logprobs
     with policy.model.disable_adapter():
         assert_close(reference[batch.completion_mask].double(), own_logprobs(policy.model, lists), atol=1e-5, rtol=1e-5)
+
+
+def test_hidden_diversity_is_the_nuclear_norm_of_the_states_directions(model_folder, lists):
+    """In float64 by singular values, from the states that predict each completion."""
+    model = t.AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    batch = collate(lists, pad_id=0)
+    found = score_tokens(model, batch, ("logprob", "hidden_diversity")).hidden_diversity
+    expected = []
+    for row in lists:
+        for own in row["completion_ids"]:
+            ids = torch.tensor([row["prompt_ids"] + own])
+            states = model.model(ids).last_hidden_state[0, len(row["prompt_ids"]) - 1 : -1].double()
+            directions = states / states.square().sum(dim=1, keepdim=True).sqrt()
+            expected.append(torch.linalg.svdvals(directions).sum().item() / len(own))
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+    assert not found.requires_grad and score_tokens(model, batch).hidden_diversity is None
+
+
+def test_hidden_diversity_of_states_whose_angles_are_known():
+    axes = torch.eye(8)[[0, 0, 0, 3, 3, 5]] * torch.arange(1.0, 7)[:, None]
+    assert hidden_diversity(axes).item() == pytest.approx((3**0.5 + 2**0.5 + 1) / 6), (
+        "the paper's sum of columns' norms"
+    )
+    assert hidden_diversity(torch.eye(8)).item() == pytest.approx(1)
+    assert hidden_diversity(torch.ones(4, 8) / 8).item() == pytest.approx(1 / 2), "one direction, across all axes"
+    assert hidden_diversity(torch.ones(500, 2)).item() == pytest.approx(STATES**-0.5), "no more of them are looked at"
+    assert hidden_diversity(torch.ones(0, 8)).isnan()
