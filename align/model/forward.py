@@ -249,12 +249,14 @@ def hidden_diversity(states: Float[Tensor, "L H"]) -> Float[Tensor, ""]:
     1 where all are at right angles to each other, 1 / sqrt(L) where all point the same way.
 
     Args:
-        states: of tokens, none of them 0; NaN for no tokens.
+        states: of tokens, none of them 0; NaN for no tokens, or where one is not finite.
 
     Source: arXiv:2410.10672, whose sum of the largest norms of columns is the same where columns are orthogonal; that
         sum reads states of one direction across all axes as most diverse, so that the norm itself is taken here
     """
     directions = nn.functional.normalize(states[:STATES].double(), dim=1)
+    if not directions.isfinite().all():  # of a policy that has diverged, for which no decomposition converges
+        return states.new_tensor(torch.nan, dtype=torch.float32)
     squares = torch.linalg.eigvalsh(directions @ directions.T)
     return (squares.clamp(min=0).sqrt().sum() / len(directions)).float()
 

@@ -138,4 +138,4 @@ def test_hidden_diversity_of_states_whose_angles_are_known():
     assert hidden_diversity(torch.eye(8)).item() == pytest.approx(1)
     assert hidden_diversity(torch.ones(4, 8) / 8).item() == pytest.approx(1 / 2), "one direction, across all axes"
     assert hidden_diversity(torch.ones(500, 2)).item() == pytest.approx(STATES**-0.5), "no more of them are looked at"
-    assert hidden_diversity(torch.ones(0, 8)).isnan()
+    assert hidden_diversity(torch.ones(0, 8)).isnan() and hidden_diversity(torch.full((2, 8), torch.nan)).isnan()
