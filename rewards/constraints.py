@@ -26,7 +26,7 @@ class ConstraintsScorer:
             answers: the rules of each completion's row, as JSON.
 
         Raises:
-            RowError: no list of rules, or one that is none.
+            RowError: no list of rules, or one that is none, or a pattern that a completion keeps busy.
 
         Source: hard constraints of UltraGen, arXiv:2502.12375
         """
@@ -35,9 +35,9 @@ class ConstraintsScorer:
         for prompt, own, text in zip(prompts, completions, answers, strict=True):
             try:
                 rules = rules_of(str(text))
+                shares.append(sum(rule.score([prompt], [own])[0] for rule in rules) / len(rules))
             except ScorerError as error:
                 raise RowError(f"{self.column}: {error}") from None
-            shares.append(sum(rule.score([prompt], [own])[0] for rule in rules) / len(rules))
         return shares
 
 

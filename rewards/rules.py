@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal
 
+import regex
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from align.section import Strict
@@ -18,6 +19,8 @@ from rewards.types import SCORER, RowError, ScorerError, Tally, Text
 NUMBER = re.compile(r"-?(?:\d[\d,]*\.?\d*|\.\d+)(?:\s*/\s*\d+)?(?:[eE][+-]?\d+)?")
 ANSWER_MARKS = (r"\\boxed\{([^{}]*)\}", r"####\s*(.+)", r"(?i)answer(?: is|:)\s*(.+)")
 """Where a completion states its answer, the surest first."""
+SEARCH = 2
+"""Seconds for a pattern in a completion, since rows may bring patterns of their own."""
 
 
 class _Rule:
@@ -118,19 +121,26 @@ class Pattern(Strict):
     @classmethod
     def _compiles(cls, value: str) -> str:
         try:
-            re.compile(value)
-        except re.error as error:
+            regex.compile(value)
+        except regex.error as error:
             raise ValueError(f"{value!r} is no regular expression ({error})") from None
         return value
 
 
 def pattern_scorer(*, pattern: str, whole: bool) -> _Rule:
     """See `Pattern`."""
-    compiled = re.compile(pattern)
+    compiled = regex.compile(pattern)  # re's syntax, and unlike re it stops in time
 
     def matches(_: Text, completion: Text) -> float:
         text = plain(completion)
-        return float(bool(compiled.fullmatch(text.strip()) if whole else compiled.search(text)))
+        try:
+            found = compiled.fullmatch(text.strip(), timeout=SEARCH) if whole else compiled.search(text, timeout=SEARCH)
+        except TimeoutError:
+            raise RowError(
+                f"regex: {pattern!r} was not through with a completion of {len(text)} characters in {SEARCH} s; "
+                "write one without a repetition of repetitions"
+            ) from None
+        return float(bool(found))
 
     return _Rule(matches)
 

@@ -90,6 +90,15 @@ def test_what_is_no_rule_of_a_row_is_refused(rules, message):
         score({"name": "constraints", "answer_column": "rules"}, "a", answers=[json.dumps(rules)])
 
 
+def test_a_pattern_that_would_go_back_for_ever_is_ended(monkeypatch):
+    monkeypatch.setattr("rewards.rules.SEARCH", 0.05)
+    rule = {"name": "regex", "pattern": r"(\w|\w\w)+$"}
+    with pytest.raises(RowError, match=r"^regex: '\(.* was not through with a completion of 41 characters in 0.05 s"):
+        score(rule, "a" * 40 + "!")
+    with pytest.raises(RowError, match="^constraints: regex: "):
+        score({"name": "constraints"}, "a" * 40 + "!", answers=[json.dumps([rule])])
+
+
 def test_a_function_of_the_users(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = "def words(prompt, completion):\n    return len(completion.split()) - 1 / len(prompt)\n"
