@@ -102,8 +102,8 @@ def test_memory_is_measured_in_a_process_of_its_own():
 def test_a_cached_run_tokenises_nothing(lists, tmp_path, monkeypatch):
     import align.data.tokenize as module
 
-    batches, original = [], module.encoder
-    monkeypatch.setattr(module, "encoder", lambda *a: batches.append(1) or original(*a))
+    batches, original = [], module.tokenize_batch
+    monkeypatch.setattr(module, "tokenize_batch", lambda *a, **options: batches.append(1) or original(*a, **options))
     monkeypatch.setattr(load, "_apart", lambda *a: 0)
     load.measure(lists, tmp_path / "lists", beside=False, rounds=2)
     cold = 1 + 1 + 2  # the check, then a warm-up and two rounds

@@ -215,7 +215,7 @@ def test_every_key_is_explained_by_its_dotted_name(key):
         ("lists_per_stp", "`train.lists_per_step`"),
         ("per_device_train_batch_size", "`train.lists_per_step` here"),
         ("objective.logistic.bta", "objective"),
-        ("policy.adapter.ranks", "`policy.adapter.rank`"),
+        ("policy.adapter.rnk", "`policy.adapter.rank`"),
         ("zzz", "such as `train`"),
     ],
 )

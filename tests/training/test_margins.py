@@ -20,6 +20,7 @@ from align.training.train import train
 from align.types import TokenStats
 
 PAIR = {"prompt": "w5 w4", "chosen": " w3 w3", "rejected": " w6"}
+LIST = {"completions": [" w3 w3", " w6", " w7"], "rewards": [2.0, 1.0, 0.0]}
 
 
 def write(path, *lines: dict) -> dict:
@@ -27,13 +28,14 @@ def write(path, *lines: dict) -> dict:
     return {"sources": [str(path)], "eval_fraction": 0}
 
 
-def pairs(*margins) -> list[dict]:
-    return [{**PAIR, "prompt": f"w{10 + i}"} | ({} if m is None else {"margin": m}) for i, m in enumerate(margins)]
+def pairs(*margins, row=PAIR) -> list[dict]:
+    return [{**row, "prompt": f"w{10 + i}"} | ({} if m is None else {"margin": m}) for i, m in enumerate(margins)]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_reads_it_or_refuses_it_by_name(make_recipe, tmp_path, name):
-    data = write(tmp_path / "rows.jsonl", *pairs(None, 2.5, 0, 1))
+    row = LIST if OBJECTIVE.classes[name].properties.min_list_size > 2 else PAIR
+    data = write(tmp_path / "rows.jsonl", *pairs(None, 2.5, 0, 1, row=row))
     recipe = make_recipe(objective={"name": name}, data=data)
     if OBJECTIVE.classes[name]().takes_margins:
         prepared = prepare(recipe)
