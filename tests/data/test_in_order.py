@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 ROUNDS = """
 from align.data.in_order import in_order
 from align.stopping import stoppable
@@ -24,7 +22,6 @@ print("ended")
 """
 
 
-@pytest.mark.long
 def test_processes_that_have_hardly_begun_end_with_the_work():
     """Python forgets a signal that comes between a fork and itself: a pool then waited for good, one time in 40."""
     ended = subprocess.run([sys.executable, "-c", ROUNDS], capture_output=True, text=True, timeout=120)

@@ -173,7 +173,6 @@ def test_a_kill_between_runs_leaves_the_same_table(write, tmp_path, monkeypatch)
     assert (tmp_path / "cut/runs/lambda/seed-3/summary.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.long
 def test_killed_within_its_third_run_it_resumes_to_the_same_table(write, tmp_path):
     whole, study = execute(plan_study(write("whole"))), write("cut")
     command = [sys.executable, "-m", "align.cli", "study", study]

@@ -50,7 +50,6 @@ def test_gloo_processes_equal_one(make_setting, start_each, tmp_path):
     assert_equal_runs(ones[GOES_ON[0]], Path(two[GOES_ON[0]][0].output))
 
 
-@pytest.mark.long
 def test_three_gloo_processes_equal_one(make_setting, start_each):
     """From the begin, and runs of two processes that go on as three."""
     ones = {name: train(make_setting(f"one_{name}", name)[0]).path for name in {*AMONG_THREE, *GOES_ON[1:]}}

@@ -49,7 +49,6 @@ def test_sharded_processes_equal_one(make_setting, start_each):
         assert_equal_runs(ones[name], Path(two[name][0].output))
 
 
-@pytest.mark.long
 def test_three_sharded_processes_equal_one(make_setting, start_each):
     """From the begin, and runs of two processes that go on as three and then, from what those wrote, as one."""
     names = {"lambda": "lambda", "parts_padded": "parts_padded", "reward": "parts_reward", "pissa": PISSA}
@@ -68,7 +67,6 @@ def test_three_sharded_processes_equal_one(make_setting, start_each):
         assert_equal_runs(ones[name], Path(recipe.output))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("config", "processes"), [("hsdp", 4), ("fsdp2_offload", 2)])
 def test_other_configurations_equal_one(make_setting, start_each, config, processes):
     one = train(make_setting("one", "parts_padded")[0]).path
@@ -82,7 +80,6 @@ def losses(run: Path) -> list[float]:
     return [line[name] for line in lines if "grad_norm" in line for name in ("loss", "grad_norm")]
 
 
-@pytest.mark.long
 def test_a_damaged_part_of_one_process_is_passed_over_by_all(make_setting, start_each):
     recipe, path = make_setting("two", "lambda")
     run = Path(recipe.output)
@@ -99,7 +96,6 @@ def test_a_damaged_part_of_one_process_is_passed_over_by_all(make_setting, start
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
 
 
-@pytest.mark.long
 def test_bfloat16_by_the_sharding_policy_gives_the_losses_of_autocast(make_setting, start_each):
     """Weights gathered in bfloat16, gradients summed and log-probabilities kept in float32."""
     half = {"train": TRAIN | {"precision": "bfloat16"}}

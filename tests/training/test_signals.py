@@ -216,7 +216,6 @@ def test_what_a_library_says_of_an_interrupt_is_not_said(make_recipe, rows_file,
     assert line.startswith("align: stopped by SIGTERM; ")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("whom", ["the launcher", "one process"])
 def test_all_processes_end_behind_the_same_step(make_recipe, start_each, tmp_path, whom):
     """Whether the launcher tells each, or one of them alone hears of it."""
