@@ -32,6 +32,7 @@ MAY_IMPORT = {
     },
     "rewards": LIBRARIES
     | {
+        "regex",
         "rewards",
         "httpcore",
         "httpx",
