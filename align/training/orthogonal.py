@@ -8,6 +8,9 @@ from torch.optim import Optimizer
 
 from align.errors import UserError
 
+ROUNDING = 8
+"""Units in the last place by which a gradient along its weights may seem to leave them."""
+
 
 def keep_orthogonal(optimizer: Optimizer, *, cut: bool) -> None:
     """Turn every tensor's gradient across the tensor, before each of the optimizer's steps.
@@ -43,4 +46,5 @@ def across(gradient: Tensor, weight: Tensor) -> Tensor:
     own, length = weight.square().sum(), gradient.norm()
     rest = gradient - weight * torch.where(own > 0, (weight * gradient).sum() / own, 0)
     left = rest.norm()
-    return rest * torch.where(left > 0, length / left, 0)
+    rounded = ROUNDING * torch.finfo(gradient.dtype).eps * length  # less has no direction of its own
+    return rest * torch.where(left > rounded, length / left, 0)

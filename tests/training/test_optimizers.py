@@ -279,6 +279,17 @@ def test_gradients_go_across_the_weights_at_their_own_length():
         keep_orthogonal(torch.optim.SGD([nn.Parameter(w)], lr=0.1), cut=True)
 
 
+@pytest.mark.parametrize("size", [1, 7, 4096])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_of_a_gradient_along_its_weights_is_no_direction(size, dtype):
+    for _ in range(50):
+        w = torch.randn(size).to(dtype)
+        assert not across(w * torch.randn(()).to(dtype), w).any()
+    if size > 1:
+        g = torch.randn(size)
+        assert_close(across(g, torch.randn(size)).norm(), g.norm())
+
+
 def test_a_run_steps_across_its_weights(make_recipe, tiny_policy):
     keys = {"optimizer": "sgd", "orthogonal_gradient": True, "steps": 1, "learning_rate": 1.0, "warmup_ratio": 0}
     run = train(make_recipe(policy={"adapter": {"name": "full"}}, train=keys, sampling={"prompts": 0}))
