@@ -4,7 +4,7 @@ import importlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -81,11 +81,9 @@ def attach_adapter(
     _check_patterns(wrapped, patterns)
     _check_head(wrapped, mutates=adapter.mutates_base)
     if adapter.start:
-        module, function = adapter.start.split(":")
-        start = getattr(importlib.import_module(f"align.model.{module}"), function)
         loaded = adapter.reads_rows() and options.like is not None
         batches = None if loaded else list(options.init_batches or ())
-        start(wrapped, adapter, folder=folder, batches=batches, loss=options.init_loss, like=options.like)
+        start_of(adapter)(wrapped, adapter, folder=folder, batches=batches, loss=options.init_loss, like=options.like)
     if isinstance(adapter, Decomposed):
         _check_rank(wrapped, adapter)
     if isinstance(adapter, Peft):
@@ -95,6 +93,12 @@ def attach_adapter(
     if adapter.moves_start():
         freeze_copy(wrapped)
     return wrapped
+
+
+def start_of(adapter: Adapter) -> Callable[..., None]:
+    """The function that its `start` names."""
+    module, function = adapter.start.split(":")
+    return getattr(importlib.import_module(f"align.model.{module}"), function)  # type: ignore[no-any-return]
 
 
 def _check_saved(wrapped: PeftModel) -> None:

@@ -36,7 +36,7 @@ def save_state(model: PreTrainedModel | PeftModel, folder: Path, *, base: Identi
     metadata = {"base": json.dumps(base)}
     if isinstance(model, PeftModel) and isinstance(adapter_config(model), AdaLoraConfig):
         metadata["rank_pattern"] = json.dumps(adapter_config(model).rank_pattern)
-    write_tensors(_parameters(model) | _allocator(model), folder / STATE_FILE, metadata)
+    write_tensors(saved_tensors(model) | _allocator(model), folder / STATE_FILE, metadata)
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def load_state(
         if json.loads(metadata["base"]) != base:
             raise UserError(f"{folder} was trained from another base model than `policy.model` gives; start a new run")
         shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118
-        present = _parameters(model)
+        present = saved_tensors(model)
         values = {name: _read(stored, name, present.get(name)) for name in shapes}
     rank_pattern = json.loads(metadata.get("rank_pattern", "null"))
     allocator = {name: values.pop(name) for name in list(values) if name.startswith(ALLOCATOR)}
@@ -181,7 +181,7 @@ def start_was_subtracted(model: PreTrainedModel | PeftModel) -> bool:
     return REFERENCE in model.peft_config and str(config.init_lora_weights).startswith(MUTATES_BASE)
 
 
-def _parameters(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
+def saved_tensors(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
     """What training moves, the frozen start of an adapter, and factors that were computed for it once."""
     of_ours = (f".lora_A.{TRAINED}.", f".lora_B.{TRAINED}.", f".beft_bias.{TRAINED}.")
     fixed = {name: b for name, b in model.named_buffers() if any(own in name for own in of_ours)}

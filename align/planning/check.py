@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from align.errors import UserError
 from align.model.given import object_of
 from align.planning.devices import of_launch
-from align.planning.empty import empty_model, read_config
+from align.planning.empty import Unplanned, empty_model, read_config
 from align.planning.memory import WAYS, of_model
 from align.planning.plan import MARGIN, Devices, Plan, make_plan
 from align.planning.remedies import remedies
@@ -48,6 +48,9 @@ def refuse_unfit(recipe: Recipe, arguments: TrainingArguments, lists: Dataset | 
     devices, way = of_launch(arguments)
     try:
         found = _beyond_alone(recipe, devices, way) if lists is None else _beyond(recipe, devices, way, lists)
+    except Unplanned as error:
+        log.debug("%s", error)
+        return
     except UserError:
         raise
     except Exception as error:  # of a model's own code on tensors without values: then training says what is wrong

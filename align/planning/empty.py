@@ -10,15 +10,22 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from align.bounds import check_folder
+from align.errors import UserError
 from align.model.adapters import Full
+from align.model.attach import start_of
 from align.model.classifier import is_classifier, name_outputs
 from align.model.config import PolicySection
 from align.model.forward import base_model, language_part
 from align.model.load import auto_class, choose_attention, loading, model_folder, turn_dropout_off
+from align.model.middle_adapters import MIDDLES
 from align.model.targets import chosen_layers
 from align.packing import ATTENTION
 from align.packing.states import take_trees
 from align.recipe import Recipe
+
+
+class Unplanned(UserError):
+    """What a run needs cannot be known before its weights are read; it may well be trained."""
 
 
 def read_config(policy: PolicySection) -> PretrainedConfig:
@@ -40,12 +47,13 @@ def empty_model(recipe: Recipe, config: PretrainedConfig, *, total_steps: int, l
     """The recipe's model with its adapter on the meta device, its frozen weights in the dtype that training holds.
 
     Adapters whose start is computed from weights or rows (pissa, olora, eva) get plain factors of the same shapes; eva
-    moves rank between layers afterwards, which changes their number by what these layers differ in width.
+    and `ranks` move rank between layers afterwards, which changes their number by what these layers differ in width.
 
     Args:
         layers: only so many of its layers.
 
     Raises:
+        Unplanned: PEFT reads the weights to make the adapter.
         UserError: transformers cannot make it, or the adapter does not fit.
     """
     policy = recipe.policy
@@ -121,8 +129,19 @@ def _with_adapter(recipe: Recipe, base: PreTrainedModel, total_steps: int) -> nn
         config.modules_to_save = [n for n in head if any(True for _ in base.get_submodule(n).parameters())]
     with loading(Path(policy.model), "does not take the adapter"):
         config.target_modules = chosen_layers(base, config.target_modules, policy.adapter)
-    with torch.device("meta"):  # what PEFT moves there from elsewhere becomes trainable, AdaLoRA's ranks as well
-        return peft.get_peft_model(base, config)
+        try:
+            with torch.device(
+                "meta"
+            ):  # what PEFT moves there from elsewhere becomes trainable, AdaLoRA's ranks as well
+                wrapped = peft.get_peft_model(base, config)
+        except RuntimeError as error:  # torch's, of an operation that needs values
+            kind = config.peft_type.value
+            raise Unplanned(
+                f"policy.adapter: no plan can be made of {kind}, which PEFT makes out of the weights"
+            ) from error
+    if policy.start_adapter is None and isinstance(policy.adapter, MIDDLES):
+        start_of(policy.adapter)(wrapped, policy.adapter, batches=None, loss=None, like=None)
+    return wrapped
 
 
 def _hold_frozen(model: nn.Module, *, published: Any) -> None:

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from peft import PeftModel
 
 from align.kernels.head.chunked import default_chunk_rows
 from align.model.adapters import Full
+from align.model.attach import TRAINED, adapter_tensors
+from align.model.checkpoint import saved_tensors
 from align.model.forward import base_model
 from align.planning.activations import Activations
 from align.recipe import Recipe
@@ -44,6 +46,7 @@ class Model(NamedTuple):
     """Bytes of a model, none of whose weights is there."""
 
     frozen: int
+    """With the buffers, among them an adapter's fixed factors."""
     trained: int
     numbers: int
     """Trained parameters."""
@@ -55,6 +58,10 @@ class Model(NamedTuple):
     """What a sharded model gathers for the whole pass: embedding, head and last norm."""
     states: int
     """What the optimizer keeps."""
+    saved: int
+    """Of a checkpoint, without the reference and the optimizer's states."""
+    exported: int
+    """What is exported: the trained weights, or the adapter as PEFT holds it."""
     copy: int
     """The reference, where it is held beside the policy."""
     vocabulary: int
@@ -63,7 +70,7 @@ class Model(NamedTuple):
     quantized: bool
 
 
-def of_model(model: nn.Module, recipe: Recipe, *, needs_reference: bool) -> Model:
+def of_model(model: Any, recipe: Recipe, *, needs_reference: bool) -> Model:
     """The bytes of a model on the meta device, as the recipe trains it."""
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
@@ -71,17 +78,20 @@ def of_model(model: nn.Module, recipe: Recipe, *, needs_reference: bool) -> Mode
     block = max((sum(map(_bytes, layer.parameters())) for layer in layers), default=0)
     inside = {id(p) for layer in layers for p in layer.parameters()}
     frozen = [_frozen_bytes(p, recipe) for p in parameters if not p.requires_grad]
+    exported = sum(map(_bytes, adapter_tensors(model, TRAINED).values())) if isinstance(model, PeftModel) else 0
     base = base_model(model)
     output: Any = base.get_output_embeddings() or base.get_input_embeddings()
     return Model(
-        frozen=sum(frozen),
+        frozen=sum(frozen) + sum(map(_bytes, model.buffers())),
         trained=sum(map(_bytes, trained)),
         numbers=sum(p.numel() for p in trained),
         largest=max(map(_bytes, trained), default=0),
         block=block,
         root=sum(_bytes(p) for p in parameters if id(p) not in inside),
         states=optimizer_bytes(trained, recipe.train.optimizer.name),
-        copy=_reference_copy(recipe, sum(map(_bytes, parameters)), sum(map(_bytes, trained)), needs_reference),
+        saved=sum(map(_bytes, saved_tensors(model).values())),
+        exported=exported or sum(map(_bytes, trained)),
+        copy=_reference_copy(recipe, sum(map(_bytes, parameters)), exported, needs_reference),
         vocabulary=output.weight.shape[0] if recipe.task != "reward" else 0,
         width=output.weight.shape[1],
         head_trains=any(p is output.weight for p in trained),
@@ -118,12 +128,13 @@ def _factored(parameter: Any) -> int:
     return int(parameter.numel() // parameter.shape[-1] + parameter.numel() // parameter.shape[-2])
 
 
-def _reference_copy(recipe: Recipe, whole: int, trained: int, needs_reference: bool) -> int:
+def _reference_copy(recipe: Recipe, whole: int, adapter: int, needs_reference: bool) -> int:
+    """A frozen adapter is a plain one: of the weight's factors it holds the products."""
     if recipe.policy.start_adapter is not None or recipe.policy.adapter.moves_start():
-        return trained
+        return adapter
     moving = recipe.reference.name == "moving"
     if not isinstance(recipe.policy.adapter, Full) or recipe.task == "reward":
-        return trained if moving else 0
+        return adapter if moving else 0
     return whole if moving or (needs_reference and not recipe.reference.cache) else 0
 
 

@@ -173,11 +173,12 @@ def _operations(
 
 
 def _disk(recipe: Recipe, model: Model, whole: nn.Module) -> dict[str, int]:
-    """Checkpoints hold what trains, its frozen start and the optimizer; a new one is there before an old one goes."""
+    """Checkpoints hold what trains, an adapter's fixed factors and its frozen start, and the optimizer; a new one is
+    there before an old one goes."""
     start = model.copy if not isinstance(recipe.policy.adapter, Full) else 0
-    each = model.trained + start + model.states
+    each = model.saved + start + model.states
     found = {f"{recipe.train.keep_checkpoints + 1} checkpoints": (recipe.train.keep_checkpoints + 1) * each}
-    found["exported"] = model.trained
+    found["exported"] = model.exported
     if recipe.train.keep_best:
-        found["best"] = model.trained + start
+        found["best"] = model.saved + start
     return found

@@ -3,20 +3,26 @@
 import json
 import time
 import tracemalloc
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
+from small_kinds import SMALL
 from transformers import LlamaConfig, TrainingArguments
 from transformers.trainer import Trainer
 
 from align.bench.measure import allocated_bytes
 from align.data.steps import micro_batches, packed_size, width
 from align.errors import UserError
+from align.model.attach import adapter_tensors
+from align.model.checkpoint import saved_tensors
 from align.model.checkpointing import checkpoint_layers
 from align.model.load import LoadOptions
+from align.model.peft_kinds import KINDS
 from align.model.policy import load_policy
+from align.packing.batch import collate
 from align.planning.activations import Measure
 from align.planning.check import refuse_unfit
 from align.planning.devices import of_launch, size_of
@@ -30,7 +36,23 @@ from align.runs.build import prepare
 from align.training.arguments import planned_steps, training_arguments
 from align.training.train import train
 
-ADAPTERS = ["lora", "rslora", "dora", "pissa", "olora", "adalora", "miss", "ia3", "full"]
+RANK = {"rank": 4}
+"""As many directions as the narrowest layer has."""
+ADAPTERS = [
+    *("lora", "rslora", "dora", "adalora", "ia3", "full"),
+    *({"name": name} | RANK for name in ("pissa", "olora", "miss", "lora_sb", "sorsa", "svfit", "nlora", "lora_ldu")),
+    {"name": "lora_sb", "step": 0.1} | RANK,
+    {"name": "s2ft", "channels": 4},
+    *("lofit", {"name": "lofit", "share": 0.5}),
+]
+FROM_WEIGHTS = ["BOFT", "FROD", "SHIRA", "UNILORA"]
+"""What PEFT cannot make of tensors without values."""
+OF_PEFT = [
+    {"name": "peft", "type": name, "options": SMALL.get(name, {"r": 4})}
+    for name, kind in KINDS.items()
+    if not (kind.why_not or kind.instead or name in FROM_WEIGHTS)
+    and (name != "ADAMSS" or find_spec("sklearn") is not None)
+]
 CPU = torch.device("cpu")
 SIZES = {"hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 4, "num_key_value_heads": 2}
 
@@ -49,22 +71,40 @@ def lists(count=3, k=2):
     return [row | {"prompt_ids": [3 + number, *range(4, 35)]} for number in range(count)]
 
 
+def size(tensor):
+    return tensor.numel() * tensor.element_size()
+
+
 def empty(recipe):
     return empty_model(recipe, read_config(recipe.policy), total_steps=10)
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("adapter", [*ADAPTERS, *OF_PEFT], ids=str)
 def test_a_plan_has_the_parameters_of_the_model_that_is_built(adapter, make_recipe):
-    rank = {"rank": 4} if adapter in ("pissa", "olora", "miss") else {}  # as many directions as the narrowest layer has
-    recipe = make_recipe(policy={"adapter": {"name": adapter} | rank})
-    real = load_policy(recipe.policy, LoadOptions(total_steps=10), keep_reference=False).model
+    recipe = make_recipe(policy={"adapter": adapter})
+    first = [collate(lists(), pad_id=2)]
+    options = LoadOptions(total_steps=10, init_batches=first, init_loss=lambda stats, batch: stats.logprobs.sum(1))
+    real = load_policy(recipe.policy, options, keep_reference=False).model
     planned = of_model(empty(recipe), recipe, needs_reference=True)
-    own = [p for name, p in real.named_parameters() if ".reference." not in name]
+    own = [p for name, p in real.named_parameters() if ".reference" not in name]
+    held = [own for name, own in real.named_buffers() if ".reference" not in name]
     assert planned.numbers == sum(p.numel() for p in own if p.requires_grad)
-    assert planned.trained == sum(p.numel() * p.element_size() for p in own if p.requires_grad)
-    assert planned.frozen == sum(p.numel() * p.element_size() for p in own if not p.requires_grad)
-    copies = [p for name, p in real.named_parameters() if ".reference." in name]
-    assert planned.copy == sum(p.numel() * p.element_size() for p in copies)
+    assert planned.trained == sum(map(size, (p for p in own if p.requires_grad)))
+    assert planned.frozen == sum(map(size, (p for p in own if not p.requires_grad))) + sum(map(size, held))
+    copies = [p for name, p in real.named_parameters() if ".reference" in name]
+    assert planned.copy == sum(map(size, copies))
+    assert planned.saved + planned.copy == sum(map(size, saved_tensors(real).values()))
+    if recipe.policy.adapter.name != "full":
+        assert planned.exported == sum(map(size, adapter_tensors(real, "default").values()))
+
+
+@pytest.mark.parametrize("kind", FROM_WEIGHTS)
+def test_what_cannot_be_planned_is_said_and_trained_all_the_same(kind, make_recipe, tmp_path, monkeypatch):
+    recipe = make_recipe(policy={"adapter": {"name": "peft", "type": kind, "options": SMALL.get(kind, {"r": 4})}})
+    with pytest.raises(UserError, match=f"no plan can be made of {kind}, which PEFT makes out of the weights"):
+        empty(recipe)
+    monkeypatch.setattr("align.planning.check.FAR_BELOW", 2**40)
+    refuse_unfit(recipe, training_arguments(recipe.train, checkpoints=tmp_path, run_name="test"))
 
 
 @pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"])
@@ -81,7 +121,10 @@ def test_the_optimizers_table_is_what_a_real_step_leaves(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("adapter", "packing", "checkpointed"),
-    [*(("lora", True, count) for count in (0, 3, 6)), ("lora", False, 0), ("lora", False, 6), ("full", True, 0)],
+    [
+        *(("lora", True, count) for count in (0, 3, 6)),
+        *(("lora", False, 0), ("lora", False, 6), ("full", True, 0), ("sorsa", True, 0), ("svfit", True, 0)),
+    ],
 )
 def test_activations_are_what_the_allocator_counts(adapter, packing, checkpointed, make_recipe, wide):
     """The peak of a real forward and backward pass; the plan traces two and three of the seven layers."""
