@@ -47,6 +47,8 @@ def folder_of(model: str, revision: str | None = None) -> Path:
         UserError: its configuration is beyond the bounds of any model.
     """
     folder = with_home(model)
+    if is_there(folder, Path.is_file):
+        raise ScorerError(f"{model} is a file; give the folder of a model, or a hub name")
     if is_there(folder, Path.is_dir):
         if revision is not None:
             raise ScorerError(f"`revision`: {model} is a folder here, and a revision is of a hub model; leave it out")

@@ -83,7 +83,7 @@ MISTAKES = (
     ("train r.yaml output=new policy.start_run=folder", "folder"),
     ("train r.yaml output=other policy.start_run=bad-checkpoint", "policy.safetensors: damaged"),
     ("train r.yaml output=more reference.cache_dir=/proc/nothing", "/proc/nothing"),
-    ("train r.yaml output=new sampling.reward=rows.jsonl", "rows.jsonl"),
+    ("train r.yaml output=new sampling.reward=rows.jsonl", "rows.jsonl is a file; give the folder of a model"),
     ("train r.yaml train.lists_per_step=3", "train.lists_per_step"),
     ("train r.yaml output=no-recipe", "recipe.yaml: damaged"),
     ("inspect nowhere.yaml", "nowhere.yaml"),

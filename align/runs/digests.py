@@ -68,7 +68,7 @@ class Digests:
             if value["digest"] != json_digest(value["files"]):
                 raise ValueError("its own digest is another one")
             return value["files"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # who reads a file as a folder says so
             return {}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(

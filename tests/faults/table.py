@@ -116,6 +116,7 @@ def main() -> int:
     if given.json:
         known = json.loads(given.json.read_text())["kinds"] if given.json.exists() else {}
         machine = {"python": platform.python_version(), "system": platform.platform(), "cores": os.cpu_count()}
+        machine |= {"date": time.strftime("%Y-%m-%d")}
         value = {"command": "python tests/faults/table.py --json FILE", **machine, "kinds": known | kinds}
         given.json.write_text(json.dumps(value, indent=1) + "\n")
     return int(code)
