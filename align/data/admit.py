@@ -135,8 +135,10 @@ def grade_row(
     if len(row.completions) < min_completions and row.gathered:
         raise UnusableRow("a lone completion")
     if len(row.completions) < min_completions:
-        problem = f"{len(row.completions)} completion, and learning from preferences needs {min_completions} or more"
-        raise BadRow("completions", problem, instead_of_one)
+        if min_completions > 2:
+            problem = f"{len(row.completions)}, and the objective needs lists of {min_completions} or more"
+            raise BadRow("completions", problem, "give more, or take an objective of pairs such as `logistic`")
+        raise BadRow("completions", "1 completion, and learning from preferences needs 2 or more", instead_of_one)
     if row.grades is not None:
         return row
     if row.rewards is not None:

@@ -73,7 +73,7 @@ def _joined(runs: Sequence[Trained], folder: Path, extrapolate: float) -> None:
     for run, own in zip(runs, tensors, strict=True):
         if own.keys() != tensors[0].keys():
             raise UserError(
-                f"--average: {run.folder} and {runs[0].folder} adapt other modules; average runs that agree"
+                f"--average: {run.folder} and {runs[0].folder} adapt other modules; average runs of the same `targets`"
             )
     share = (1 + extrapolate) / len(runs)
     scales = [share * own["lora_alpha"] / own["r"] ** (0.5 if own.get("use_rslora") else 1) for own in configs]
@@ -95,6 +95,7 @@ def _joined(runs: Sequence[Trained], folder: Path, extrapolate: float) -> None:
     write_json(folder / CONFIG, {**configs[0], "r": rank, "lora_alpha": rank, "use_rslora": False})
 
 
+ONE_KIND = "average runs of one base and one architecture"
 WHOLE = "export it --to transformers before"
 
 
@@ -116,6 +117,10 @@ def _whole(runs: Sequence[Trained], folder: Path, extrapolate: float) -> None:
     """Whole models, file by file as the first has them."""
     with ExitStack() as opened:
         weights = [_weights(run.folder, opened) for run in runs]
+        for run, own in zip(runs, weights, strict=True):
+            if own.keys() != weights[0].keys():
+                odd = min(own.keys() ^ weights[0].keys())
+                raise UserError(f"--average: of {run.folder} and {runs[0].folder} one alone has {odd}; {ONE_KIND}")
         before = _Start.of(runs[0], opened) if extrapolate else None
         for file in sorted(runs[0].folder.glob("*.safetensors")):
             with safe_open(file, "pt") as stored:
@@ -129,6 +134,8 @@ def _whole(runs: Sequence[Trained], folder: Path, extrapolate: float) -> None:
 
 def _sum(name: str, parts: Sequence[Tensor], before: "_Start | None", extrapolate: float) -> Tensor:
     """Of a tensor that is trained as it is; beside the factors of a LoRA that is a reward model's head."""
+    if len({part.shape for part in parts}) > 1:
+        raise UserError(f"--average: {name} has other sizes in one of the runs; {ONE_KIND}")
     mean = torch.stack([part.double() for part in parts]).mean(0)
     if before is not None:
         mean += extrapolate * (mean - before.tensor(name).double())

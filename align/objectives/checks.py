@@ -68,9 +68,14 @@ def _check_sizes(name: str, properties: Properties, list_mask: Bool[Tensor, "B K
     low, high = properties.min_list_size, properties.max_list_size
     if (sizes < low).any():
         row = int((sizes < low).nonzero()[0])
+        instead = (
+            "set `data.select: all`, or use an objective for pairs such as `logistic`"
+            if low > 2 and sizes[row] > 1
+            else "remove it, or use an objective for single completions such as `kto`"
+        )
         raise UserError(
             f"objective `{name}` needs lists of {low} completions or more, but list {row} has {int(sizes[row])}; "
-            "remove it, or use an objective for single completions such as `kto`"
+            f"{instead}"
         )
     if high is not None and (sizes > high).any():
         row = int((sizes > high).nonzero()[0])

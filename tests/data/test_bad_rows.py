@@ -218,6 +218,12 @@ UNFIT = {
         "{file}, row 1, field completions: 1 completion, and learning from preferences needs 2 or more; "
         "give more, or train with `objective: {{name: kto}}` or `task: sft` (and 1 more malformed row)",
     ),
+    "a pair for an objective of lists": (
+        [{"prompt": "p", "completions": ["a", "b"], "grades": [1, 0]}],
+        {"min_completions": 3},
+        "{file}, row 1, field completions: 2, and the objective needs lists of 3 or more; "
+        "give more, or take an objective of pairs such as `logistic`",
+    ),
     "no grades": (
         [{"prompt": "p", "completions": ["a", "b"]}],
         {},

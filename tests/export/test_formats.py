@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -335,6 +336,57 @@ def test_extrapolation_goes_on_from_the_base(merged, tmp_path, name):
     assert_weights(out, {key: base[key] + 1.5 * (trained[key] - base[key]) for key in trained})
 
 
+def changed(folder: Path, tensors, **config) -> None:
+    """Change a folder's weights, and keys of its adapter's config."""
+    (file,) = folder.glob("*.safetensors")
+    found = load_file(file)
+    tensors(found)
+    save_file(found, file, metadata={"format": "pt"})
+    if config:
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | config))
+
+
+def same(tensors) -> None:
+    pass
+
+
+def without_one(tensors) -> None:
+    del tensors[min(tensors)]
+
+
+def with_another(tensors) -> None:
+    tensors["another.weight"] = torch.zeros(2)
+
+
+def narrower(tensors) -> None:
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][1:].clone()
+
+
+@pytest.mark.parametrize(
+    ("whole", "tensors", "config", "said"),
+    [
+        (False, same, {"use_dora": True}, "a LoRA with use_dora does not add up; export it --to transformers before"),
+        (False, same, {"rank_pattern": {"q_proj": 2}}, "a LoRA with rank_pattern does not add up"),
+        (False, same, {"alpha_pattern": {"q_proj": 2}}, "a LoRA with alpha_pattern does not add up"),
+        (False, same, {"peft_type": "LOHA"}, "holds no LoRA, whose updates alone add up; export it --to transformers"),
+        (False, without_one, {}, "adapt other modules; average runs of the same `targets`"),
+        (True, without_one, {}, "one alone has .*; average runs of one base and one architecture"),
+        (True, with_another, {}, "one alone has another.weight; average runs"),
+        (True, narrower, {}, "model.norm.weight has other sizes in one of the runs; average runs of one base"),
+    ],
+)
+def test_what_does_not_add_up_is_refused(whole, tensors, config, said, merged, run, tmp_path):
+    _, folders, _ = merged
+    good = folders["full"] if whole else run / "adapter"
+    odd = shutil.copytree(good, tmp_path / "odd")
+    (odd / "digests.json").unlink(missing_ok=True)
+    changed(odd, tensors, **config)
+    with pytest.raises(UserError, match=said):
+        export(good, tmp_path / "out", average=[odd])
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_has_no_sum_is_refused(merged, run, tmp_path):
     runs, folders, _ = merged
     with pytest.raises(UserError, match="is a whole model, .* is not; average runs of one base"):
@@ -346,5 +398,10 @@ def test_what_has_no_sum_is_refused(merged, run, tmp_path):
     (odd / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
     with pytest.raises(UserError, match="a LoRA with use_dora does not add up; train a plain lora"):
         export(odd, tmp_path / "out", extrapolate=0.5)
-    with pytest.raises(UserError, match="does not add up; export it --to transformers before"):
-        export(odd, tmp_path / "out", average=[run])
+    began = shutil.copytree(run, tmp_path / "began")
+    tree = yaml.safe_load((began / "recipe.yaml").read_text())
+    tree["policy"]["start_adapter"] = "sft/adapter"
+    (began / "digests.json").unlink()
+    (began / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match="began as sft/adapter; export that merged, and train on it"):
+        export(began, tmp_path / "out", extrapolate=0.5)

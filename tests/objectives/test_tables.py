@@ -146,6 +146,7 @@ def test_a_refused_name_says_why():
         ("logistic", [float("nan"), 1.0], "finite"),
         ("apo_down", [0.0, 1.0, 2.0], "pairs only, but list 0 has 3.*best_worst"),
         ("logistic", [1.0], "2 completions or more, but list 0 has 1.*kto"),
+        ("spherical", [1.0, 0.0], "3 completions or more, but list 0 has 2; set `data.select: all`, .*`logistic`"),
     ],
 )
 def test_grades_that_an_objective_cannot_use_are_refused(name, grades, message):
