@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 from transformers import PreTrainedTokenizerBase
 
 from align.data.prepare import Wanted, prepare_data
@@ -37,6 +38,7 @@ def check_tokens(plan: Plan, recipe: Recipe, *, trust_remote_code: bool) -> Iter
     """
     policy = recipe.policy
     tokenizer = load_tokenizer(policy.model, revision=policy.revision, trust_remote_code=trust_remote_code)
+    datasets.disable_progress_bars()  # TRL is asked for one row at a time
     build = builder(plan)
     if build is None:
         yield f"check: nothing to compare with: {why_none(plan)}"

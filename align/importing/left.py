@@ -36,6 +36,7 @@ OURS = {
     "trust_remote_code": Here("policy.trust_remote_code"),
     **{name: Here(f"train.{name}") for name in ("adam_beta1", "adam_beta2", "max_grad_norm", "gradient_checkpointing")},
     **{name: Here(f"train.{name}") for name in ("warmup_ratio", "eval_steps", "project")},
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit"), Here("policy.quantization")),
 }
 """Keys that a recipe has by the same name, where no part of it was made of them."""
 
@@ -58,8 +59,8 @@ def drop_left(plan: Plan, keys: frozenset[str]) -> None:
             raise UserError(f"{plan.file}: `{spelled}` is no key of {plan.tool} that `align import` knows; {remedy}")
         if plan.on(name) and REFUSED.get(spelled):
             raise plan.mistake(name, f"cannot be imported: {REFUSED[spelled]}")
-        if spelled in OURS and not plan.on(name):
-            plan.drop(name, "off, as here")
+        if plan.values[name] is None or (spelled in OURS and not plan.on(name)):
+            plan.drop(name, "not set" if plan.values[name] is None else "off, as here")
             continue
         why = here.note or f"set `{here.write}` yourself"
         why = f"{why} (`{here.write}`)" if here.note and here.write and here.write not in here.note else why

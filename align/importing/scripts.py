@@ -32,9 +32,9 @@ def write(plan: Plan, method: str, unsloth: bool, notes: dict[str, str]) -> None
     plan.defaults = {**plan.defaults, **PEFT_DEFAULTS}
     if unsloth:
         plan.defaults = {**plan.defaults, **UNSLOTH_DEFAULTS, "dtype": "bfloat16", "lora_r": 16}
-        plan.values.setdefault(
-            "gradient_checkpointing", plan.values.get("use_gradient_checkpointing", True) not in (False, None)
-        )
+        if "use_gradient_checkpointing" in plan.values and "gradient_checkpointing" not in plan.values:
+            plan.values["gradient_checkpointing"] = plan.values.pop("use_gradient_checkpointing") or False
+            plan.spelled = {**plan.spelled, "gradient_checkpointing": "use_gradient_checkpointing"}
     if plan.given("revision"):
         plan.values["model_revision"] = plan.values.pop("revision")
     if plan.on("max_steps") and plan.number("max_steps") <= 0:

@@ -312,7 +312,9 @@ NAMES: Mapping[str, Here] = {
         Here("train.eval_steps", "held-out lists are also measured before and after training"),
     ),
     "eval_on_start": Here("", _ALWAYS),
-    **dict.fromkeys(("save_strategy", "saves_per_epoch", "save_interval"), Here("train.save_steps")),
+    **dict.fromkeys(
+        ("save_strategy", "saves_per_epoch", "save_interval"), Here("train.save_steps", "it counts in steps")
+    ),
     **dict.fromkeys(("save_total_limit", "max_checkpoints"), Here("train.keep_checkpoints")),
     **dict.fromkeys(
         ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),

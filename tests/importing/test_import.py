@@ -88,6 +88,12 @@ def test_recomputation_is_read_by_its_old_name_and_its_new_one(write, name, on):
     assert imported(write({**TRL, name: on})).train.gradient_checkpointing == on
 
 
+def test_what_a_file_leaves_empty_or_off_asks_for_nothing(write):
+    plan = plan_of(write({**AXOLOTL, "wandb_project": None, "load_in_4bit": False, "load_in_8bit": False}))
+    why = {line.names[0]: line.why for line in plan.lines if line.verdict == "dropped"}
+    assert why == {"wandb_project": "not set", "load_in_4bit": "off, as here", "load_in_8bit": "off, as here"}
+
+
 def test_trl_has_no_key_that_is_not_answered():
     package = pytest.importorskip("trl")
     cpo, orpo = (pytest.importorskip(f"trl.experimental.{name}") for name in ("cpo", "orpo"))

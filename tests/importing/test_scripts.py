@@ -106,6 +106,15 @@ def test_a_script_that_cannot_be_read_says_why(write, change, problem):
         plan_of(write("train.py", text.replace(*change)))
 
 
+@pytest.mark.parametrize(("asked", "on"), [('"unsloth"', True), ("True", True), ("False", False), ("None", False)])
+def test_unsloths_word_for_recomputation_is_taken_and_said_once(write, asked, on):
+    text = UNSLOTH.format(marker="m").replace('bias="none"', f'bias="none", use_gradient_checkpointing={asked}')
+    plan = plan_of(write("dpo.py", text))
+    assert plan.tree["train.gradient_checkpointing"] is on
+    said = [line for line in plan.lines if any("gradient_checkpointing" in key for key in line.names)]
+    assert [(line.names, line.verdict) for line in said] == [(("use_gradient_checkpointing",), "kept")]
+
+
 def test_a_script_that_parses_a_command_line_says_what_to_give(write):
     text = (
         "from trl import DPOConfig, DPOTrainer, TrlParser\n"
