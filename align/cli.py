@@ -94,17 +94,17 @@ def _stop(stopped: Stopped, command: Command) -> NoReturn:
     if not (stopped.together and os.environ.get("RANK", "0") != "0"):
         print(f"align: {stopped}; {GOES_ON if command.goes_on else AGAIN}", file=sys.stderr, flush=True)
     if stopped.together:
-        _leave()
+        _leave(stopped.code)
     sys.exit(stopped.code)
 
 
-def _leave() -> None:
-    """End what connects this process with others, where it is one of several."""
+def _leave(code: int = 0) -> None:
+    """End this process with the others, where it is one of several."""
     distributed: Any = sys.modules.get("torch.distributed")
     if distributed and distributed.is_initialized():
         from align.training.processes import leave
 
-        leave()
+        leave(code)
 
 
 def _parser() -> Parser:

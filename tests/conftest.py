@@ -79,6 +79,7 @@ def start_each(tmp_path) -> Iterator[Callable[..., Two]]:
     test looks may be another process's some seconds later, when torch is loaded.
     """
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}  # --cpu itself starts one process only
+    environment["PYTHONFAULTHANDLER"] = "1"  # a process that aborts says where
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tests/training")))  # train_each
     with socket.create_server(("localhost", 0)) as taken:
         port = ["--main_process_port", str(taken.getsockname()[1])]

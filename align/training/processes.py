@@ -1,9 +1,11 @@
 """What a launcher was asked for against what runs: processes, sharding, precision."""
 
+import atexit
 import logging
 import os
+import sys
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -96,13 +98,19 @@ def check_sharding(trainer: Any) -> None:
             )
 
 
-def leave() -> None:
-    """Wait for the other processes, and end the connections with them.
+def leave(code: int = 0) -> NoReturn:
+    """Wait for the other processes, end the connections with them, and then this process at once.
 
-    One that ended with them open might be aborted by gloo, and a launcher then ends those that still write.
+    What was registered for the exit still runs and what was printed is written; Python and C++ are not taken down.
+    Gloo's threads outlive their group wherever a mesh or a tensor cut over it is left, and one that meets the other
+    process's end in the midst of that aborts: a launcher then ends the processes that are not yet gone, and fails.
     """
     PartialState().wait_for_everyone()
     PartialState().destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 ENDED = ("closed by peer", "reset by peer", "remote process exited", "Connection refused", "Broken pipe")

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +16,6 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from equal_runs import SETTINGS, TRAIN, assert_best_is_not_last, assert_equal_runs
 from train_each import train_again
 
-from align.cli import main
 from align.errors import UserError
 from align.training.processes import lost_process
 from align.training.train import train
@@ -127,12 +128,25 @@ def test_a_process_left_behind_says_why_it_ends(monkeypatch, said, known):
     assert not known or "process 3 ends because another one has ended" in sentence
 
 
-def test_a_command_that_ends_ends_its_connections(tmp_path):
-    """Else gloo may abort a process that leaves, and the launcher ends one that still writes its report."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        main(["doctor"])
-        assert not torch.distributed.is_initialized()
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+ONE_OF_SEVERAL = """
+import atexit, sys, torch
+from align.cli import main
+
+class TakenDown:
+    def __del__(self):
+        print("taken down", flush=True)
+
+kept = TakenDown()
+atexit.register(lambda: print("handed over; connected:", torch.distributed.is_initialized()))
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+main(["doctor"])
+"""
+
+
+def test_a_command_of_several_processes_ends_with_them_and_at_once(tmp_path):
+    """Else gloo may abort one that takes itself down, and the launcher ends one that still writes its report."""
+    ended = subprocess.run(
+        [sys.executable, "-c", ONE_OF_SEVERAL, tmp_path / "store"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.endswith("handed over; connected: False\n")
