@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from align.export.formats import Format
 from align.export.model_card import COMMANDS, compared_in_words
+from align.export.served import adapter_rank, not_servable, room_for
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """What safetensors calls them."""
@@ -43,8 +44,11 @@ def _loading(folder: Path, form: Format, base: str | None, outputs: Sequence[str
         return COMMANDS[form.name].format(name=folder, base=base).splitlines()
     if not form.of_adapter:
         return [f'transformers.AutoModelForCausalLM.from_pretrained("{folder}")', f"vllm serve {folder}"]
-    served = f"vllm serve {base} --enable-lora --lora-modules {folder.name}={folder}"
-    return [f'peft.AutoPeftModelForCausalLM.from_pretrained("{folder}")', served]
+    lines = [f'peft.AutoPeftModelForCausalLM.from_pretrained("{folder}")']
+    if not not_servable(folder):
+        room = f"--max-lora-rank {room_for(adapter_rank(folder))}"
+        lines.append(f"vllm serve {base} --enable-lora {room} --lora-modules {folder.name}={folder}")
+    return lines
 
 
 def _dtypes(files: Sequence[Path]) -> list[str]:

@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -75,7 +76,9 @@ def attach_adapter(
         # PEFT writes the model's own name, which is the folder of a download for a hub model.
         base.name_or_path = model_name(section.model)
         config.revision = section.revision
-        wrapped = get_peft_model(base, config, adapter_name=TRAINED)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected that the base layer has no bias")  # said where it is merged
+            wrapped = get_peft_model(base, config, adapter_name=TRAINED)
     except (ValueError, RuntimeError, TypeError, ImportError, re.error) as error:
         raise UserError(f"policy.adapter: {adapter.name} does not fit {section.model}: {first_line(error)}") from error
     _check_patterns(wrapped, patterns)
@@ -218,7 +221,9 @@ def plain_config(config: peft.PeftConfig) -> peft.PeftConfig:
 
 def adapter_tensors(wrapped: PeftModel, name: str) -> dict[str, Tensor]:
     """An adapter's weights under the names they have in PEFT's files."""
-    return folded(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LoRA tensor.* have invalid shape")  # a middle's diagonal
+        return folded(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
 
 
 def adapter_config(wrapped: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from align.errors import UserError
+from align.export.served import RANKS, adapter_rank, not_servable
 from align.model.adapters import Full
 from align.model.load import load_tokenizer, model_folder
 from align.progress import stage
@@ -19,7 +20,7 @@ from align.rollout.server import VllmServers
 from align.rollout.transformers_engine import TransformersEngine
 from align.rollout.vllm_arguments import VllmArguments
 from align.rollout.vllm_engine import VllmEngine
-from align.rollout.weights import LARGEST_RANK, Kind, adapter_rank, not_servable
+from align.rollout.weights import Kind
 from rewards.loading import folder_of
 from rewards.types import ScorerError
 
@@ -148,7 +149,7 @@ def _of_config(recipe: Recipe) -> tuple[str, int]:
     rank = adapter.served_rank()
     if rank is None:
         return f"its kind is {adapter.name}", 0
-    return (f"its rank is above {LARGEST_RANK}" if rank > LARGEST_RANK else ""), rank
+    return (f"its rank is above {RANKS[-1]}" if rank > RANKS[-1] else ""), rank
 
 
 def _other_rank(against: str) -> int:

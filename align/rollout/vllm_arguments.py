@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from align.errors import UserError
+from align.export.served import room_for
 from align.rollout.inside_vllm.draw import COLUMNS
 from align.rollout.inside_vllm.request import CONFIG
 
@@ -17,8 +18,6 @@ log = logging.getLogger("align")
 
 FIRST_RUNNER, SECOND_RUNNER = ("0.25", "0.31", "0.32"), ("0.31", "0.32")
 """Versions of vLLM whose two model runners take our sampler: those whose sources were compared."""
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks that vLLM reserves room for."""
 OURS = {
     "additional_config",
     "generation_config",
@@ -134,7 +133,7 @@ def llm_arguments(arguments: VllmArguments, *, ours: bool) -> dict[str, Any]:
         "disable_log_stats": True,
     }
     if arguments.lora_rank:
-        room = next((rank for rank in LORA_RANKS if rank >= arguments.lora_rank), LORA_RANKS[-1])
+        room = room_for(arguments.lora_rank)
         at_once = 2 if arguments.decoding else 1
         given |= {"enable_lora": True, "max_lora_rank": room, "max_loras": at_once, "max_cpu_loras": 2 * at_once}
     if ours:

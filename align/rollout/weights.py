@@ -19,8 +19,6 @@ from rewards.files import file_digest
 
 HEAD, INDEX = "lm_head.weight", "model.safetensors.index.json"
 EMBEDDINGS = "embed_tokens.weight"
-LARGEST_RANK = 512
-"""Of an adapter that vLLM can serve."""
 
 Kind = Literal["adapter", "merged"]
 Shapes = dict[str, tuple[int, ...]]
@@ -127,29 +125,6 @@ def is_tied(folder: Path) -> bool:
     """Whether a model's LM head is its embeddings."""
     config = json.loads((folder / "config.json").read_text())
     return bool(config.get("text_config", config).get("tie_word_embeddings", True))
-
-
-def adapter_rank(folder: Path) -> int:
-    """Largest rank of an adapter; 0 for a whole model."""
-    if not (folder / "adapter_config.json").is_file():
-        return 0
-    config = json.loads((folder / "adapter_config.json").read_text())
-    return max([config.get("r") or 0, *(config.get("rank_pattern") or {}).values()])
-
-
-def not_servable(folder: Path) -> str:
-    """Why vLLM cannot serve what was trained as an adapter; empty where it can."""
-    if not (folder / "adapter_config.json").is_file():
-        return "it is a whole model"
-    config = json.loads((folder / "adapter_config.json").read_text())
-    reasons = {
-        f"its type is {config['peft_type']}": config["peft_type"] != "LORA",
-        "it is a DoRA": config.get("use_dora"),
-        "it trains biases": config.get("bias", "none") != "none",
-        "it has modules of its own": config.get("modules_to_save"),
-        f"its rank is above {LARGEST_RANK}": adapter_rank(folder) > LARGEST_RANK,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _names(file: Path) -> list[str]:

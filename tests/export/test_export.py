@@ -197,7 +197,13 @@ def test_what_an_export_wrote_is_said(tmp_path, capsys):
     export(tmp_path / "run", tmp_path / "adapter")
     said = capsys.readouterr().out
     assert f"{tmp_path}/adapter: an adapter for {tmp_path}/base in float32" in said
-    assert "AutoPeftModelForCausalLM" in said and "--lora-modules" in said
+    assert "AutoPeftModelForCausalLM" in said
+    assert f"vllm serve {tmp_path}/base --enable-lora --max-lora-rank 8 --lora-modules adapter={tmp_path}" in said
+
+    save_adapter(tmp_path / "other", tmp_path / "base", "dora")
+    export(tmp_path / "other", tmp_path / "dora")
+    said = capsys.readouterr().out
+    assert "AutoPeftModelForCausalLM" in said and "vllm" not in said
 
 
 def test_an_adapters_base_is_found_from_anywhere(tmp_path, monkeypatch):

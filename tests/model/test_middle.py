@@ -9,11 +9,12 @@ from transformers import AutoModelForCausalLM
 
 from align.errors import UserError
 from align.losses.list_loss import build_loss
+from align.model.attach import adapter_tensors
 from align.model.config import PolicySection
 from align.model.forward import TokenScorer, score_tokens
 from align.model.load import LoadOptions
 from align.model.middle import lower_diagonal_upper, nystroem, product, singular
-from align.model.middle_adapters import LoraLdu, LoraSb, NLora, S2ft, Sorsa, SvFit
+from align.model.middle_adapters import Lofit, LoraLdu, LoraSb, NLora, S2ft, Sorsa, SvFit
 from align.model.policy import load_policy
 from align.objectives.pairwise import Logistic
 from align.objectives.scores import LogRatio
@@ -210,3 +211,9 @@ def test_a_state_has_the_columns_that_were_drawn(load, batch, tmp_path):
     with torch.no_grad():
         found, expected = (TokenScorer(own).eval()(batch).logprobs for own in (again, policy))
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("adapter", [SvFit(rank=RANK), Lofit()])
+@pytest.mark.filterwarnings("error")
+def test_peft_does_not_warn_of_a_diagonal_or_of_a_layer_without_a_bias(adapter, load):
+    adapter_tensors(load(adapter).model, "default")

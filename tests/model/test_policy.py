@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from align.errors import UserError
+from align.export.served import adapter_rank, not_servable
 from align.model.adapters import ADAPTER, AdaLora, Dora, Eva, Full, Ia3, Loftq, Lora, Miss, Olora, Pissa, Ranks, RsLora
 from align.model.config import PolicySection
 from align.model.forward import TokenScorer, score_tokens
@@ -20,7 +21,6 @@ from align.model.peft_adapter import Peft
 from align.model.policy import load_policy
 from align.model.reference import check_reference_identity
 from align.packing.batch import collate
-from align.rollout.weights import adapter_rank, not_servable
 
 ADAPTERS = [
     Lora(rank=3),

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from align.export.served import not_servable
 from align.files import partial_folder
 from align.model.adapters import AdaLora, Dora, Full, Ia3, Lora, Miss, Pissa, RsLora
 from align.model.config import PolicySection
@@ -14,7 +15,7 @@ from align.model.load import LoadOptions
 from align.model.policy import load_policy
 from align.rollout.config import Transformers, Vllm
 from align.rollout.engines import sync_kind
-from align.rollout.weights import add_head, check_same_layout, not_servable, shapes, write_weights
+from align.rollout.weights import add_head, check_same_layout, shapes, write_weights
 
 HEAD = "lm_head.weight"
 IDS = torch.tensor([[1, 5, 9, 3, 7]])
