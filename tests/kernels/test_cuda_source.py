@@ -14,6 +14,7 @@ from torch import Tensor
 
 from align.kernels import cuda
 from align.kernels.contrast.reference import contrast_logits
+from align.kernels.rows.op import METHODS
 from align.kernels.rows.tile import _torch_gradient, _torch_statistics
 from align.kernels.sampling import reference as sampling
 
@@ -122,10 +123,22 @@ def test_logit_gradient(execute: Callable[..., None], width: int, dtype: torch.d
 @pytest.mark.parametrize("width", WIDTHS)
 def test_softmax(execute: Callable[..., None], width: int, dtype: torch.dtype) -> None:
     x = rows(width, dtype)
-    for log_space, plain in ((0, torch.softmax), (1, torch.log_softmax)):
+    for method, plain in (("softmax", torch.softmax), ("log_softmax", torch.log_softmax)):
         out = torch.full((5, width), torch.nan)
-        execute("softmax", dtype, width, 5, x, x.stride(0), width, out, log_space)
+        execute("softmax", dtype, width, 5, x, x.stride(0), width, out, METHODS[method])
         torch.testing.assert_close(out.double(), plain(x.double(), -1), rtol=2e-6, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_stablemax(execute: Callable[..., None], width: int, dtype: torch.dtype) -> None:
+    """s(x) / sum s(x), s = 1 + x from 0 on and 1 / (1 - x) below; as torch has it for inf and NaN."""
+    x = rows(width, dtype)
+    out = torch.full((5, width), torch.nan)
+    execute("softmax", dtype, width, 5, x, x.stride(0), width, out, METHODS["stablemax"])
+    wide = x.double()
+    s = torch.where(wide >= 0, 1 + wide, 1 / (1 - wide))
+    torch.testing.assert_close(out.double(), s / s.sum(-1, keepdim=True), rtol=2e-6, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -20,8 +20,8 @@ def softmax_into(x: Float[Tensor, "R V"], method: str, k: int, out: Float[Tensor
     """Write one of the methods for every row; past the caches when the result is larger than most CPUs' caches."""
     fits = native.usable(x, scalar_wins=method == "sparse") and out.dtype == torch.float32 and out.is_contiguous()
     rows, cols = x.shape
-    if cuda.usable(x) and out.dtype == torch.float32 and out.is_contiguous() and method in ("softmax", "log_softmax"):
-        given = (x, x.stride(0), cols, out, int(method == "log_softmax"))
+    if cuda.usable(x) and out.dtype == torch.float32 and out.is_contiguous() and method != "sparse":
+        given = (x, x.stride(0), cols, out, METHODS[method])
         cuda.launch("rows", "softmax", x.dtype, rows, *given)
         return
     if not fits:

@@ -69,6 +69,18 @@ __device__ void softmax(PTR(const T) x, int64_t stride, int64_t cols, PTR(float)
         for_each<T>(from, cols, [&](float v, int64_t i) { to[i] = exp2f((v - s.m) * k) * inverse; });
 }
 
+/* s(x) = 1 + x above 0 and 1 / (1 - x) below, over its sum; reads and writes as softmax. */
+template <class T> __device__ void stablemax(PTR(const T) x, int64_t stride, int64_t cols, PTR(float) out) {
+    auto grown = [](float v) { return v >= 0.0f ? 1.0f + v : 1.0f / (1.0f - v); };
+    int64_t row = blockIdx.x;
+    auto from = x + row * stride;
+    auto to = out + row * cols;
+    Sums s = {0.0f, 0.0f, 0.0f, 0.0f};
+    for_each<T>(from, cols, [&](float v, int64_t) { s.sum += grown(v); });
+    float inverse = 1.0f / merge_block(s, 1.0f).sum;
+    for_each<T>(from, cols, [&](float v, int64_t i) { to[i] = grown(v) * inverse; });
+}
+
 #define KERNELS(T)                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                           \
         row_statistics_##T(PTR(const T) x, int64_t stride, int64_t cols, float scale, PTR(const int64_t) targets,   \
@@ -86,6 +98,9 @@ __device__ void softmax(PTR(const T) x, int64_t stride, int64_t cols, PTR(float)
         logit_gradient<T>(z, stride, cols, targets, per_row, logsumexp, a, b, c, g, cap, slope, quadratic);         \
     }                                                                                                               \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                           \
-        softmax_##T(PTR(const T) x, int64_t stride, int64_t cols, PTR(float) out, int64_t log_space) {                  \
-        softmax<T>(x, stride, cols, out, log_space);                                                                \
+        softmax_##T(PTR(const T) x, int64_t stride, int64_t cols, PTR(float) out, int64_t method) {                     \
+        if (method == 3)                                                                                            \
+            stablemax<T>(x, stride, cols, out);                                                                     \
+        else                                                                                                        \
+            softmax<T>(x, stride, cols, out, method);                                                               \
     }

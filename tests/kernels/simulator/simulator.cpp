@@ -48,9 +48,9 @@ template <class T> static Checked<T> view(void *p, int64_t size) { return {(T *)
         });                                                                                                         \
     }                                                                                                               \
     extern "C" void sim_softmax_##T(unsigned order, int64_t rows, void *x, int64_t stride, int64_t cols, void *out, \
-                                    int64_t log_space) {                                                                \
+                                    int64_t method) {                                                                   \
         sim::launch(rows, order, [&] {                                                                              \
-            softmax_##T(view<const T>(x, rows * stride), stride, cols, view<float>(out, rows * cols), log_space);   \
+            softmax_##T(view<const T>(x, rows * stride), stride, cols, view<float>(out, rows * cols), method);      \
         });                                                                                                         \
     }                                                                                                               \
     extern "C" void sim_contrast_logits_##T(unsigned order, int64_t rows, void *z, int64_t stride, int64_t cols,    \
