@@ -1,6 +1,8 @@
 """Whole models in fewer bits: bitsandbytes' NF4, and what llm-compressor writes as compressed-tensors."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,17 +70,23 @@ def awq(made: Made) -> None:
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
 
-    if not torch.cuda.is_available():
-        _refuse_without_gpu()
     scheme = QuantizationModifier(targets="Linear", scheme="W4A16_ASYM", ignore=[HEAD])
-    _compress(made, [AWQModifier(), scheme], rows=_rows(made))
+    with _without_pinning():
+        _compress(made, [AWQModifier(), scheme], rows=_rows(made))
 
 
-def _refuse_without_gpu() -> None:
-    raise UserError(
-        "--to awq: llm-compressor keeps what it looks at in pinned memory, which this machine, without a GPU, does not "
-        "have; take --to gptq, which is as small, or a machine with one"
-    )
+@contextmanager
+def _without_pinning() -> Iterator[None]:
+    """Where there is no GPU: AWQ's inputs stay in plain memory. Pinning is for faster copies there, and fails here."""
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    pin = IntermediatesCache.pin_memory
+    if not torch.cuda.is_available():
+        IntermediatesCache.pin_memory = lambda *_: None
+    try:
+        yield
+    finally:
+        IntermediatesCache.pin_memory = pin
 
 
 def _rows(made: Made) -> Dataset:

@@ -241,7 +241,7 @@ def test_every_architecture_of_gguf_gives_the_models_own_log_probabilities(name,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=needs(name)) for name in ("lora-gguf", "nf4", "fp8", "gptq", "onnx")]
+    "name", [pytest.param(name, marks=needs(name)) for name in ("lora-gguf", "nf4", "fp8", "gptq", "awq", "onnx")]
 )
 def test_other_formats_are_within_their_bounds(run, tmp_path, name):
     if name == "lora-gguf" and importlib.util.find_spec("llama_cpp") is None:
