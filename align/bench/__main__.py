@@ -20,8 +20,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m align.bench", description=__doc__)
     parser.add_argument("name", choices=names())
     parser.add_argument("--json", type=Path, required=True, help="where to write every figure")
-    arguments = parser.parse_args()
-    result = importlib.import_module(f"align.bench.{arguments.name}").run()
+    arguments, rest = parser.parse_known_args()
+    benchmark = importlib.import_module(f"align.bench.{arguments.name}")
+    if hasattr(benchmark, "add_options"):  # of a long one, which keeps in its file what it has
+        own = argparse.ArgumentParser(prog=f"python -m align.bench {arguments.name}", description=benchmark.__doc__)
+        benchmark.add_options(own)
+        result = benchmark.run(arguments.json, **vars(own.parse_args(rest)))
+    else:
+        parser.parse_args()  # refuses what it has no option for
+        result = benchmark.run()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
