@@ -8,27 +8,23 @@ from align.export.made import Made
 log = logging.getLogger("align")
 
 FILE = "Modelfile"
-TURNS = "{{- range .Messages }}%s{{- end }}%s"
 FAMILIES = {
     "chatml": (
-        ("<|im_start|>", "<|im_end|>"),
         "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n",
         "<|im_end|>",
     ),
     "llama 3": (
-        ("<|start_header_id|>", "<|eot_id|>"),
         "{{- range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n{{ .Content }}<|eot_id|>{{ end }}"
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
         "<|eot_id|>",
     ),
     "gemma": (
-        ("<start_of_turn>", "<end_of_turn>"),
         '{{- range .Messages }}<start_of_turn>{{ if eq .Role "assistant" }}model{{ else }}{{ .Role }}{{ end }}\n'
         "{{ .Content }}<end_of_turn>\n{{ end }}<start_of_turn>model\n",
         "<end_of_turn>",
     ),
 }
-"""By family: what its templates write, Ollama's template for it, and what ends a turn."""
+"""By family: Ollama's template for it, and what ends a turn."""
 TALK = (
     ({"role": "user", "content": "One?"},),
     (
@@ -46,7 +42,7 @@ def write_modelfile(made: Made) -> None:
     if template is None:
         lines = ["FROM ./model.gguf", 'TEMPLATE "{{ .Prompt }}"']
     elif (family := family_of(made.tokenizer)) is not None:
-        _, text, end = FAMILIES[family]
+        text, end = FAMILIES[family]
         lines = ["FROM ./model.gguf", f'TEMPLATE """{text}"""', f'PARAMETER stop "{end}"']
     else:
         log.warning("no Modelfile: the chat template is of none of %s, and is not guessed", ", ".join(FAMILIES))

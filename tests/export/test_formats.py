@@ -30,7 +30,7 @@ from align.export.compare import compare, refuse_other
 from align.export.engines import Transformers
 from align.export.export import export
 from align.export.formats import FORMATS, check_format
-from align.export.heldout import HeldOut, Prompt, held_out
+from align.export.heldout import HeldOut, Prompt, calibration, held_out
 from align.export.made import Made
 from align.export.trained import Trained, find_trained, read_tokenizer_of
 from align.recipe import parse_recipe
@@ -125,6 +125,17 @@ def test_an_export_beyond_its_tolerance_is_not_kept(run, tmp_path):
         export(run, tmp_path / "out", to="transformers", dtype="bfloat16", lists=2, tolerance=1e-6)
     assert not (tmp_path / "out").exists()
     assert export(run, tmp_path / "adapter", lists=2, tolerance=1e-5).is_dir()
+
+
+def test_a_quantiser_sees_the_first_training_prompts_with_their_best_completions(run, recipe, monkeypatch):
+    monkeypatch.setattr("align.export.heldout.CALIBRATED", 3)
+    expected = []
+    for row in list(prepare(recipe).train)[:3]:
+        best = row["grades"].index(max(row["grades"]))
+        expected.append((*row["prompt_ids"], *row["completion_ids"][best]))
+    assert list(calibration(find_trained(run))) == expected
+    with pytest.raises(UserError, match="needs the rows of a run; give the run directory"):
+        calibration(find_trained(run / "adapter"))
 
 
 @pytest.fixture(scope="module")
