@@ -42,7 +42,9 @@ class ORPOTrainer(PolicyOnlyTrainer):
         own_at = [at for example in lists for at in (example.get("own_at") or example["learn_at"])]
         for row, (learnt, own) in enumerate(zip(learnt_at, own_at, strict=True)):
             weights[row, : len(learnt)] = torch.from_numpy(np.isin(learnt, own)).to(weights)
-        return self._row_sums(stats, weights)
+        assert stats.mean_logit is not None
+        own_logits = (stats.mean_logit.detach() * weights).sum(dim=1)  # of completions alone, for the log
+        return self._row_sums(stats, weights) | {"logit": own_logits}
 
     def _loss(self, micro: MicroBatch, rows: Tensor, values: dict[str, Tensor]) -> Tensor:
         both, present = self._both(micro, rows, values)

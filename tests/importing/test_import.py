@@ -207,6 +207,21 @@ def test_a_method_is_its_objective(write, tool, said, wanted):
     assert plan_of(write({**TOOLS[tool][1], **said})).tree["objective"] == wanted
 
 
+@pytest.mark.parametrize(
+    ("tool", "said", "whole"),
+    [
+        ("TRL", {"method": "orpo"}, True),
+        ("axolotl", {"rl": "orpo"}, True),
+        ("ms-swift", {"rlhf_type": "orpo"}, True),
+        ("LLaMA-Factory", {"pref_loss": "orpo"}, False),  # whose likelihood term is the completion's alone, as ours
+    ],
+)
+def test_that_a_tools_orpo_learns_the_prompt_too_is_told(write, tool, said, whole):
+    plan = plan_of(write({**TOOLS[tool][1], **said}))
+    (line,) = [line for line in plan.lines if line.ours.startswith("objective:")]
+    assert ("learns the prompt's tokens too" in line.why, line.differs) == (whole, whole)
+
+
 LORA = {"name": "lora", "rank": 4, "alpha": 8, "targets": "all-linear"}
 DORA = {"name": "dora"}
 BEST = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 50}

@@ -47,7 +47,8 @@ def test_a_reward_is_read_where_transformers_reads_it(tiny_policy, tmp_path):
 @pytest.mark.parametrize("adapter", [None, lora])
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_ktos_steps_are_trls(tiny_policy, tmp_path, adapter, accumulation):
-    options = {"gradient_accumulation_steps": accumulation, "undesirable_weight": 0.7, "learning_rate": 1e-3}
+    options = {"gradient_accumulation_steps": accumulation, "learning_rate": 1e-3, "beta": 0.3}
+    options |= {"desirable_weight": 1.3, "undesirable_weight": 0.7}
     more = {"peft_config": adapter} if adapter else {}
     same("KTO", tiny_policy, tmp_path, options | EVALUATED, eval_dataset=pairs(7, seed=1), **more)
 

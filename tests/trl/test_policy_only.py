@@ -1,6 +1,7 @@
 """CPOTrainer, SimPO and AlphaPO in it, and ORPOTrainer beside those of TRL's experimental part."""
 
 import logging
+import math
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from same_script import assert_same_lines, log_histories, pairs, trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.errors import UserError
+from align.trl import ORPOTrainer
 
 LOGITS = ("logits/",)
-"""TRL's mean is over the prompt and the padding too; ours over what is learnt, as DPOTrainer's."""
+"""TRL's mean is over the prompt and the padding too; ours over the completions' tokens, as DPOTrainer's."""
 
 
 def lora() -> LoraConfig:
@@ -40,6 +42,7 @@ def same(name, tiny_policy, tmp_path, options, **given) -> list[dict]:
 def test_steps_evaluation_and_last_incomplete_accumulation_are_trls(tiny_policy, tmp_path, name, adapter, accumulation):
     options = {"gradient_accumulation_steps": accumulation, "max_steps": -1, "num_train_epochs": 3}
     options |= {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 3, "learning_rate": 2e-3}
+    options["beta"] = 0.3
     more = {"peft_config": adapter} if adapter else {}
     log = same(name, tiny_policy, tmp_path, options, eval_dataset=pairs(7, seed=1), **more)
     assert sum("loss" in line for line in log) == {1: 24, 4: 6}[accumulation]
@@ -63,6 +66,23 @@ def test_steps_evaluation_and_last_incomplete_accumulation_are_trls(tiny_policy,
 def test_every_loss_and_option_is_trls(tiny_policy, tmp_path, options):
     common = {"gradient_accumulation_steps": 2, "learning_rate": 2e-3}
     same("CPO", tiny_policy, tmp_path, common | options, peft_config=lora)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_smoothing_that_the_loss_does_not_read_is_said_where_it_is_set(tiny_policy, tmp_path, caplog, smoothing):
+    options = {"loss_type": "hinge", "label_smoothing": smoothing}
+    trainer("align.trl", "CPO", tmp_path, str(tiny_policy), options, train_dataset=pairs(3))
+    assert ("the loss hinge does not read it" in caplog.text) == (smoothing > 0)
+
+
+def test_orpos_odds_of_a_certain_completion_are_those_of_the_nearest_number_below_one():
+    """log p - log(1 - p) with log p = -2^-23, float32's step at 1, of which TRL's are infinite; with a gradient."""
+    means = torch.tensor([[0.0, -0.5], [-0.5, 0.0]], requires_grad=True)
+    odds = ORPOTrainer._log_odds(None, means)
+    half, certain = -0.5 - math.log(1 - math.exp(-0.5)), 23 * math.log(2)
+    assert odds.tolist() == pytest.approx([certain - half, half - certain], rel=1e-6)
+    odds[0].backward()
+    assert torch.isfinite(means.grad).all()
 
 
 def test_messages_and_implicit_prompts_are_tokenised_as_trl_does(tiny_policy, tmp_path):
@@ -100,9 +120,10 @@ def test_a_prompt_that_fills_max_length_is_left_out_with_a_count(tiny_policy, tm
     assert "train: 1 pairs are left out, whose prompt alone fills max_length" in caplog.text
 
 
-def test_mean_logits_are_of_what_is_learnt(tiny_policy, tmp_path):
+@pytest.mark.parametrize("name", ["CPO", "ORPO"])
+def test_mean_logits_are_of_completions_tokens(tiny_policy, tmp_path, name):
     options = {"max_steps": 1, "learning_rate": 0.0, "per_device_train_batch_size": 4}
-    one = trainer("align.trl", "CPO", tmp_path, str(tiny_policy), options, train_dataset=pairs(4))
+    one = trainer("align.trl", name, tmp_path, str(tiny_policy), options, train_dataset=pairs(4))
     one.train()
     model = AutoModelForCausalLM.from_pretrained(tiny_policy).double()
     for side in ("chosen", "rejected"):
