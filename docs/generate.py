@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from transformers import TrainingArguments
 
 from align.data.formats import FORMAT
+from align.export.formats import FORMATS
 from align.importing.left import OURS
 from align.importing.read import CONFIGS
 from align.lint import CHECK
@@ -364,8 +365,24 @@ def _note(source: str, name: str) -> str:
     return _cell("; ".join(filter(None, notes)))
 
 
+def exports() -> str:
+    """The page of exports with its table of what was measured written anew."""
+    mark = "<!-- Written by docs/generate.py from data/benchmarks/export-cpu.json. -->"
+    before, _, after = (HERE / "export.md").read_text(encoding="utf-8").split(mark)
+    found = _measured("export-cpu.json")["exports"]
+    columns = sorted({(row["format"], row["dtype"]): 0 for row in found}, key=lambda own: list(FORMATS).index(own[0]))
+    table: dict[str, dict[tuple[str, str], str]] = {}
+    for row in found:
+        what = "refused" if "refused" in row else f"{row['max_logprob_difference']:.0e}"
+        table.setdefault(row["adapter"], {})[row["format"], row["dtype"]] = what
+    rows = [[f"`{name}`", *(own.get(column, "") for column in columns)] for name, own in table.items()]
+    head = tuple(form if form == dtype else f"{form} {dtype}" for form, dtype in columns)
+    return f"{before}{mark}\n\n{_rows(('adapter', *head), rows)}\n{mark}{after}"
+
+
 PAGES = {
     "adapters.md": adapters,
+    "export.md": exports,
     "optimizers.md": optimizers,
     "import.md": imports,
     "recipe-keys.md": recipe_keys,
