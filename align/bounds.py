@@ -1,8 +1,9 @@
 """How much is read of what a stranger may have written: every bound is named, with what to do where it is too small."""
 
+import ast
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -13,6 +14,8 @@ YAML_NODES = 1_000_000
 """Values of a YAML file with its aliases written out."""
 DEPTH = 100
 """Levels of lists and mappings within each other."""
+DIGITS = 1000
+"""Of a whole number in YAML or Python, in whatever base; Python writes none of more than 4300."""
 JSON_BYTES = 200_000_000
 """Of one file beside weights; the largest tokenizers have 30 MB."""
 LAYERS = 10_000
@@ -27,6 +30,7 @@ PACKED = 16
 DEEPNESS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 COUNTS = dict.fromkeys(DEEPNESS, LAYERS) | {"num_labels": LABELS}
 WIDTHS = ("hidden_size", "n_embd", "d_model", "intermediate_size", "vocab_size")
+LONG = f"holds a whole number of more than {DIGITS:,} digits; mend it"
 DEEP = f"is deeper than {DEPTH} levels of lists and mappings; that is no file of its kind"
 
 
@@ -56,11 +60,27 @@ def load_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any
         reader.dispose()
 
 
+def parse_python(text: str, mode: Literal["exec", "eval"] = "exec") -> Any:
+    """The tree of Python that is read and never run.
+
+    Raises:
+        SyntaxError: it is none.
+        ValueError, RecursionError, MemoryError: it holds what Python does not read, or a whole number out of bounds.
+    """
+    tree = ast.parse(text, mode=mode)
+    values = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    if any(isinstance(value, int) and abs(value) >= 10**DIGITS for value in values):
+        raise ValueError(LONG)
+    return tree
+
+
 def _written_out(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
     """How many values a node is, each alias counted as what it stands for."""
     if depth > DEPTH:
         raise TooMuch(DEEP)
     if not isinstance(node, yaml.CollectionNode):
+        if node is not None and node.tag == "tag:yaml.org,2002:int" and len(node.value) > DIGITS:
+            raise TooMuch(LONG)
         return 1
     if id(node) not in known:
         known[id(node)] = YAML_NODES + 1  # until it is counted: what it holds may be itself

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     | {"datasets", "transformers", "tokenizers"}
     | {
         "align.progress",
+        "align.bounds",
         "align.files",
         "align.locks",
         "align.manifest",

@@ -5,6 +5,8 @@ import json
 from collections import Counter
 from typing import Any
 
+from align.bounds import parse_python
+
 DEEPEST = 100
 """Lists and objects within each other; what writes a row again, or a template, goes one call deeper for each."""
 DIGITS = "a number of more digits than Python reads"
@@ -41,7 +43,7 @@ def literal(text: str) -> Any:
     Source: ours
     """
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        tree = parse_python(text.strip(), "eval")
         value = ast.literal_eval(tree)
         for node in ast.walk(tree):
             if isinstance(node, ast.Dict):

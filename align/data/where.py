@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from align.bounds import parse_python
 from align.data.bad_row import BadRow, kind
 from align.data.paths import value_at
 
@@ -104,7 +105,7 @@ def parse_where(text: str) -> Where:
         return name
 
     try:
-        tree = ast.parse(QUOTED.sub(stand_in, text).strip(), mode="eval").body
+        tree = parse_python(QUOTED.sub(stand_in, text).strip(), "eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else error
         raise ValueError(f"`{text}` is no condition ({reason}); {KNOWN}") from None

@@ -146,6 +146,8 @@ def _extra_terms(plan: Plan, terms: list[dict[str, Any]]) -> str:
     """Add what a tool adds to its loss; says what differs of it."""
     if plan.on("bco_weight"):
         share = plan.number("bco_weight")
+        if share < 0:
+            raise plan.mistake("bco_weight", "is below 0; write a weight")
         for term in terms:
             term["weight"] = round(term.get("weight", 1.0) / (1 + share), 6)
         terms.append({"name": "bco", "weight": round(share / (1 + share), 6)})

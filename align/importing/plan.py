@@ -1,5 +1,6 @@
 """What becomes of each key of a file: kept, changed and why, or dropped and why; and the recipe that comes of it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,8 +77,10 @@ class Plan:
         value = self.value(name)
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise self.mistake(name, "is no number; write one") from None
+        if not math.isfinite(number):
+            raise self.mistake(name, "is no finite number; write one")
         return int(number) if number.is_integer() and not isinstance(value, float) else number
 
     def spell(self, name: str) -> str:

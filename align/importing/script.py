@@ -8,6 +8,7 @@ import ast
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from align.bounds import parse_python
 from align.errors import UserError
 from align.importing.names import called
 from align.importing.values import Unread, Values, plain
@@ -60,7 +61,7 @@ def read_script(file: Path) -> Script:
         UserError: it is no Python, calls no trainer or several, or computes a setting.
     """
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = parse_python(file.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         said = str(error) or "nested too deeply"
         raise UserError(f"{file}: not valid Python ({said}); save a notebook as a script first") from None

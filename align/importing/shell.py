@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from align.bounds import load_yaml, parse_python
 from align.errors import UserError
 
 COMMANDS = {
@@ -79,8 +80,8 @@ def _computed(text: str, variables: dict[str, str], file: Path) -> str:
     inner = re.sub(r"^\$\(\(|\)\)$|^\$\(|\)$|^`|`$", "", text).strip()
     inner = _expanded(re.sub(r"^expr\s+", "", inner).replace("\\*", "*"), variables)
     try:
-        return str(_arithmetic(ast.parse(inner, mode="eval").body, variables))
-    except (SyntaxError, ValueError, KeyError, ZeroDivisionError, RecursionError, MemoryError):
+        return str(_arithmetic(parse_python(inner, "eval").body, variables))
+    except (SyntaxError, ValueError, KeyError, ArithmeticError, RecursionError, MemoryError):
         return "'$(...)'"
 
 
@@ -142,7 +143,7 @@ def _arguments(tool: str, words: list[str], variables: dict[str, str], file: Pat
 def _scalar(text: str) -> Any:
     """A word as YAML reads it, where that is a number or a truth value."""
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except yaml.YAMLError:
         return text
     return value if isinstance(value, bool | int | float) or value is None else text

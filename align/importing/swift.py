@@ -114,7 +114,7 @@ def write(plan: Plan, method: str) -> None:
 
 def _defaults(plan: Plan, method: str, kind: str) -> None:
     """What depends on other settings there."""
-    batch = int(plan.number("per_device_train_batch_size")) * plan.devices
+    batch = max(1, int(plan.number("per_device_train_batch_size")) * plan.devices)
     computed = {
         "beta": 2.0 if method == "simpo" else 0.1,
         "learning_rate": 1e-5 if kind == "full" else 1e-4,

@@ -5,10 +5,12 @@ or its default; an option of the command line its default; a name of a file besi
 """
 
 import ast
+import math
 import operator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from align.bounds import parse_python
 from align.importing.names import assigned, called, is_unknown, options, parameters
 
 OPERATIONS: dict[type, Any] = {
@@ -170,7 +172,7 @@ class Values:
     def _arithmetic(self, node: ast.BinOp, depth: int) -> Any:
         sides = [self.of(side, depth + 1) for side in (node.left, node.right)]
         if all(isinstance(side, int | float) for side in sides) and (sides[1] or type(node.op) not in DIVIDING):
-            return OPERATIONS[type(node.op)](*sides)
+            return _number(node, *sides)
         if all(isinstance(side, str) for side in sides):
             if isinstance(node.op, ast.Add):
                 return sides[0] + sides[1]
@@ -193,6 +195,15 @@ class Values:
         return Unread(whole)
 
 
+def _number(node: ast.BinOp, left: float, right: float) -> Any:
+    """What arithmetic comes to; Unread where that is no number that float64 holds."""
+    try:
+        value = OPERATIONS[type(node.op)](left, right)
+        return value if math.isfinite(value) else Unread(ast.unparse(node))
+    except (ArithmeticError, TypeError):  # beyond float64, or complex
+        return Unread(ast.unparse(node))
+
+
 def plain(value: Any) -> Any:
     """A value, or None where only running could tell."""
     return None if isinstance(value, Unread) else value
@@ -201,7 +212,7 @@ def plain(value: Any) -> Any:
 def _converted(to: Any, value: Any, source: str) -> Any:
     try:
         return to(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return Unread(source)
 
 
@@ -209,7 +220,7 @@ def _beside(folder: Path, module: str) -> tuple[ast.Module, Path] | None:
     """A module that is a file beside the script."""
     file = folder / f"{module.replace('.', '/')}.py"
     try:
-        return ast.parse(file.read_text(encoding="utf-8")), file
+        return parse_python(file.read_text(encoding="utf-8")), file
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

@@ -42,9 +42,15 @@ class Checkpoints:
         sync(self.folder)
         sync(self.folder.parent)
         self._problems[checkpoint] = ""
+        for later in (one for one in numbered(self.folder) if step_of(one) > step_of(checkpoint)):
+            remove_folder(later)
+        self.drop_older(checkpoint, keep=keep)
+
+    def drop_older(self, checkpoint: Path, *, keep: int) -> None:
+        """Remove those up to one that is on the disk, but the newest `keep`: a kill may have come before that."""
         present = [one for one in numbered(self.folder) if step_of(one) <= step_of(checkpoint)]
         kept = [one for one in present if not self._problems.get(one)][-keep:]
-        for other in numbered(self.folder):
+        for other in present:
             if other not in kept:
                 remove_folder(other)
 

@@ -147,6 +147,8 @@ class AlignTrainer(CheckpointedTrainer):
             self.plan, self.args.max_steps = self.plan[:start], start
         if self.is_world_process_zero():
             self.run.rewind_metrics(checkpoint)
+            if checkpoint:
+                self.run.saved.drop_older(checkpoint, keep=self.keep_checkpoints)
         if self.patience:
             self.patience.begin(self.run.read_metrics(), start)
         self.logging_steps = logging_steps

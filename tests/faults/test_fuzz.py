@@ -63,6 +63,32 @@ def test_any_odd_number_in_place_of_any_number_of_any_format():
             held[key] = before
 
 
+NUMBERS = ("9" * 4400, "0x" + "f" * 4400, "1" + ":1" * 3000, "1" + "0" * 400, ".inf", "1e999", "0", "-1", "0**-1")
+SCRIPT = "from trl import DPOTrainer, DPOConfig\nDPOTrainer('m', args=DPOConfig(output_dir='o', {}))\n"
+PLACES = {
+    "recipe": ("seed: {}", "{}: 1", "objective: {name: lambda, x: {}}"),
+    "override": ("train.steps={}", "policy.model={}"),
+    "specification": ("name: length, max: {}}", "name: {}}"),
+    "where": ("votes > {}", "f({}) > votes"),
+    "csv": ("prompt,chosen,rejected,meta\na,b,c,\"{'x': {}}\"\n", "prompt,chosen,rejected,weight\na,b,c,{}\n"),
+    "import_yaml": ("base_model: m\nrl: dpo\nseed: {}\n", "stage: dpo\nmodel_name_or_path: m\npref_bco_weight: {}"),
+    "import_shell": (
+        "trl dpo --model_name_or_path m --seed {}",
+        "swift rlhf --model m --per_device_train_batch_size {}",
+    ),
+    "import_script": (SCRIPT.replace("{}", "beta={}"), SCRIPT.replace("{}", "max_steps=10**98*10**98*{}, seed=f({})")),
+}
+"""Target -> texts with a place for a number."""
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_any_odd_number_in_a_text(name):
+    """In any base, of more digits than Python writes, or no number of float64's."""
+    for text in PLACES[name]:
+        for number in NUMBERS:
+            attempt(targets()[name], text.replace("{}", number).encode())
+
+
 def test_what_is_drawn_reaches_what_it_is_meant_to():
     """Bytes choose: every change of a row and every odd value can be drawn, so that the tests above look at them."""
     held = [{"prompt": "q"}]

@@ -278,6 +278,10 @@ REFUSED = [
     ("axolotl", {"lr_scheduler": "rex"}, "is no schedule here"),
     ("axolotl", {"process_reward_model": True, "reward_model": True}, "trains by `prm`"),
     ("ms-swift", {"dataset": "a#1 b#2"}, "numbers of rows that differ"),
+    ("TRL", {"seed": float("inf")}, "`seed: .inf` is no finite number"),
+    ("axolotl", {"micro_batch_size": float("nan")}, "`micro_batch_size: .nan` is no finite number"),
+    ("TRL", {"learning_rate": 10**400}, "is no number"),
+    ("LLaMA-Factory", {"pref_bco_weight": -1}, "`pref_bco_weight: -1` is below 0"),
 ]
 
 
@@ -286,6 +290,12 @@ def test_what_cannot_be_is_refused_in_one_sentence(write, tool, said, problem):
     with pytest.raises(UserError, match="old.yaml") as caught:
         plan_of(write({**TOOLS[tool][1], **said}))
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("tool", ["ms-swift", "TRL"])
+def test_a_batch_of_nothing_is_the_recipes_mistake(write, tool):
+    with pytest.raises(UserError, match="train.lists_per_step"):
+        imported(write({**TOOLS[tool][1], "per_device_train_batch_size": 0}))
 
 
 def test_a_recipe_that_is_there_is_not_overwritten(write):

@@ -7,7 +7,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from align.bounds import LAYERS, TooMuch, check_folder, load_yaml
+from align.bounds import LAYERS, TooMuch, check_folder, load_yaml, parse_python
 from align.errors import UserError
 from align.shipped import PACKAGE
 
@@ -23,9 +23,12 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] *
         ("[" * 102 + "]" * 102, "deeper than 100 levels"),
         ("[" * 100_000, "deeper than 100 levels"),
         ("a: " + "b" * 1_000_000, "longer than 1,000,000 characters"),
-        ("a: " + "1" * 5000, "holds a value that cannot be read"),
+        ("a: 2026-99-99", "holds a value that cannot be read"),
+        ("a: " + "1" * 1001, "a whole number of more than 1,000 digits"),
+        ("a: 0x" + "f" * 1000, "a whole number of more than 1,000 digits"),
+        ("[1" + ":1" * 500 + "]", "a whole number of more than 1,000 digits"),
     ],
-    ids=range(7),
+    ids=range(10),
 )
 def test_what_is_out_of_bounds_is_named(text, said):
     with pytest.raises(TooMuch, match=said):
@@ -35,6 +38,14 @@ def test_what_is_out_of_bounds_is_named(text, said):
 @pytest.mark.parametrize("text", ["", "3", "a: &a [1, 2]\nb: *a\nc: [*a, *a]", "[" * 90 + "]" * 90, "a: {<<: {b: 1}}"])
 def test_what_is_in_bounds_is_read_as_yaml_reads_it(text):
     assert load_yaml(text) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("text", ["1" * 1001, "[0x" + "f" * 1000 + "]", "f(a, b=-" + "9" * 1001 + ")"])
+def test_python_with_a_number_that_python_does_not_write_is_refused(text):
+    """As its message would hold the number, which raises where nobody expects it."""
+    with pytest.raises(ValueError, match="a whole number of more than 1,000 digits"):
+        parse_python(text, "eval")
+    parse_python("1" * 1000, "eval")
 
 
 def test_every_recipe_that_ships_is_read_as_yaml_reads_it():

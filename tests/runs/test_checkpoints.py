@@ -68,6 +68,18 @@ def test_damaged_ones_are_dropped_and_never_the_last_that_is_whole(metrics):
     assert steps(resumed) == [8, 10]
 
 
+def test_what_a_kill_kept_from_being_dropped_is_dropped_when_the_run_goes_on(metrics):
+    """It came when the newest was on the disk; no later checkpoint need follow."""
+    write(of(metrics), 2, 4, 6)
+    resumed = of(metrics)
+    resumed.drop_older(resumed.newest(), keep=2)
+    assert steps(resumed) == [4, 6]
+    HARMS["flipped"](of(metrics).folder / "checkpoint-6" / "policy.safetensors")
+    resumed = of(metrics)
+    resumed.drop_older(resumed.newest(), keep=1)
+    assert steps(resumed) == [4, 6], "what is passed over stays until there is a newer one"
+
+
 def test_a_checkpoint_under_another_name_or_of_another_run_is_not_gone_on_with(metrics, caplog):
     write(of(metrics), 2)
     folder = of(metrics).folder
