@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from align.errors import UserError
 from align.export.trained import ADAPTER_FILE, Trained
 from align.files import read_json, write_json
+from align.model.adapters import DIFFERENCES
 
 
 def drop_entries(trained: Trained, folder: Path, *, share: float, seed: int) -> Trained:
@@ -23,13 +24,18 @@ def drop_entries(trained: Trained, folder: Path, *, share: float, seed: int) -> 
         share: of entries, between 0 and 1.
 
     Raises:
-        UserError: there is no LoRA.
+        UserError: there is no LoRA, or two that are near each other, whose difference would be lost.
 
     Source: arXiv:2311.03099, arXiv:2410.09344 (with q = 1 - share, no search for another factor).
     """
     file = trained.folder / ADAPTER_FILE
     if trained.base is None or read_json(trained.folder / "adapter_config.json").get("peft_type") != "LORA":
         raise UserError(f"--drop: {trained.folder} holds no LoRA, and what is dropped are entries of a LoRA's factors")
+    if (name := _adapter(trained)) in DIFFERENCES:
+        raise UserError(
+            f"--drop: {trained.folder} is {name}'s difference of two LoRAs: with entries dropped, parts of the base "
+            "would be left; train a lora"
+        )
     draw = torch.Generator().manual_seed(seed)
     tensors = load_file(file)
     for name in sorted(tensors):
@@ -41,3 +47,9 @@ def drop_entries(trained: Trained, folder: Path, *, share: float, seed: int) -> 
         save_file(tensors, folder / ADAPTER_FILE, metadata=stored.metadata() or {"format": "pt"})
     write_json(folder / "adapter_config.json", read_json(trained.folder / "adapter_config.json"))
     return replace(trained, folder=folder)
+
+
+def _adapter(trained: Trained) -> str:
+    """What the run's recipe calls it; nothing where there is no run."""
+    policy = trained.run["recipe"].get("policy") or {}
+    return str((policy.get("adapter") or {}).get("name", ""))

@@ -360,3 +360,5 @@ else:
     AdapterConfig = Annotated[ADAPTER.union(), Named("lora")]
 
 MUTATES_BASE = tuple(name for name, own in ADAPTER.classes.items() if own.mutates_base)
+DIFFERENCES = tuple(name for name in MUTATES_BASE if getattr(ADAPTER.classes[name], "outer_trains", True))
+"""Of these, those that are exported as a difference of two LoRAs; where A stays, the difference is one."""

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from transformers import PretrainedConfig
 
 from align.packing.batch import Example
-from align.planning.empty import empty_model, period
+from align.planning.empty import Unplanned, empty_model, period
 from align.planning.trace import Pass, trace
 from align.recipe import Recipe
 
@@ -76,7 +77,12 @@ class Measure:
     def _traced(self, layers: int, checkpointed: int) -> Pass:
         whole = None if layers == self.layers else layers
         model = empty_model(self.recipe, self.config, total_steps=self.steps, layers=whole)
-        return trace(model, self.lists, checkpointed=checkpointed, **self.options)
+        try:
+            return trace(model, self.lists, checkpointed=checkpointed, **self.options)
+        except DataDependentOutputException as error:
+            adapter = self.recipe.policy.adapter
+            name = getattr(adapter, "type", adapter.name)
+            raise Unplanned(f"policy.adapter: no plan can be made of {name}, whose pass looks at values") from error
 
     def _grown(self, few: Pass, more: Pass, layers: int) -> Pass:
         """A pass with so many more layers than `few` has."""

@@ -16,7 +16,7 @@ from align.model.attach import start_of
 from align.model.classifier import is_classifier, name_outputs
 from align.model.config import PolicySection
 from align.model.forward import base_model, language_part
-from align.model.load import auto_class, choose_attention, loading, model_folder, turn_dropout_off
+from align.model.load import auto_class, choose_attention, first_line, loading, model_folder, turn_dropout_off
 from align.model.middle_adapters import MIDDLES
 from align.model.targets import chosen_layers
 from align.packing import ATTENTION
@@ -120,7 +120,10 @@ def _with_adapter(recipe: Recipe, base: PreTrainedModel, total_steps: int) -> nn
             config: Any = peft.PeftConfig.from_pretrained(policy.start_adapter)
         config.inference_mode = False
     else:
-        config = policy.adapter.peft(total_steps=max(total_steps, 2))
+        try:
+            config = policy.adapter.peft(total_steps=max(total_steps, 2))
+        except ImportError as error:
+            raise UserError(f"policy.adapter: {first_line(error)}") from error
     if getattr(config, "init_lora_weights", True) not in (True, False):
         config.init_lora_weights, config.eva_config = True, None
     if recipe.task == "reward":

@@ -273,7 +273,8 @@ def test_what_cannot_be_written_is_refused_by_name(run, tmp_path, monkeypatch):
         export(run, tmp_path / "out", to="peft", merge=True)
 
 
-def test_dropping_keeps_the_mean_of_the_update_and_says_what_it_costs(run, tmp_path):
+def test_dropping_keeps_the_mean_of_the_update_and_says_what_it_costs(merged, tmp_path):
+    run = merged[0]["two"]
     out = export(run, tmp_path / "out", drop=0.75, seed=3, lists=2, tolerance=10.0)
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (run / "adapter", out))
     kept = 0.0
@@ -291,6 +292,17 @@ def test_dropping_keeps_the_mean_of_the_update_and_says_what_it_costs(run, tmp_p
         export(run, tmp_path / "again", drop=0.75, seed=3, lists=0, tolerance=10.0) / "adapter_model.safetensors"
     )
     assert all(torch.equal(value, again[name]) for name, value in after.items())
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora", "sorsa", "nlora"])
+def test_a_difference_of_two_loras_is_not_dropped_from(name, run, tmp_path):
+    began = shutil.copytree(run, tmp_path / "began")
+    tree = yaml.safe_load((began / "recipe.yaml").read_text())
+    tree["policy"]["adapter"] = {"name": name}
+    (began / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    (began / "digests.json").unlink()
+    with pytest.raises(UserError, match=f"is {name}'s difference of two LoRAs"):
+        export(began, tmp_path / "out", drop=0.5)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -98,6 +98,15 @@ def test_a_plan_has_the_parameters_of_the_model_that_is_built(adapter, make_reci
         assert planned.exported == sum(map(size, adapter_tensors(real, "default").values()))
 
 
+def test_a_package_that_an_adapter_lacks_is_named(make_recipe, monkeypatch):
+    def lacking(*given, **keys):
+        raise ImportError("it needs a package: pip install that")
+
+    monkeypatch.setattr("align.model.adapters.Lora.peft", lacking)
+    with pytest.raises(UserError, match=r"policy\.adapter: it needs a package: pip install that"):
+        empty(make_recipe())
+
+
 @pytest.mark.parametrize("kind", FROM_WEIGHTS)
 def test_what_cannot_be_planned_is_said_and_trained_all_the_same(kind, make_recipe, tmp_path, monkeypatch):
     recipe = make_recipe(policy={"adapter": {"name": "peft", "type": kind, "options": SMALL.get(kind, {"r": 4})}})
@@ -105,6 +114,14 @@ def test_what_cannot_be_planned_is_said_and_trained_all_the_same(kind, make_reci
         empty(recipe)
     monkeypatch.setattr("align.planning.check.FAR_BELOW", 2**40)
     refuse_unfit(recipe, training_arguments(recipe.train, checkpoints=tmp_path, run_name="test"))
+
+
+@pytest.mark.parametrize("kind", ["LOHA", "LOKR"])
+def test_a_pass_that_looks_at_values_is_not_planned(kind, make_recipe):
+    recipe = make_recipe(policy={"adapter": {"name": "peft", "type": kind, "options": {"r": 4}}})
+    measure = Measure(recipe, read_config(recipe.policy), lists(), steps=10, again=True)
+    with pytest.raises(UserError, match=f"no plan can be made of {kind}, whose pass looks at values"):
+        measure.passes(0)
 
 
 @pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"])
