@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from same_script import assert_same_lines, log_histories, pairs, trainer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 
 from align.errors import UserError
 from align.trl import ORPOTrainer
@@ -66,6 +66,15 @@ def test_steps_evaluation_and_last_incomplete_accumulation_are_trls(tiny_policy,
 def test_every_loss_and_option_is_trls(tiny_policy, tmp_path, options):
     common = {"gradient_accumulation_steps": 2, "learning_rate": 2e-3}
     same("CPO", tiny_policy, tmp_path, common | options, peft_config=lora)
+
+
+def test_a_pair_of_equal_rewards_is_not_won_as_in_trl(tiny_policy, tmp_path):
+    """Lines are compared without accuracies where rewards are equal."""
+    rows = Dataset.from_list([{"prompt": f"w{n} ", "chosen": "w5 w7", "rejected": "w5 w7"} for n in range(3, 9)])
+    given = {"train_dataset": rows, "processing_class": padding(tiny_policy), "model": str(tiny_policy)}
+    packages = ("trl.experimental.cpo", "align.trl")
+    for log in log_histories("CPO", tmp_path, options={"max_steps": 2}, packages=packages, **given):
+        assert [line["rewards/accuracies"] for line in log if "loss" in line] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -133,6 +142,26 @@ def test_mean_logits_are_of_completions_tokens(tiny_policy, tmp_path, name):
             learnt = torch.tensor(row[f"{side}_labels"])[1:] != -100
             sums, count = sums + float(logits[learnt].sum()), count + int(learnt.sum())
         assert one.state.log_history[0][f"logits/{side}"] == pytest.approx(sums / count, rel=1e-5, abs=1e-6)
+
+
+def test_micro_batches_of_a_run_that_broke_off_are_not_the_next_ones(tiny_policy, tmp_path):
+    class BreaksOff(TrainerCallback):
+        def on_substep_end(self, args, state, control, **_):
+            one.remove_callback(self)
+            raise InterruptedError
+
+    logs = []
+    for callbacks in ([], [BreaksOff()]):
+        options = {"gradient_accumulation_steps": 3, "max_steps": 2, "per_device_train_batch_size": 2}
+        given = {"train_dataset": pairs(12), "callbacks": callbacks}
+        one = trainer("align.trl", "CPO", tmp_path, str(tiny_policy), options, **given)
+        if callbacks:
+            with pytest.raises(InterruptedError):
+                one.train()
+        set_seed(3)
+        one.train()
+        logs.append(one.state.log_history)
+    assert_same_lines(*logs)
 
 
 def test_without_a_limit_sequences_have_512_tokens(tiny_policy, tmp_path, caplog):
