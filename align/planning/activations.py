@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from transformers import PretrainedConfig
 
 from align.packing.batch import Example
@@ -79,7 +79,7 @@ class Measure:
         model = empty_model(self.recipe, self.config, total_steps=self.steps, layers=whole)
         try:
             return trace(model, self.lists, checkpointed=checkpointed, **self.options)
-        except DataDependentOutputException as error:
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
             adapter = self.recipe.policy.adapter
             name = getattr(adapter, "type", adapter.name)
             raise Unplanned(f"policy.adapter: no plan can be made of {name}, whose pass looks at values") from error

@@ -116,9 +116,9 @@ def test_what_cannot_be_planned_is_said_and_trained_all_the_same(kind, make_reci
     refuse_unfit(recipe, training_arguments(recipe.train, checkpoints=tmp_path, run_name="test"))
 
 
-@pytest.mark.parametrize("kind", ["LOHA", "LOKR"])
+@pytest.mark.parametrize("kind", ["LOHA", "LOKR", "VBLORA", "WAVEFT"])
 def test_a_pass_that_looks_at_values_is_not_planned(kind, make_recipe):
-    recipe = make_recipe(policy={"adapter": {"name": "peft", "type": kind, "options": {"r": 4}}})
+    recipe = make_recipe(policy={"adapter": {"name": "peft", "type": kind, "options": SMALL.get(kind, {"r": 4})}})
     measure = Measure(recipe, read_config(recipe.policy), lists(), steps=10, again=True)
     with pytest.raises(UserError, match=f"no plan can be made of {kind}, whose pass looks at values"):
         measure.passes(0)
