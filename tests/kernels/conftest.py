@@ -1,7 +1,8 @@
 """Every code path of this machine, one at a time, and memory that is never zero by luck.
 
 With a CUDA device, `pytest -m gpu --confcutdir tests/kernels tests/kernels` runs the same tests on it; it needs torch,
-cuda-core, jaxtyping and hypothesis, nothing else of the project's requirements.
+cuda-core, jaxtyping and hypothesis, nothing else of the project's requirements. With ALIGN_KERNELS_ON=arm they run for
+an Arm, as on_arm.py says.
 """
 
 import os
@@ -13,6 +14,11 @@ import pytest
 import torch
 
 from align.kernels import cuda, native
+
+if os.environ.get("ALIGN_KERNELS_ON") == "arm":  # before the tests ask for the instruction sets
+    import on_arm
+
+    on_arm.install()
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 

@@ -133,7 +133,7 @@ def test_logprobs_within_2e5_of_float64_on_a_large_vocabulary(isa: str, dtype: t
     ("rows", "width", "columns"),
     [(1, 1, 1), (3, 5, 31), (14, 64, 32), (15, 33, 65), (29, 100, 130), (64, 96, 96), (70, 130, 70)],
 )
-@pytest.mark.parametrize("level", ["avx512_bf16", "amx_bf16"])
+@pytest.mark.parametrize("level", [level for level in native.LEVELS if level.endswith("bf16")])
 def test_bf16_product_of_any_shape(rows: int, width: int, columns: int, level: str) -> None:
     x, w = torch.randn(rows, width).bfloat16(), torch.randn(columns, width + 3).bfloat16()[:, :width]
     out = torch.full((rows, columns + 2), torch.nan)

@@ -87,6 +87,8 @@ def test_rows_of_minus_infinity_and_nan_as_torch(isa: str) -> None:
         assert torch.equal(got.isnan(), expected.isnan()) and torch.equal(got.isinf(), expected.isinf()), ours.__name__
     assert logsumexp(x)[2] == torch.inf
     assert softmax(x, method="sparse", k=3)[:2].isnan().all()
+    got, expected = softmax(x, method="stablemax"), reference.stablemax(x)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=0, equal_nan=True)
 
 
 def test_no_rows(isa: str) -> None:
@@ -190,6 +192,16 @@ def test_gradients_of_logits_are_dense_rows(isa: str, count: int, width: int, ro
             torch.set_num_threads(before)
         assert d.is_cuda or d.dtype == torch.float32 or d.is_contiguous()
         torch.testing.assert_close(d.double(), truth, rtol=torch.finfo(dtype).eps + 1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_gradients_of_logits_are_those_of_float32_rounded(isa: str, dtype: torch.dtype) -> None:
+    """Ties to even, of which a million numbers have some, numbers that are too large, and NaN."""
+    z, g = torch.randn(500, 2048), torch.zeros(500, 1)
+    targets, lse, a = torch.zeros(500, 1, dtype=torch.int64), z.double().logsumexp(1), torch.randn(500) * 1000
+    a[:3] = torch.tensor([torch.nan, 1e38, -1e38])
+    wide, narrow = (logit_gradient(z.clone(), targets, lse, a, g, dtype=own) for own in (torch.float32, dtype))
+    torch.testing.assert_close(narrow, wide.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
 def test_registration(device: str) -> None:

@@ -21,7 +21,7 @@ from align.kernels import (
 from align.kernels.rows.tile import _torch_gradient, logit_gradient, statistics
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-PATHS = [*dict.fromkeys(["torch", "scalar", "avx2", native.instruction_set()])]
+PATHS = [*dict.fromkeys(["torch", *native.LEVELS[:2], native.instruction_set()])]
 SIZES = st.sampled_from([0, 1, 2, 3, 5, 31, 32, 33, 64, 129])
 fuzz = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 

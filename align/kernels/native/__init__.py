@@ -1,12 +1,14 @@
 """The CPU kernels in C: found beside this file once built, called through ctypes on torch's memory.
 
 Without them (no compiler at installation) every caller takes its torch path; `instruction_set()` says which is in use.
-ALIGN_KERNELS_ISA=torch|scalar|avx2|avx512|avx512_bf16|amx_bf16 forces one, for tests and comparisons.
+ALIGN_KERNELS_ISA=torch|scalar|avx2|avx512|avx512_bf16|amx_bf16, on Arm torch|scalar|neon, forces one, for tests and
+comparisons.
 """
 
 import ctypes
 import logging
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16")
+X86_LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16")
+ARM_LEVELS = ("scalar", "neon")
+LEVELS = ARM_LEVELS if platform.machine() in ("aarch64", "arm64") else X86_LEVELS
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-INTERFACE = "align_interface_3"
+INTERFACE = "align_interface_4"
 """A symbol of the C library; its number goes up with every change of an argument or of what a kernel does."""
 ELEMENTS_PER_THREAD = 2**18
 _forced = os.environ.get("ALIGN_KERNELS_ISA")

@@ -32,12 +32,24 @@
 
 #include "../head/gemm.h"
 #include "../head/amx.h"
+
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+
+#define ISA neon
+#define ISA_LEVEL 3
+#include "vector.h"
+#include "../rows/rows.h"
+#include "../sampling/sampling.h"
+#undef ISA
+#undef ISA_LEVEL
 #endif
 
 /* What the Python side asks for: see INTERFACE there. */
-int align_interface_3(void) { return 3; }
+int align_interface_4(void) { return 4; }
 
-/* The best instruction set here: 0 portable C, 1 AVX2, 2 AVX-512, 3 AVX-512 with bf16 products, 4 AMX tiles too. */
+/* The best instruction set here: 0 portable C, 1 AVX2, 2 AVX-512, 3 AVX-512 with bf16 products, 4 AMX tiles too; on Arm
+ * 1 is NEON. */
 int align_isa(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -45,6 +57,8 @@ int align_isa(void) {
         __builtin_cpu_supports("avx512vl"))
         return !__builtin_cpu_supports("avx512bf16") ? 2 : amx_usable() ? 4 : 3;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return 1;
+#elif defined(__aarch64__)
+    return 1;
 #endif
     return 0;
 }
@@ -88,6 +102,8 @@ static void over_rows(row_kernel kernel, const void *args, int64_t rows, int thr
 
 #if defined(__x86_64__)
 #define PICK(name) (isa >= 2 ? name##_avx512 : isa == 1 ? name##_avx2 : name##_scalar)
+#elif defined(__aarch64__)
+#define PICK(name) (isa >= 1 ? name##_neon : name##_scalar)
 #else
 #define PICK(name) name##_scalar
 #endif

@@ -95,7 +95,7 @@ FN void F(store)(void *p, int64_t i, vf y, int dtype, int stream) {
 }
 
 FN vf F(stablemax_term)(vf x) {
-    vf one = vset1(1.0f), below = _mm512_div_ps(one, vsub(one, vmin(x, vzero())));
+    vf one = vset1(1.0f), below = _mm512_div_ps(one, vsub(one, vmin(vzero(), x)));
     return _mm512_mask_mov_ps(below, _mm512_cmp_ps_mask(x, vzero(), _CMP_GE_OQ), vadd(one, x));
 }
 
@@ -171,7 +171,7 @@ FN void F(store)(void *p, int64_t i, vf y, int dtype, int stream) {
 }
 
 FN vf F(stablemax_term)(vf x) {
-    vf one = vset1(1.0f), below = vdiv(one, vsub(one, vmin(x, vzero())));
+    vf one = vset1(1.0f), below = vdiv(one, vsub(one, vmin(vzero(), x)));
     return _mm256_blendv_ps(below, vadd(one, x), _mm256_cmp_ps(x, vzero(), _CMP_GE_OQ));
 }
 
@@ -190,6 +190,79 @@ FN int F(pack)(float *to, void *own_to, vf v, const void *own, int64_t i, vf lea
         int32_t place = (int32_t)i + j;
         to[count] = lane[j];
         memcpy((int32_t *)own_to + count, own ? (const int32_t *)own + i + j : &place, 4);
+    }
+    return count;
+}
+
+#elif ISA_LEVEL == 3 /* NEON, which every 64-bit Arm has */
+
+#define W 4
+#define vf float32x4_t
+#define FN static inline __attribute__((always_inline))
+#define ENTRY static
+#define STREAMS 0
+#define vset1 vdupq_n_f32
+#define vadd vaddq_f32
+#define vsub vsubq_f32
+#define vmul vmulq_f32
+#define vdiv vdivq_f32
+#define vmax vmaxq_f32
+#define vmin vminq_f32
+#define vfma(a, b, c) vfmaq_f32(c, a, b)
+#define vzero() vdupq_n_f32(0.0f)
+
+FN int F(any_greater)(vf a, vf b) { return vmaxvq_u32(vcgtq_f32(a, b)) != 0; }
+FN int F(any_above)(vf a, vf b) { return vminvq_u32(vcleq_f32(a, b)) == 0; } /* or NaN */
+
+FN vf F(exp2)(vf t) {
+    vf held = vmax(vset1(-126.0f), t), n = vrndmq_f32(held), r = vsub(held, n);
+    vf p = vfma(vfma(vfma(vfma(vfma(vset1(P5), r, vset1(P4)), r, vset1(P3)), r, vset1(P2)), r, vset1(P1)), r, vset1(P0));
+    int32x4_t scale = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23);
+    vf y = vmul(p, vreinterpretq_f32_s32(scale));
+    return vbslq_f32(vcltq_f32(t, vset1(-126.0f)), vzero(), y); /* NaN stays */
+}
+
+FN vf F(load)(const void *p, int64_t i, int dtype) {
+    if (dtype == FLOAT32) return vld1q_f32((const float *)p + i);
+    uint16x4_t half = vld1_u16((const uint16_t *)p + i);
+    if (dtype == FLOAT16) return vcvt_f32_f16(vreinterpret_f16_u16(half));
+    return vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(half), 16));
+}
+
+FN uint16x4_t F(to_bfloat16)(vf y) {
+    uint32x4_t bits = vreinterpretq_u32_f32(y), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    uint32x4_t rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+    return vshrn_n_u32(vbslq_u32(vceqq_f32(y, y), rounded, vdupq_n_u32(0x7fc00000)), 16);
+}
+
+FN void F(store)(void *p, int64_t i, vf y, int dtype, int stream) {
+    (void)stream;
+    if (dtype == FLOAT32) vst1q_f32((float *)p + i, y);
+    else vst1_u16((uint16_t *)p + i, dtype == FLOAT16 ? vreinterpret_u16_f16(vcvt_f16_f32(y)) : F(to_bfloat16)(y));
+}
+
+FN vf F(stablemax_term)(vf x) {
+    vf one = vset1(1.0f), below = vdiv(one, vsub(one, vmin(vzero(), x)));
+    return vbslq_f32(vcgeq_f32(x, vzero()), vadd(one, x), below);
+}
+
+FN int F(count_greater)(vf a, vf b) { return (int)vaddvq_u32(vshrq_n_u32(vcgtq_f32(a, b), 31)); }
+FN vf F(where_greater)(vf a, vf b, vf y) { return vbslq_f32(vcgtq_f32(a, b), y, vzero()); }
+
+FN int F(pack)(float *to, void *own_to, vf v, const void *own, int64_t i, vf least, vf most) {
+    uint32x4_t within = vandq_u32(vcgeq_f32(v, least), vcleq_f32(v, most));
+    float lane[W];
+    uint32_t kept[W];
+    int count = 0;
+    if (vmaxvq_u32(within) == 0) return 0;
+    vst1q_f32(lane, v);
+    vst1q_u32(kept, within);
+    for (int j = 0; j < W; j++) {
+        int32_t place = (int32_t)i + j;
+        if (!kept[j]) continue;
+        to[count] = lane[j];
+        memcpy((int32_t *)own_to + count, own ? (const int32_t *)own + i + j : &place, 4);
+        count++;
     }
     return count;
 }
