@@ -44,7 +44,7 @@ def run_one(name: str, corpus: Path, seconds: int) -> None:
             written = time.monotonic()
         targets.attempt(target, data if target.begin else target.made(data))
 
-    options = [f"-max_total_time={seconds}", f"-timeout={SLOWEST}", "-rss_limit_mb=3000", "-max_len=8192"]
+    options = [f"-max_total_time={seconds}", f"-timeout={SLOWEST}", "-rss_limit_mb=6000", "-max_len=8192"]
     options += [f"-artifact_prefix={corpus}/{name}.", "-print_final_stats=0", "-verbosity=0"]
     atheris.Setup([sys.argv[0], str(corpus / name), *options], try_input)
     atheris.Fuzz()
