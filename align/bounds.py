@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,16 @@ class TooMuch(yaml.YAMLError):
     """A text is beyond a bound, which is named."""
 
 
-def load_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+class Loader(yaml.SafeLoader):
+    """Plain YAML, with `1e-6` a number as in YAML 1.2; the library holds to 1.1, where that is a text."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_yaml(text: str, loader: type[yaml.SafeLoader] = Loader) -> Any:
     """The value of a YAML text, if it is in bounds.
 
     Raises:

@@ -203,7 +203,7 @@ def _data(plan: Plan) -> None:
         plan.spelled = {**plan.spelled, "type": "datasets.type"}
     write_template(plan, "type" if "type" in plan.values else "chat_template")
     plan.put("data.sources", _once(plan, [source for source, _, _ in found]), ("datasets",), notes, differs=bool(notes))
-    tests = plan.value("test_datasets")
+    tests = plan.as_list("test_datasets", plan.value("test_datasets"))
     if tests:
         plan.put("data.eval_sources", [_source(plan, "test_datasets", one)[0] for one in tests], ("test_datasets",))
     size = plan.number("val_size") if plan.value("val_size") is not None else 0

@@ -107,7 +107,7 @@ def _weights(plan: Plan, count: int) -> list[float]:
     weights = value if isinstance(value, list | tuple) else str(value).split()
     if len(weights) != count:
         raise plan.mistake("loss_weights", f"has {len(weights)} weights for {count} losses; give one for each")
-    return [float(one) for one in weights]
+    return [plan.as_number("loss_weights", one) for one in weights]
 
 
 def _translated(plan: Plan, name: str) -> str:

@@ -232,6 +232,9 @@ def _evaluation(plan: Plan) -> None:
     best = plan.on("load_best_model_at_end") and "train.eval_steps" in plan.tree
     if best and str(plan.value("metric_for_best_model") or "loss").removeprefix("eval_") == "loss":
         plan.put("train.keep_best", "loss", ("load_best_model_at_end", "metric_for_best_model"))
+    for name in ("early_stopping_patience", "early_stopping_steps"):
+        if plan.on(name) and "train.eval_steps" in plan.tree:
+            plan.put("train.early_stopping", int(plan.number(name)), (name,))
     why = "held-out lists are measured before and after training; `train.eval_steps` sets a distance within it"
     for name in ("eval_strategy", "eval_steps", "load_best_model_at_end", "metric_for_best_model"):
         plan.drop(name, why if held_out else "nothing is held out")

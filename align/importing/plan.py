@@ -74,7 +74,10 @@ class Plan:
         Raises:
             UserError: it is none.
         """
-        value = self.value(name)
+        return self.as_number(name, self.value(name))
+
+    def as_number(self, name: str, value: Any) -> float:
+        """As `number`, of what stands in the value of a key."""
         try:
             number = float(value)
         except (TypeError, ValueError, OverflowError):
@@ -82,6 +85,31 @@ class Plan:
         if not math.isfinite(number):
             raise self.mistake(name, "is no finite number; write one")
         return int(number) if number.is_integer() and not isinstance(value, float) else number
+
+    def as_list(self, name: str, value: Any) -> list[Any]:
+        """The value of a key, or what stands in it; empty where it asks for nothing.
+
+        Raises:
+            UserError: it is no list.
+        """
+        if value in OFF:
+            return []
+        if not isinstance(value, list | tuple):
+            raise self.mistake(name, "is no list; write one")
+        return list(value)
+
+    def text(self, name: str) -> str:
+        """A text, empty where the key asks for nothing.
+
+        Raises:
+            UserError: it is none.
+        """
+        value = self.value(name)
+        if value in OFF:
+            return ""
+        if not isinstance(value, str):
+            raise self.mistake(name, "is no text; write one")
+        return value
 
     def spell(self, name: str) -> str:
         return self.spelled.get(name, name)

@@ -114,8 +114,8 @@ def write_template(plan: Plan, key: str) -> None:
     Raises:
         UserError: a name that is not known here.
     """
-    name = plan.template = plan.value(key)
-    if not name or name in OF_TOKENIZER or str(name).startswith("tokenizer_default"):
+    name = plan.template = plan.text(key)
+    if not name or name in OF_TOKENIZER or name.startswith("tokenizer_default"):
         plan.drop(key, "the tokenizer's own chat template, as here")
         return
     model = str(plan.value("model_name_or_path")).lower().rpartition("/")[2]

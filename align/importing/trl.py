@@ -193,11 +193,12 @@ Sources = tuple[list[dict[str, Any]], list[dict[str, Any]], tuple[str, ...], str
 
 def _sources(plan: Plan) -> Sources:
     """Training rows, held-out rows, the keys that say them, and what differs."""
-    mixture = plan.value("dataset_mixture") or plan.value("datasets")
+    key = "dataset_mixture" if plan.on("dataset_mixture") else "datasets"
+    mixture = plan.value(key)
     if isinstance(mixture, dict):
         mixture = mixture.get("datasets")
-    if mixture:
-        return [_of_mixture(plan, one) for one in mixture], [], ("dataset_mixture", "datasets"), ""
+    if entries := plan.as_list(key, mixture):
+        return [_of_mixture(plan, key, one) for one in entries], [], ("dataset_mixture", "datasets"), ""
     if mixer := plan.value("dataset_mixer"):
         return _of_mixer(plan, mixer)
     name = plan.value("dataset_name")
@@ -214,32 +215,30 @@ def _sources(plan: Plan) -> Sources:
     return [split("dataset_train_split")], [] if file else [split("dataset_test_split")], of, ""
 
 
-def _of_mixture(plan: Plan, entry: Any) -> dict[str, Any]:
+def _of_mixture(plan: Plan, key: str, entry: Any) -> dict[str, Any]:
     path = (entry.get("path") or entry.get("id")) if isinstance(entry, dict) else None
     if not path or set(entry) - MIXTURE_KEYS:
-        raise plan.mistake(
-            "datasets", f"has an entry without `path`, or with other keys than {', '.join(MIXTURE_KEYS)}"
-        )
+        raise plan.mistake(key, f"has an entry without `path`, or with other keys than {', '.join(MIXTURE_KEYS)}")
     source: dict[str, Any] = {"path": relative(str(entry.get("data_files") or path), plan.file)}
     if entry.get("split"):
         source["split"] = str(entry["split"])
     if config := entry.get("config") or entry.get("name"):
         source["config"] = str(config)
     if entry.get("weight") not in (None, 1, 1.0):
-        source["weight"] = float(entry["weight"])
+        source["weight"] = plan.as_number(key, entry["weight"])
     return source
 
 
 def _of_mixer(plan: Plan, mixer: Any) -> Sources:
     """The alignment handbook's {name: share}, with the splits of all."""
-    splits = plan.value("dataset_splits") or ["train", "test"]
+    splits = plan.as_list("dataset_splits", plan.value("dataset_splits")) or ["train", "test"]
     train = [one for one in splits if "test" not in str(one)] or ["train"]
     tests = [one for one in splits if "test" in str(one)]
     if not isinstance(mixer, dict) or len(train) > 1:
         raise plan.mistake(
             "dataset_mixer", "is no mapping of names to shares with one training split; import that alone"
         )
-    shares = {name: float(share) for name, share in mixer.items()}
+    shares = {str(name): plan.as_number("dataset_mixer", share) for name, share in mixer.items()}
     sources: list[dict[str, Any]] = [{"path": relative(name, plan.file), "split": train[0]} for name in shares]
     for source, share in zip(sources, shares.values(), strict=True):
         if share != 1:

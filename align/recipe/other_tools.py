@@ -108,17 +108,20 @@ NAMES: Mapping[str, Here] = {
     ),
     **dict.fromkeys(
         ("modules_to_save", "lora_modules_to_save", "additional_target", "lora_bias", "bias", "lora_task_type")
-        + ("task_type", "layers_to_transform", "lora_layers_to_transform", "rank_pattern", "alpha_pattern")
-        + ("lora_fan_in_fan_out", "loraplus_lr_ratio", "lora_ga_config", "peft_layers_to_transform")
-        + (
-            "layers_pattern",
-            "exclude_modules",
-            "fan_in_fan_out",
-            "inference_mode",
-            "loftq_config",
-            "target_parameters",
-        ),
+        + ("task_type", "lora_fan_in_fan_out", "lora_ga_config", "layers_pattern", "fan_in_fan_out")
+        + ("inference_mode", "loftq_config", "target_parameters"),
         Here("", _ADAPTER),
+    ),
+    **dict.fromkeys(
+        ("layers_to_transform", "lora_layers_to_transform", "peft_layers_to_transform"), Here("policy.adapter.layers")
+    ),
+    "exclude_modules": Here("policy.adapter.exclude"),
+    "rank_pattern": Here("policy.adapter.rank_pattern"),
+    "alpha_pattern": Here("policy.adapter.alpha_pattern"),
+    **dict.fromkeys(("loraplus_lr_ratio", "lorap_lr_ratio"), Here("train.groups", "`{lora_B: 16x}`")),
+    **dict.fromkeys(
+        ("embedding_lr", "embedding_lr_scale", "loraplus_lr_embedding"),
+        Here("train.groups", "`{embeddings: 5e-5}`, or `{embeddings: 0.1x}`"),
     ),
     **dict.fromkeys(
         ("freeze_trainable_layers", "freeze_vision_tower", "freeze_vit", "freeze_llm", "unfrozen_parameters"),
@@ -227,7 +230,6 @@ NAMES: Mapping[str, Here] = {
         Here("objective.undesirable_weight", "of `objective=kto`"),
     ),
     "center_rewards_coefficient": Here("objective.center", "of bradley_terry, with `task=reward`"),
-    "router_aux_loss_coef": Here("", "a mixture of experts' balance loss is no part of training here"),
     "num_generations": Here("rollout.completions"),
     **{
         name: Here(f"rollout.{name}", "of the table at the end: `sampling`")
@@ -274,7 +276,7 @@ NAMES: Mapping[str, Here] = {
         Here("train.optimizer", "such as `galore`, on `policy.adapter: full`"),
     ),
     "average_tokens_across_devices": Here("", _ALWAYS),
-    "adam_epsilon": Here("", "1e-8, transformers' default"),
+    "adam_epsilon": Here("train.optimizer", "`{name: adamw_torch, eps: 1e-8}`, which is the default"),
     **dict.fromkeys(("max_grad_norm_clip", "gradient_clipping", "grad_clip", "clip_grad"), Here("train.max_grad_norm")),
     **dict.fromkeys(("bf16", "pure_bf16", "bf16_full_eval", "bfloat16"), Here("train.precision=bfloat16")),
     **dict.fromkeys(("fp16", "fp16_full_eval", "float16"), Here("train.precision=float16")),
@@ -285,7 +287,7 @@ NAMES: Mapping[str, Here] = {
         ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
         Here("", "train.gradient_checkpointing has no options"),
     ),
-    "activation_offloading": Here("train.activation_memory_gb", "recomputes layers to fit, and moves nothing"),
+    "activation_offloading": Here("train.activation_offload", "on GPUs"),
     "disable_dropout": Here("train.dropout", "the other way round, and off by default"),
     "disable_gradient_checkpointing": Here("train.gradient_checkpointing=false"),
     **dict.fromkeys(("seed", "random_state", "data_seed", "manual_seed", "random_seed"), Here("train.seed")),
@@ -320,7 +322,9 @@ NAMES: Mapping[str, Here] = {
         ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
         Here("train.keep_best", "loss, pair_accuracy, ndcg, kendall_tau or top1_agreement"),
     ),
-    "early_stopping_patience": Here("train.keep_best", "the best checkpoint is exported; the run goes to its end"),
+    **dict.fromkeys(
+        ("early_stopping_patience", "early_stopping_steps"), Here("train.early_stopping", "counted in evaluations")
+    ),
     **dict.fromkeys(
         ("resume_from_checkpoint", "overwrite_output_dir", "auto_resume_from_checkpoints"),
         Here("", "the same command on the same `output` goes on; another run needs another `output`"),
@@ -373,13 +377,18 @@ NAMES: Mapping[str, Here] = {
         Here("", _LAUNCH),
     ),
     **dict.fromkeys(
-        ("deepspeed", "fsdp", "fsdp_config", "sequence_parallel_size", "context_parallel_size", "tensor_parallel_size"),
-        Here("", f"weights are not sharded over devices; {_LAUNCH}"),
+        ("deepspeed", "fsdp", "fsdp_config"),
+        Here("", "`accelerate launch --config_file FILE -m align.cli train RECIPE` shards it: docs/distributed.md"),
+    ),
+    **dict.fromkeys(
+        ("sequence_parallel_size", "context_parallel_size", "tensor_parallel_size"),
+        Here("", f"neither sequences nor layers are split over devices; {_LAUNCH}"),
     ),
     # what a configuration also holds, and `align import` answers
+    "callbacks": Here("train.callbacks", "`[file.py:Class]`"),
     **dict.fromkeys(
-        ("early_stopping_steps", "loss_watchdog_threshold", "loss_watchdog_patience"),
-        Here("train.keep_best", "a run goes to its end; a loss that is no number stops it"),
+        ("loss_watchdog_threshold", "loss_watchdog_patience"),
+        Here("train.on_bad_step", "a loss that is no number stops the run; none is too large"),
     ),
     **dict.fromkeys(
         ("cache_dir", "use_fast_tokenizer", "tokenizer_config", "tokenizer_legacy", "tokenizer_use_fast")
@@ -396,7 +405,7 @@ NAMES: Mapping[str, Here] = {
         Here("", "4-bit weights are NF4, read in the training precision (`policy.quantization=4bit`)"),
     ),
     **dict.fromkeys(
-        ("pissa_iter", "lora_dtype", "lorap_lr_ratio", "loraplus_lr_embedding", "target_regex", "relora", "peft")
+        ("pissa_iter", "lora_dtype", "target_regex", "relora", "peft")
         + ("model_adapter_name", "ref_adapter_name", "adapter_random_state", "max_lora_rank", "ensure_weight_tying"),
         Here("", _ADAPTER),
     ),
@@ -438,19 +447,21 @@ NAMES: Mapping[str, Here] = {
     "pref_bco_weight": Here(
         "objective.weight", "of a `bco` term: `objective=[{name: logistic}, {name: bco, weight: 0.1}]`"
     ),
-    "moe_aux_loss_coef": Here("", "a mixture of experts' balance loss is no part of training here"),
+    **dict.fromkeys(
+        ("router_aux_loss_coef", "moe_aux_loss_coef"),
+        Here("", "a recipe has no term for the balance of a mixture's experts here; the trainers of align.trl have it"),
+    ),
     **dict.fromkeys(
         ("use_adam_mini", "use_muon", "optimizer", "galore_rank"), Here("train.optimizer", "of those that train here")
     ),
-    **dict.fromkeys(
-        ("embedding_lr", "embedding_lr_scale"), Here("train.learning_rate", "one rate for all that trains")
+    "cosine_constant_lr_ratio": Here(
+        "train.schedule", "`{name: cosine_with_min_lr, min_lr_rate: ...}` does not fall to 0"
     ),
-    "cosine_constant_lr_ratio": Here("", "every schedule ends at 0"),
     "process_reward_model": Here("", "`task: reward` judges whole completions"),
     **dict.fromkeys(
         ("print_param_status", "include_effective_tokens_per_second", "include_tkps", "include_tokens_per_second")
         + ("profiler_steps", "save_first_step", "create_checkpoint_symlink", "safe_serialization", "sanity_check")
-        + ("ignore_args_error", "benchmarks", "callbacks", "env", "enable_jit_checkpoint", "eval_do_concat_batches")
+        + ("ignore_args_error", "benchmarks", "env", "enable_jit_checkpoint", "eval_do_concat_batches")
         + ("eval_use_gather_object", "restore_callback_states_from_checkpoint", "dataloader_in_order")
         + ("dataloader_multiprocessing_context",),
         Here("", _FILES),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 
-from align.bounds import load_yaml
+from align.bounds import Loader, load_yaml
 from align.data.config import DataSection, SourceSection
 from align.errors import UserError
 from align.model.adapter import ADAPTER
@@ -217,7 +217,7 @@ WITH_SOURCES = "with_sources"
 """Key of a recipe file: the keys that suit its own rows, and are left out where the command line replaces these."""
 
 
-class _OnceLoader(yaml.SafeLoader):
+class _OnceLoader(Loader):
     """Plain YAML, in which no key stands twice: the last would win silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:

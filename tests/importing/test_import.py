@@ -337,3 +337,30 @@ def test_a_written_chat_template_joins_messages_as_its_pieces_do(name, system):
         wanted = wanted.replace(first, first + "</s>") + "</s>"
     rendered, _ = render_jinja_template([messages], chat_template=jinja_text(pieces), bos_token="<s>", eos_token="</s>")
     assert rendered[0] == wanted
+
+
+@pytest.mark.parametrize(
+    ("tool", "key", "held_out"),
+    [("axolotl", "early_stopping_patience", "val_set_size"), ("LLaMA-Factory", "early_stopping_steps", "val_size")],
+)
+def test_early_stopping_is_kept_where_it_looks_at_held_out_rows(write, tool, key, held_out):
+    looking = {held_out: 0.1, "eval_strategy": "steps", "eval_steps": 5}
+    for own, patience in (({}, None), (looking, 3)):
+        plan = plan_of(write(TOOLS[tool][1] | {key: 3} | own))
+        assert plan.tree.get("train.early_stopping") == patience
+
+
+ODD = (5, -1, 0.5, "x", True, [], ["x", 2], [[1]], {"a": 1}, [{"path": 3, "weight": "x"}])
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_value_of_another_kind_is_taken_or_answered_in_a_sentence(write, tool):
+    module, small = TOOLS[tool]
+    for key in sorted(module.KEYS):
+        for value in ODD:
+            try:
+                plan_of(write(small | {key: value}))
+            except UserError:
+                continue
+            except Exception as error:
+                raise AssertionError(f"{key}: {value!r}") from error

@@ -108,3 +108,9 @@ def test_sizes_that_models_have_pass(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 262_144, "num_hidden_layers": 126, "tie": True}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 10**30}))
     check_folder(tmp_path)
+
+
+def test_numbers_with_an_exponent_alone_are_numbers():
+    """As in YAML 1.2 and JSON; PyYAML reads them as texts, which an optimizer's options are then refused for."""
+    read = load_yaml("[1e-6, 2E5, -3e+3, 1.e2, 1.5e-3, 1e, e5, x1e5, 1e5x, '1e5']")
+    assert read == [1e-6, 2e5, -3e3, 1e2, 1.5e-3, "1e", "e5", "x1e5", "1e5x", "1e5"]

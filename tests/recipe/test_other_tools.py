@@ -162,6 +162,7 @@ def test_a_common_name_is_answered(name):
 def test_every_name_leads_to_a_key_that_a_recipe_has_or_says_what_holds(name, tmp_path):
     here = NAMES[name]
     assert here.write or here.note
+    assert here.write or not {f"{part}.{name}" for part in ("train", "policy", "policy.adapter")} & set(KEYS)
     key, fixed, value = here.write.partition("=")
     if key:
         assert re.sub(r"\.\d", "", key) in KEYS
