@@ -1,6 +1,7 @@
 """Weights that adapters start with, where PEFT does not set them by itself."""
 
 import logging
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,20 @@ from torch import Tensor
 
 from align.errors import UserError
 from align.model.adapter import Adapter
+from align.model.adapters import Eva
 from align.model.load import first_line
 from align.types import ListBatch
 
 log = logging.getLogger(__name__)
 
+EVA_PASSES = 300
+"""More than these and its directions do not settle: 40 are usual with 256 lists, 70 were seen with 64."""
 
-def eva(wrapped: PeftModel, adapter: Adapter, *, batches: list[ListBatch] | None, **_: Any) -> None:
+
+def eva(wrapped: PeftModel, adapter: Eva, *, batches: list[ListBatch] | None, **_: Any) -> None:
     """The leading directions of the layers' inputs on some training rows.
+
+    PEFT looks at these rows again and again until the directions stay, for ever where they do not.
 
     Raises:
         UserError: PEFT finds none in these rows.
@@ -28,8 +35,24 @@ def eva(wrapped: PeftModel, adapter: Adapter, *, batches: list[ListBatch] | None
         return
     device = next(wrapped.parameters()).device
     inputs = [{"input_ids": b.input_ids.to(device), "attention_mask": is_read(b).to(device)} for b in batches]
+    sought, tokens = round(adapter.rank * adapter.rho), max(int(own["attention_mask"].sum()) for own in inputs)
+    if tokens < sought:
+        raise UserError(
+            f"policy.adapter: eva looks for rank x rho = {sought} directions among the tokens of a pass, and the first "
+            f"lists have {tokens}; give more rows, or a smaller rank"
+        )
+    passes = count(1)
+
+    def forward(model: PeftModel, own: dict[str, Tensor]) -> None:
+        if next(passes) > EVA_PASSES:
+            raise UserError(
+                f"policy.adapter: eva's directions do not settle in {EVA_PASSES} passes over the first lists; give "
+                "more rows, or a smaller rank"
+            )
+        model(**own)
+
     try:
-        peft.initialize_lora_eva_weights(wrapped, inputs, show_progress_bar=False)
+        peft.initialize_lora_eva_weights(wrapped, inputs, forward_fn=forward, show_progress_bar=False)
     except ValueError as error:
         raise UserError(f"policy.adapter: eva cannot start on these rows: {first_line(error)}") from error
 

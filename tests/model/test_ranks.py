@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from align.errors import UserError
-from align.model.adapters import Lora, RsLora
+from align.model import starts
+from align.model.adapters import Eva, Lora, RsLora
 from align.model.by_part import why_whole
 from align.model.config import PolicySection
 from align.model.load import LoadOptions
@@ -122,3 +123,12 @@ def test_where_weights_are_cut_they_are_whole_first(model_folder):
     plain, by_rows = (PolicySection(model=str(model_folder), adapter=Lora(ranks=ranks)) for ranks in (None, "variance"))
     assert why_whole(plain, model_folder, base) is None
     assert why_whole(by_rows, model_folder, base) == "the adapter's start is computed from whole weights"
+
+
+def test_eva_ends_where_its_directions_cannot_be_found(load, monkeypatch):
+    """PEFT looks for them for ever."""
+    with pytest.raises(UserError, match="eva looks for rank x rho = 200 directions .* have [0-9]+; give more rows"):
+        load(Eva(rank=100, targets=TARGETS))
+    monkeypatch.setattr(starts, "EVA_PASSES", 1)
+    with pytest.raises(UserError, match="eva's directions do not settle in 1 passes over the first lists"):
+        load(Eva(rank=2, targets=TARGETS))
