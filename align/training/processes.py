@@ -102,8 +102,8 @@ def leave(code: int = 0) -> NoReturn:
     """Wait for the other processes, end the connections with them, and then this process at once.
 
     What was registered for the exit still runs and what was printed is written; Python and C++ are not taken down.
-    Gloo's threads outlive their group wherever a mesh or a tensor cut over it is left, and one that meets the other
-    process's end in the midst of that aborts: a launcher then ends the processes that are not yet gone, and fails.
+    Gloo's threads outlive their group, and one that meets another process's end in the midst of that may abort: a
+    launcher then ends the processes that are not yet gone, and fails.
     """
     PartialState().wait_for_everyone()
     PartialState().destroy_process_group()
