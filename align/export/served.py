@@ -17,7 +17,8 @@ def adapter_rank(folder: Path) -> int:
     if not (folder / "adapter_config.json").is_file():
         return 0
     config = json.loads((folder / "adapter_config.json").read_text())
-    return max([config.get("r") or 0, *(config.get("rank_pattern") or {}).values()])
+    pattern = (config.get("rank_pattern") or {}).values()  # of AdaLoRA which of its directions are kept
+    return max([config.get("r") or 0, *(sum(own) if isinstance(own, list) else own for own in pattern)])
 
 
 def not_servable(folder: Path) -> str:

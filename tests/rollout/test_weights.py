@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from align.export.served import not_servable
+from align.export.served import adapter_rank, not_servable
 from align.files import partial_folder
 from align.model.adapters import AdaLora, Dora, Full, Ia3, Lora, Miss, Pissa, RsLora
 from align.model.config import PolicySection
@@ -116,6 +116,15 @@ def test_weights_that_do_not_fit_are_refused_before_the_engine_sees_them(change,
     save_file(tensors, file)
     with pytest.raises(ValueError, match=said):
         check_same_layout(file.parent, tied)
+
+
+def test_the_rank_of_a_trained_adalora_is_what_it_has_kept(tmp_path):
+    """PEFT stores which directions of a layer are kept where other kinds have a number."""
+    pattern = {"q_proj": [True] * 5 + [False], "k_proj": [True, False, False, False, False, True]}
+    config = {"peft_type": "ADALORA", "r": 4, "rank_pattern": pattern}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert adapter_rank(tmp_path) == 5
+    assert not_servable(tmp_path) == "its type is ADALORA"
 
 
 @pytest.mark.parametrize(
