@@ -74,8 +74,7 @@ def _check_sizes(name: str, properties: Properties, list_mask: Bool[Tensor, "B K
             else "remove it, or use an objective for single completions such as `kto`"
         )
         raise UserError(
-            f"objective `{name}` needs lists of {low} completions or more, but list {row} has {int(sizes[row])}; "
-            f"{instead}"
+            f"objective `{name}` needs lists of {low} completions or more, but list {row} has {sizes[row]}; {instead}"
         )
     if high is not None and (sizes > high).any():
         row = int((sizes > high).nonzero()[0])

@@ -133,9 +133,8 @@ def _with_adapter(recipe: Recipe, base: PreTrainedModel, total_steps: int) -> nn
     with loading(Path(policy.model), "does not take the adapter"):
         config.target_modules = chosen_layers(base, config.target_modules, policy.adapter)
         try:
-            with torch.device(
-                "meta"
-            ):  # what PEFT moves there from elsewhere becomes trainable, AdaLoRA's ranks as well
+            # what PEFT moves there from elsewhere becomes trainable, AdaLoRA's ranks as well
+            with torch.device("meta"):
                 wrapped = peft.get_peft_model(base, config)
         except RuntimeError as error:  # torch's, of an operation that needs values
             kind = config.peft_type.value

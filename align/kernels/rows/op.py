@@ -12,6 +12,7 @@ from align.kernels.rows import reference
 from align.kernels.rows.tile import logit_gradient, statistics
 
 METHODS = {"softmax": 0, "log_softmax": 1, "sparse": 2, "stablemax": 3, "three_pass": 4}
+ON_CUDA = ("softmax", "log_softmax", "stablemax")
 STREAM_BYTES = 2**25
 BACKWARD_BYTES = 2**26
 
@@ -20,7 +21,7 @@ def softmax_into(x: Float[Tensor, "R V"], method: str, k: int, out: Float[Tensor
     """Write one of the methods for every row; past the caches when the result is larger than most CPUs' caches."""
     fits = native.usable(x, scalar_wins=method == "sparse") and out.dtype == torch.float32 and out.is_contiguous()
     rows, cols = x.shape
-    if cuda.usable(x) and out.dtype == torch.float32 and out.is_contiguous() and method != "sparse":
+    if cuda.usable(x) and out.dtype == torch.float32 and out.is_contiguous() and method in ON_CUDA:
         given = (x, x.stride(0), cols, out, METHODS[method])
         cuda.launch("rows", "softmax", x.dtype, rows, *given)
         return

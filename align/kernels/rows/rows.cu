@@ -69,6 +69,8 @@ __device__ void softmax(PTR(const T) x, int64_t stride, int64_t cols, PTR(float)
         for_each<T>(from, cols, [&](float v, int64_t i) { to[i] = exp2f((v - s.m) * k) * inverse; });
 }
 
+enum { SOFTMAX, LOG_SOFTMAX, SPARSE, STABLEMAX }; /* as on the CPU */
+
 /* s(x) = 1 + x above 0 and 1 / (1 - x) below, over its sum; reads and writes as softmax. */
 template <class T> __device__ void stablemax(PTR(const T) x, int64_t stride, int64_t cols, PTR(float) out) {
     auto grown = [](float v) { return v >= 0.0f ? 1.0f + v : 1.0f / (1.0f - v); };
@@ -99,7 +101,7 @@ template <class T> __device__ void stablemax(PTR(const T) x, int64_t stride, int
     }                                                                                                               \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                           \
         softmax_##T(PTR(const T) x, int64_t stride, int64_t cols, PTR(float) out, int64_t method) {                     \
-        if (method == 3)                                                                                            \
+        if (method == STABLEMAX)                                                                                            \
             stablemax<T>(x, stride, cols, out);                                                                     \
         else                                                                                                        \
             softmax<T>(x, stride, cols, out, method);                                                               \
