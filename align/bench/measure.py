@@ -4,8 +4,7 @@ import ctypes
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +74,34 @@ def allocated_bytes(task: Task, device: torch.device) -> int:
         return peak_bytes(task, device)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         task()
-    events: Any = profile.profiler
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events.kineto_results.events() if e.name() == "[memory]")
-    return max(accumulate(change for _, change in changes), default=0)
+    results: Any = profile.profiler
+    return most_held(_changes(results.kineto_results.experimental_event_tree()))
+
+
+def most_held(changes: Iterable[tuple[int, int, int]]) -> int:
+    """The most bytes held at once, of changes as (time, bytes taken or given back, address), in any order.
+
+    What goes from an address that none of them took is not counted: torch's profiler remembers a block that was given
+    back after an earlier profile had ended, and reports that block's size when another at its address goes.
+    """
+    taken, held, most = set[int](), 0, 0
+    for _, change, address in sorted(changes):
+        if change > 0:
+            taken.add(address)
+        elif address in taken:
+            taken.remove(address)
+        else:
+            continue
+        held += change
+        most = max(most, held)
+    return most
+
+
+def _changes(events: Iterable[Any]) -> Iterator[tuple[int, int, int]]:
+    for event in events:
+        if event.name == "[memory]":
+            yield event.start_time_ns, event.extra_fields.alloc_size, event.extra_fields.ptr
+        yield from _changes(event.children)
 
 
 def _status(field: str) -> int:
