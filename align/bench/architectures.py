@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import transformers as t
-from torch import Tensor, nn
 
 from align.bench.measure import Task, allocated_bytes, alternate, machine
 from align.bench.sharing import PATTERNS
 from align.model.forward import score_tokens
+from align.model.load import choose_attention
 from align.model.packing import enable_packing
 from align.packing import attention, packed_collate, states
 from align.packing.batch import Example, collate
@@ -39,6 +40,12 @@ MODELS = {
     "Mamba": lambda: t.MambaConfig(**SHAPE, state_size=8),
 }
 WINDOW = 512
+ATTENDING = {
+    f"Mistral, window {WINDOW}": lambda: t.MistralConfig(**WITH_ATTENTION, sliding_window=WINDOW),
+    f"Gemma 2, soft-cap, window {WINDOW} in one of two layers": lambda: t.Gemma2Config(
+        **WITH_ATTENTION, head_dim=64, sliding_window=WINDOW
+    ),
+}
 
 
 def run() -> dict[str, object]:
@@ -46,8 +53,7 @@ def run() -> dict[str, object]:
     torch.set_num_threads(1)
     device = torch.device("cpu")
     cases = [_case(kind, config(), _tree(), "by sequence", _by_sequence) for kind, config in MODELS.items()]
-    windowed = t.MistralConfig(**WITH_ATTENTION, sliding_window=WINDOW)
-    cases.append(_case(f"Mistral, window {WINDOW}", windowed, _long(), "masks", _masks))
+    cases += [_case(kind, config(), _long(), "masks", _masks) for kind, config in ATTENDING.items()]
     about = {"machine": machine(device) | {"transformers": t.__version__}, "date": str(date.today()), "rounds": ROUNDS}
     return about | {"cases": cases}
 
@@ -60,18 +66,7 @@ def _by_sequence() -> Iterator[None]:
 
 @contextmanager
 def _masks() -> Iterator[None]:
-    def masked(q: Tensor, k: Tensor, v: Tensor, plan: Any, scaling: float) -> Tensor:
-        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-            return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
-
-        tree, window = plan
-        return attention._by_tree(attend, tree, window, q, k, v)
-
-    def plan(self: attention.Tree, make: Any, *given: Any) -> Any:
-        return (self, given[0]) if make is attention.bands else once(self, make, *given)
-
-    once = attention.Tree.once
-    with patch.object(attention, "banded_tree_attention", masked), patch.object(attention.Tree, "once", plan):
+    with patch.object(attention, "_takes_parts", lambda *_: False):
         yield
 
 
@@ -89,7 +84,8 @@ def _long() -> list[Example]:
 
 def _case(name: str, config: Any, lists: list[Example], other: str, otherwise: Any) -> dict[str, object]:
     torch.manual_seed(0)
-    model = t.AutoModelForCausalLM.from_config(config).train()
+    attending = choose_attention(Path(name), config, None)
+    model = t.AutoModelForCausalLM.from_config(config, attn_implementation=attending).train()
     if not enable_packing(model, name=name):
         raise RuntimeError(f"{name}: it does not pack")
     decoder = decoder_of(model)

@@ -12,7 +12,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from align.packing.banded import banded_tree_attention, bands
-from align.packing.flash import flash_tree_attention
+from align.packing.capped import Capped
+from align.packing.flash import FLASH, Kernel, flash_tree_attention
 from align.packing.trie import longest_sequence, trees
 from align.packing.varlen import DTYPES, MAX_HEAD_WIDTH, layout, varlen_tree_attention
 from align.types import Branches
@@ -111,15 +112,12 @@ def tree_sdpa(
     dropout, scaling, window = options.get("dropout", 0.0), options.get("scaling"), options.get("sliding_window")
     tree.told.append((module, window))
     query, key, value = _autocast(query, key, value)
+    if _takes_parts(query, value, dropout):
+        return _by_parts(FLASH, tree, window, scaling, query, key, value), None
     whole = window is None or window >= tree.longest
-    if not dropout and query.shape[-1] == value.shape[-1]:
-        if query.device.type == "cpu":
-            if not whole:
-                plan = tree.once(bands, window, query.device)
-                return banded_tree_attention(query, key, value, plan, scaling), None
-            return flash_tree_attention(query, key, value, tree.branches, scaling), None
-        if whole and query.dtype in DTYPES and query.shape[-1] <= MAX_HEAD_WIDTH:
-            return varlen_tree_attention(query, key, value, tree.once(layout, query.device), scaling), None
+    alike = query.device.type != "cpu" and query.shape[-1] == value.shape[-1] and query.dtype in DTYPES
+    if whole and alike and not dropout and query.shape[-1] <= MAX_HEAD_WIDTH:
+        return varlen_tree_attention(query, key, value, tree.once(layout, query.device), scaling), None
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
@@ -142,6 +140,9 @@ def tree_eager(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention in plain operations, softmax in float32, with a soft-cap of its logits where a model has one."""
+    if tree is not None and softcap is not None and _takes_parts(query, value, dropout):
+        tree.told.append((module, sliding_window))
+        return _by_parts(Capped(softcap), tree, sliding_window, scaling, *_autocast(query, key, value)), None
     key, value = (_repeat(x, query.shape[1]) for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
 
@@ -158,6 +159,20 @@ def tree_eager(
         return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
     tree.told.append((module, sliding_window))
     return _by_tree(attend, tree, sliding_window, query, key, value), None
+
+
+def _takes_parts(query: Tensor, value: Tensor, dropout: float) -> bool:
+    """Whether kernels of parts take these: on a CPU, heads of one width, nothing dropped."""
+    return query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and not dropout
+
+
+def _by_parts(
+    kernel: Kernel, tree: Tree, window: int | None, scaling: float | None, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """Attention by the parts of the row, or of the window's band in it, without computing what is masked."""
+    if window is None or window >= tree.longest:
+        return flash_tree_attention(query, key, value, tree.branches, scaling, kernel)
+    return banded_tree_attention(query, key, value, tree.once(bands, window, query.device), scaling, kernel)
 
 
 def _by_tree(attend: Callable[..., Tensor], tree: Tree, window: int | None, *tensors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tree attention with a sliding window on a CPU: torch's flash kernel on the parts of the band, as in flash.py."""
+"""Tree attention with a sliding window on a CPU: a kernel on the parts of the band, as in flash.py."""
 
 from collections.abc import Iterator
 from itertools import accumulate
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from align.packing.flash import BACKWARD, FORWARD, merge
+from align.packing.flash import FLASH, Kernel, merge
 from align.packing.trie import paths
 from align.types import Branches
 
@@ -70,35 +70,43 @@ def banded_tree_attention(
     value: Float[Tensor, "1 Hk T D"],
     plan: list[Band],
     scaling: float | None = None,
+    kernel: Kernel = FLASH,
 ) -> Float[Tensor, "1 T Hq D"]:
     """As flash_tree_attention, of keys within a window, without computing what is outside.
 
     Args:
         plan: of the row's branches.
         scaling: 1 / sqrt(D) by default.
+        kernel: of the parts.
 
     Source: ours
     """
     rows = (x[0].transpose(0, 1) for x in (query, key, value))
-    return _BandedAttention.apply(*rows, plan, scaling)[None]
+    return _BandedAttention.apply(*rows, plan, scaling, kernel)[None]
 
 
 class _BandedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: list[Band], scaling: float | None
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        plan: list[Band],
+        scaling: float | None,
+        kernel: Kernel,
     ) -> Float[Tensor, "T Hq D"]:
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         lse = query.new_empty(*query.shape[:2], 1, dtype=torch.promote_types(query.dtype, torch.float32))
         for band in plan:
             q, k, v = (_rows(x, at) for x, at in ((query, band.queries), (key, band.keys), (value, band.keys)))
-            own, own_lse = FORWARD(q, k, v, 0.0, band.causal, scale=scaling)
+            own, own_lse = kernel.forward(q, k, v, causal=band.causal, scaling=scaling)
             own, own_lse = own.transpose(1, 2), own_lse.transpose(1, 2)[..., None]
             if not band.first:
                 own, own_lse = merge(out[band.queries], lse[band.queries], own, own_lse)
             out[band.queries], lse[band.queries] = own.to(out.dtype), own_lse
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.plan, ctx.scaling = plan, scaling
+        ctx.plan, ctx.scaling, ctx.kernel = plan, scaling, kernel
         return out
 
     @staticmethod
@@ -108,10 +116,11 @@ class _BandedAttention(torch.autograd.Function):
         for band in ctx.plan:
             g, q, o, total = (_rows(x, band.queries) for x in (grad, query, out, lse))
             k, v = (_rows(x, band.keys) for x in (key, value))
-            own = BACKWARD(g, q, k, v, o, total.squeeze(-1), 0.0, band.causal, scale=ctx.scaling)
+            given = (g, q, k, v, o, total.squeeze(-1))
+            own = ctx.kernel.backward(*given, causal=band.causal, scaling=ctx.scaling)
             for target, at, part in zip((dq, dk, dv), (band.queries, band.keys, band.keys), own, strict=True):
                 target.index_add_(0, at.flatten(), part.transpose(1, 2).flatten(0, 1))
-        return dq, dk, dv, None, None
+        return dq, dk, dv, None, None, None
 
 
 def _rows(x: Float[Tensor, "T H D"], at: Int[Tensor, "b n"]) -> Float[Tensor, "b H n D"]:

@@ -1,8 +1,8 @@
-"""Tree attention on a CPU: torch's flash kernel on the parts of a tree that hold anything, merged by log-sum-exp."""
+"""Tree attention on a CPU: a kernel on the parts of a tree that hold anything, merged by log-sum-exp."""
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -11,10 +11,54 @@ from torch import Tensor
 from align.packing.trie import paths
 from align.types import Branches
 
-# Private to torch, and what scaled_dot_product_attention itself calls on a CPU. They are the only way to a part's
-# log-sum-exp and to its backward pass under another one, and they take fewer key heads than query heads.
-FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+class Kernel(Protocol):
+    """Attention of queries to keys, either with fewer key heads than query heads; a part's own, or under a whole's
+    log-sum-exp."""
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scaling: float | None
+    ) -> tuple[Float[Tensor, "B Hq L D"], Float[Tensor, "B Hq L"]]:
+        """Output, and log-sum-exp of the logits."""
+        ...
+
+    def backward(
+        self,
+        grad: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        *,
+        causal: bool,
+        scaling: float | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The part's share of the gradients of query, key and value."""
+        ...
+
+
+class Flash:
+    """torch's flash kernel.
+
+    Its operations are private to torch, and what scaled_dot_product_attention itself calls on a CPU. They are the only
+    way to a part's log-sum-exp and to its backward pass under another one.
+    """
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scaling: float | None
+    ) -> tuple[Tensor, Tensor]:
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        made: tuple[Tensor, Tensor] = attend(query, key, value, 0.0, causal, scale=scaling)
+        return made
+
+    def backward(self, *tensors: Tensor, causal: bool, scaling: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        made: tuple[Tensor, Tensor, Tensor] = attend(*tensors, 0.0, causal, scale=scaling)
+        return made
+
+
+FLASH = Flash()
 
 
 class Part(NamedTuple):
@@ -47,6 +91,7 @@ def flash_tree_attention(
     value: Float[Tensor, "1 Hk T D"],
     branches: Branches,
     scaling: float | None = None,
+    kernel: Kernel = FLASH,
 ) -> Float[Tensor, "1 T Hq D"]:
     """softmax(scaling Q K' + mask) V, where every branch sees those that it goes on from and its own past.
 
@@ -57,16 +102,23 @@ def flash_tree_attention(
     Args:
         branches: of the row.
         scaling: 1 / sqrt(D) by default.
+        kernel: of the parts; another one's softmax is of its own logits.
 
     Source: ours; the merge is that of ring attention and flash decoding.
     """
-    return _TreeAttention.apply(query, key, value, branches, scaling)
+    return _TreeAttention.apply(query, key, value, branches, scaling, kernel)
 
 
 class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, branches: Branches, scaling: float | None
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        branches: Branches,
+        scaling: float | None,
+        kernel: Kernel,
     ) -> Float[Tensor, "1 T Hq D"]:
         heads, tokens = query.shape[1:3]
         out = query.new_empty(1, tokens, heads, query.shape[3]).transpose(1, 2)
@@ -75,7 +127,7 @@ class _TreeAttention(torch.autograd.Function):
         for part in parts(branches):
             q, o, total = (_blocks(x, part.queries, part.blocks) for x in (query, out, lse))
             k, v = (_blocks(x, part.keys, part.blocks) for x in (key, value))
-            own, own_lse = FORWARD(q, k, v, 0.0, part.causal, scale=scaling)
+            own, own_lse = kernel.forward(q, k, v, causal=part.causal, scaling=scaling)
             if part.first:
                 o.copy_(own)
                 total.copy_(own_lse[..., None])
@@ -83,7 +135,7 @@ class _TreeAttention(torch.autograd.Function):
                 for target, merged in zip((o, total), merge(o, total, own, own_lse[..., None]), strict=True):
                     target.copy_(merged)
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.branches, ctx.scaling = branches, scaling
+        ctx.branches, ctx.scaling, ctx.kernel = branches, scaling, kernel
         return out.transpose(1, 2)
 
     @staticmethod
@@ -94,12 +146,13 @@ class _TreeAttention(torch.autograd.Function):
         for part in parts(ctx.branches):
             g, q, o, total = (_blocks(x, part.queries, part.blocks) for x in (grad, query, out, lse))
             k, v = (_blocks(x, part.keys, part.blocks) for x in (key, value))
-            own = BACKWARD(g, q, k, v, o, total.squeeze(-1), 0.0, part.causal, scale=ctx.scaling)
+            given = (g, q, k, v, o, total.squeeze(-1))
+            own = ctx.kernel.backward(*given, causal=part.causal, scaling=ctx.scaling)
             # Every path's keys meet its own queries before those of what turns off from it.
             _put(dq, part.queries, part.blocks, own[0], add=not part.first)
             _put(dk, part.keys, part.blocks, own[1], add=not part.causal)
             _put(dv, part.keys, part.blocks, own[2], add=not part.causal)
-        return dq, dk, dv, None, None
+        return dq, dk, dv, None, None, None
 
 
 def _blocks(x: Float[Tensor, "1 H T D"], rows: slice, count: int) -> Float[Tensor, "count H L D"]:

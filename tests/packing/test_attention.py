@@ -1,11 +1,14 @@
 """Attention over a packed row against attention over every sequence alone."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from align.packing import capped
 from align.packing.attention import Tree, tree_eager, tree_sdpa
 from align.packing.banded import bands
 from align.types import Branch
@@ -96,10 +99,18 @@ def test_every_pair_within_a_window_is_computed_once_and_no_other(window):
     assert torch.equal(seen, wanted)
 
 
-@pytest.mark.parametrize("tensors", [torch.float64], ids=str, indirect=True)
-def test_plain_operations_keep_window_and_soft_cap(tensors):
-    told = {"scaling": 0.9, "sliding_window": 5, "softcap": 0.7}
-    compare(tensors, tree_eager, told, lambda *x: alone(*x, scaling=0.9, window=5, softcap=0.7))
+@pytest.mark.parametrize("rows", [1, 3, capped.ROWS])
+@pytest.mark.parametrize(("window", "scaling"), [(None, None), (None, 0.9), (1, 0.9), (2, 0.9), (5, None), (13, 0.9)])
+def test_plain_operations_keep_window_and_soft_cap(tensors, window, scaling, rows, monkeypatch):
+    monkeypatch.setattr(capped, "ROWS", rows)
+    told = {"scaling": scaling, "sliding_window": window, "softcap": 0.7}
+    expected = partial(alone, scaling=scaling or 10**-0.5, window=window, softcap=0.7)
+    compare(tensors, tree_eager, told, expected)
+
+
+def test_a_soft_cap_with_a_head_size_of_values_of_its_own(tensors):
+    tensors[2] = tensors[2].detach()[..., :7].requires_grad_()
+    compare(tensors, tree_eager, {"scaling": 0.9, "softcap": 0.7}, partial(alone, scaling=0.9, softcap=0.7))
 
 
 def test_a_head_size_of_values_of_its_own(tensors):
@@ -109,7 +120,7 @@ def test_a_head_size_of_values_of_its_own(tensors):
 
 def test_dropout_takes_effect():
     q, k, v = (torch.randn(1, 2, TOKENS, 8) for _ in range(3))
-    for attention in (tree_sdpa, tree_eager):
+    for attention in (tree_sdpa, tree_eager, partial(tree_eager, softcap=0.7)):
         first, second = (attention(nn.Module(), q, k, v, None, dropout=0.5, tree=Tree(BRANCHES))[0] for _ in range(2))
         assert not torch.equal(first, second)
 
@@ -118,5 +129,7 @@ def test_autocast_brings_everything_to_its_dtype():
     q, k, v = (torch.randn(1, 2, TOKENS, 8) for _ in range(3))
     with torch.autocast("cpu", torch.bfloat16):
         out, _ = tree_sdpa(nn.Module(), q, k, v.bfloat16(), None, tree=Tree(BRANCHES))
-    assert out.dtype == F.scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).dtype
+        soft, _ = tree_eager(nn.Module(), q, k, v.bfloat16(), None, tree=Tree(BRANCHES), softcap=0.7)
+    assert out.dtype == F.scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).dtype == soft.dtype
     assert_close(out.float(), alone(q, k, v, scaling=8**-0.5), atol=3e-2, rtol=3e-2)
+    assert_close(soft.float(), alone(q, k, v, scaling=8**-0.5, softcap=0.7), atol=3e-2, rtol=3e-2)
