@@ -19,12 +19,12 @@ from huggingface_hub import constants as hub
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from align.errors import UserError
 from align.kernels.native import instruction_set
 from align.progress import stage
+from align.tables import Table
 
 Extra = Literal["rollout", "rollout-cpu"]
 
@@ -106,7 +106,7 @@ def print_report(console: Console | None = None) -> None:
     """The report as a table on the terminal."""
     table = Table(box=None, pad_edge=False)
     for column in ("item", "found", "what to do"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for item in report():
         table.add_row(*(Text(cell) for cell in item))
     (console or Console()).print(table)

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     | {"datasets", "transformers", "tokenizers"}
     | {
         "align.progress",
+        "align.tables",
         "align.bounds",
         "align.files",
         "align.locks",
@@ -69,6 +70,7 @@ FLOORS = (
         "stopping",
         "lacks",
         "progress",
+        "tables",
         "consent",
         "bounds",
         "disk",

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 from rich.console import Group, RenderableType
-from rich.table import Column, Table
 
 from align.data.roles import Counts, in_words
 from align.data.schema import LEFT_OUT, Row, Text, is_messages
@@ -22,6 +21,7 @@ from align.data.select import prompt_key
 from align.data.windows import lengths, windows
 from align.lint import Finding
 from align.progress import counted
+from align.tables import Table
 
 _JSON = json.JSONEncoder(sort_keys=True)
 BY_NAME = {
@@ -289,19 +289,17 @@ def _one(name: str) -> str:
 
 def render(audit: Audit) -> RenderableType:
     """The audit as tables for the terminal; counts of zero are left out."""
-    sources = Table(
-        Column("source", overflow="fold"), "part", "weight", "read", "used", "not used, by reason", title="data"
-    )
+    sources = Table("source", "part", "weight", "read", "used", "not used, by reason", title="data")
     for source in audit.sources:
         name = source.path + (f" [{source.split}]" if source.split else "")
         reasons = "\n".join(f"{count} {reason}" for reason, count in source.refused.items())
         sources.add_row(name, source.part, f"{source.weight:g}", str(source.read), str(source.used), reasons)
-    facts = Table("", Column("", overflow="fold"), show_header=False, title="lists")
+    facts = Table("", "", show_header=False, title="lists")
     for name, words in facts_of(audit).items():
         facts.add_row(name, words)
     if not audit.lint:
         return Group(sources, facts)
-    checks = Table("check", Column("says", overflow="fold"), title="lint (!: what `data.stop_on` would stop on)")
+    checks = Table("check", "says", title="lint (!: what `data.stop_on` would stop on)")
     for own in audit.lint:
         checks.add_row(f"{own.check} !" if own.bad else own.check, own.said)
     return Group(sources, facts, checks)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from align.data.schema import BadRow, malformed
 from align.data.sources import records
@@ -18,6 +17,7 @@ from align.errors import UserError
 from align.evaluate.winrate import Gamed, length_controlled, length_feature, win_rate
 from align.files import write_json
 from align.progress import stage
+from align.tables import Table
 
 WINNERS = {"baseline": 0.0, "tie": 0.5, "model": 1.0}
 PREFERENCE = "write 1 (the baseline wins) to 2 (the model wins), 0 or 1.5 for a tie, null where the judge said nothing"

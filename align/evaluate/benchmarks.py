@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from align.consent import ALLOW, not_own
 from align.errors import UserError
@@ -22,6 +21,7 @@ from align.files import read_json, write_json
 from align.manifest import file_digest, json_digest
 from align.model.policy import Policy
 from align.progress import stage
+from align.tables import Table
 
 BENCHMARKS = "benchmarks.json"
 BEYOND = 2.0

@@ -11,7 +11,6 @@ from typing import Any
 from peft import PeftModel
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from align.data.schema import Row
@@ -23,6 +22,7 @@ from align.evaluate.sampling import sample_completions
 from align.model.policy import Policy
 from align.progress import stage
 from align.runs.run_directory import RunDirectory
+from align.tables import Table
 
 Show = Callable[[str], None]
 """Told the text so far."""

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 
 from align.errors import UserError
 from align.files import read_json, write_json
 from align.progress import counted
 from align.runs.digests import Digests
+from align.tables import Table
 
 RESULTS = (
     "summary.json",
@@ -212,7 +212,7 @@ def _table(verdicts: Sequence[Verdict]) -> Table:
     several = len({verdict.file for verdict in verdicts}) > 1
     table = Table()
     for header in ("requirement", "figure", "value", "", *(["file"] if several else [])):
-        table.add_column(header, overflow="fold")  # a long name is shown whole
+        table.add_column(header)
     for verdict in verdicts:
         value = "not measured" if math.isnan(verdict.value) else f"{verdict.value:.6g}"
         word = "holds" if verdict.holds else "FAILS"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from rich.table import Table
+from align.tables import Table
 
 ALL = "all"
 """The group of rows that name none."""

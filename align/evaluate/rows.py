@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from rich.console import Console
-from rich.table import Table
 
 from align.bounds import check_folder
 from align.data import Prepared, Wanted, prepare_data, read_chat_template, render
@@ -38,6 +37,7 @@ from align.runs.build import policy_loss
 from align.runs.digests import check_written
 from align.runs.memory import lack_in_words
 from align.runs.run_directory import RunDirectory
+from align.tables import Table
 
 OF_ONE = "give two or more answers to each prompt, since the order of answers is what is measured"
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from rich.console import Console
-from rich.table import Column, Table
 from torch import Tensor
 
 from align.errors import UserError
@@ -16,6 +15,7 @@ from align.export.trained import Trained, find_trained, read_tokenizer_of, sourc
 from align.files import write_json
 from align.model.load import model_folder
 from align.progress import counted, progress
+from align.tables import Table
 
 COLUMNS = {
     "intruders": ("intruders", "{}"),
@@ -114,9 +114,7 @@ def weight_figures(
 def _table(found: list[dict[str, Any]], similarity: float) -> Table:
     total = sum(own["intruders"] for own in found)
     title = f"{counted(len(found), 'weight')} moved, {counted(total, 'intruder')} (cosine below {similarity:g})"
-    table = Table(
-        Column("", overflow="fold"), *(head for head, _ in COLUMNS.values()), title=title, title_justify="left"
-    )
+    table = Table("", *(head for head, _ in COLUMNS.values()), title=title, title_justify="left")
     for own in found:
         table.add_row(own["layer"], *(pattern.format(own[name]) for name, (_, pattern) in COLUMNS.items()))
     return table

@@ -5,11 +5,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from align.progress import counted
 from align.report.measured import RATES
+from align.tables import Table
 
 SIDES = (
     ("reward", "reward", "{:+.4f}"),

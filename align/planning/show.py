@@ -1,10 +1,10 @@
 """A plan on the terminal."""
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from align.planning.plan import Plan
+from align.tables import Table
 
 NAMES = {"one": "one device", "ddp": "DDP", "zero2": "ZeRO-2", "fsdp2": "FSDP2", "zero3": "ZeRO-3"}
 

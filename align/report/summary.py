@@ -4,11 +4,11 @@ import shlex
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from align.progress import counted
 from align.report.displacement import sentence
+from align.tables import Table
 
 ROWS = (
     ("loss", "loss", "{:.4f}"),

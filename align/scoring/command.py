@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from rich.table import Table
 
 from align.cluster.connect import Cluster, on_cluster, worked
 from align.data.schema import malformed
@@ -26,6 +25,7 @@ from align.scoring.job import Job, write_rows
 from align.scoring.references import References
 from align.scoring.scoring import Part
 from align.scoring.window import Scoring, Task, start_scoring
+from align.tables import Table
 from align.types import LONGEST_WAIT
 from rewards import Reward, read_reward
 from rewards.combine import Combination, transforms_for

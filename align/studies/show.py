@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from align.progress import counted, in_time
 from align.report.study_page import PAGE, STUDY, in_interval
+from align.tables import Table
 
 
 def print_study(path: Path, result: dict[str, Any], console: Console | None = None) -> None:

@@ -13,7 +13,6 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, List, Value
 from rich.console import Console
-from rich.table import Table
 
 from align.cluster.connect import Cluster, on_cluster
 from align.cluster.pool import Pool
@@ -32,6 +31,7 @@ from align.recipe import Recipe
 from align.runs.build import build_policy, check_objectives, prepare
 from align.runs.digests import check_written
 from align.runs.memory import in_memory
+from align.tables import Table
 from align.types import LONGEST_WAIT
 
 SHARE_ABOVE = 0.05
