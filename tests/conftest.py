@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import gc
+import importlib.util
 import json
 import logging
 import socket
@@ -24,6 +25,13 @@ from align.recipe import Recipe, parse_recipe
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 VOCABULARY = 40
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if importlib.util.find_spec("vllm") is None:
+        for item in items:
+            if "vllm" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="vLLM is not installed: align doctor --install rollout-cpu"))
 
 
 @pytest.fixture(autouse=True)

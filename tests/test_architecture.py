@@ -115,8 +115,12 @@ EVERYWHERE_REFUSED = {"trl", "pickle", "vllm"}
 """TRL is a test's peer, and `align import --check`'s; weights are safetensors; vLLM is the rollout worker's."""
 PICKLED = "align/training/part_reader.py"
 """Reads a description by torch that is one, and lets it name plain classes alone."""
-VLLM_MODULES = {"align/rollout/vllm_engine.py", "align/rollout/vllm_arguments.py"}
-"""What the rollout worker runs; it imports vLLM inside functions only."""
+VLLM_MODULES = {
+    "align/export/vllm_worker.py",
+    "align/rollout/vllm_engine.py",
+    "align/rollout/vllm_arguments.py",
+}
+"""What vLLM's own processes run; they import vLLM inside functions only."""
 INSIDE_VLLM = {"align/rollout/inside_vllm/runner_v1.py", "align/rollout/inside_vllm/runner_v2.py"}
 """What vLLM itself imports."""
 

@@ -20,6 +20,7 @@ from align.export.merging import load_float32, merged_model, probe_ids, read_pro
 from align.export.model_card import model_card
 from align.export.options import check_places
 from align.export.trained import Trained, find_trained, read_tokenizer_of, source_of
+from align.export.vllm_engine import check_reads, opened
 from align.files import replaced_folder, write_json
 from align.locks import alone_on
 from align.model.load import HUB_ERRORS, first_line, loading
@@ -44,6 +45,7 @@ def export(
     drop: float | None = None,
     seed: int = 0,
     lists: int = 16,
+    engine: str | None = None,
     tolerance: float | None = None,
     push: str | None = None,
     trust_remote_code: bool = False,
@@ -66,6 +68,7 @@ def export(
         drop: The share of the entries of an adapter's second factors that become 0; the others are scaled up for it.
         seed: Of what is dropped.
         lists: Held-out lists that are compared; 0 compares a probe text.
+        engine: "vllm" has vLLM read it again, in float32, in place of the format's own engine.
         tolerance: Nats by which log-probabilities may differ on average; by default that of format and dtype.
         push: Hub name to upload the folder to, too.
         trust_remote_code: Run the code that the model comes with; what the run's recipe says of it is no consent.
@@ -89,6 +92,8 @@ def export(
     form = FORMATS[to or ("transformers" if whole else "peft")]
     check_format(form, dtype)
     check_fits(form, trained)
+    if engine == "vllm":
+        check_reads(form, trained)
     output = Path(output)
     with alone_on(output, instead="give another output folder"), replaced_folder(output) as partial:
         if others or extrapolate:
@@ -106,7 +111,7 @@ def export(
             **differences,
         }
         if held is not None:
-            found |= _compared(form, held, made, tolerance)
+            found |= _compared(form, held, made, tolerance, engine)
         _record(partial, output.name, trained, form, found)
     print(describe(output, form=form, base=trained.base, outputs=trained.outputs, found=found))
     if push:
@@ -176,11 +181,14 @@ def _held_out(trained: Trained, form: Format, tokenizer: Any, lists: int) -> Hel
     return held_out(trained, tokenizer, lists=lists)
 
 
-def _compared(form: Format, held: HeldOut, made: Made, tolerance: float | None) -> dict[str, Any]:
+def _compared(form: Format, held: HeldOut, made: Made, tolerance: float | None, engine: str | None) -> dict[str, Any]:
     """The figures of an export that is within its bound."""
     with stage("reading it again"), loading(made.folder, "is written and cannot be read again, so that it is not kept"):
-        engine = form.reader()(made.folder, made.trained)
-        found = compare(held, engine)
+        if engine == "vllm":
+            with opened(made, held) as vllm:
+                found = compare(held, vllm)
+        else:
+            found = compare(held, form.reader()(made.folder, made.trained))
     bound = form.tolerance[_stored(form, made)] if tolerance is None else tolerance
     refuse_other(found, bound)
     return found | {"tolerance": bound}

@@ -47,7 +47,9 @@ def _loading(folder: Path, form: Format, base: str | None, outputs: Sequence[str
     lines = [f'peft.AutoPeftModelForCausalLM.from_pretrained("{folder}")']
     if not not_servable(folder):
         room = f"--max-lora-rank {room_for(adapter_rank(folder))}"
-        lines.append(f"vllm serve {base} --enable-lora {room} --lora-modules {folder.name}={folder}")
+        lines.append(
+            f"vllm serve {base} --tokenizer {folder} --enable-lora {room} --lora-modules {folder.name}={folder}"
+        )
     return lines
 
 

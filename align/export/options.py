@@ -69,6 +69,11 @@ COMMANDS = (
             option("--seed", type=count, default=0, help="of what is dropped (default 0)"),
             option("--lists", type=count, default=16, metavar="N", help="held-out lists to compare it on (default 16)"),
             option(
+                "--engine",
+                choices=("vllm",),
+                help="have vLLM read it again, of --to peft and transformers (default: the library of that name)",
+            ),
+            option(
                 "--tolerance",
                 type=not_negative,
                 metavar="NATS",

@@ -1,6 +1,5 @@
 """The recipe's engine, and how a trained policy gets into it."""
 
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +8,7 @@ import torch
 
 from align.errors import UserError
 from align.export.served import RANKS, adapter_rank, not_servable
+from align.export.vllm_start import check_installed
 from align.model.adapters import Full
 from align.model.load import load_tokenizer, model_folder
 from align.progress import stage
@@ -85,12 +85,8 @@ def check_engine(recipe: Recipe) -> None:
     Raises:
         UserError: says how to install it, or to do without.
     """
-    if isinstance(recipe.rollout.engine, Vllm) and importlib.util.find_spec("vllm") is None:
-        extra = "rollout-cpu" if torch.version.cuda is None else "rollout"
-        raise UserError(
-            f"rollout.engine: vLLM is not installed; run `align doctor --install {extra}`, or set "
-            "`rollout.engine=transformers`"
-        )
+    if isinstance(recipe.rollout.engine, Vllm):
+        check_installed("rollout.engine", "set `rollout.engine=transformers`")
     decoding, policy = recipe.rollout.decoding, recipe.policy
     if isinstance(decoding, Contrast) and decoding.against == "base" and not (policy.start_run or policy.start_adapter):
         raise UserError(

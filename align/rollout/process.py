@@ -16,8 +16,9 @@ from typing import Any
 
 from align.errors import UserError
 from align.evaluate.sampling import Sampled
+from align.export.vllm_start import environment
 from align.rollout.engine import Contexts, Prompts, Sampling, Weights
-from align.rollout.vllm_arguments import VllmArguments, environment
+from align.rollout.vllm_arguments import VllmArguments
 
 log = logging.getLogger("align")
 

@@ -1,8 +1,7 @@
-"""How vLLM is started: its environment and arguments, and whether our sampler fits its version."""
+"""The arguments that vLLM is started with, and whether our sampler fits its version."""
 
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import torch
 
 from align.errors import UserError
 from align.export.served import room_for
+from align.export.vllm_start import CACHE_BYTES, on_cpu
 from align.rollout.inside_vllm.draw import COLUMNS
 from align.rollout.inside_vllm.request import CONFIG
 
@@ -42,7 +42,7 @@ class VllmArguments:
     """Tokens of prompt plus completion at most."""
     lora_rank: int = 0
     """Of the adapters to come; 0 where there will be none."""
-    cache_bytes: int = 512 << 20
+    cache_bytes: int = CACHE_BYTES
     """Key-value cache, on a CPU."""
     trusted: bool = False
     """Whether model code from the hub may run."""
@@ -52,26 +52,6 @@ class VllmArguments:
     """The recipe's `rollout.decoding`."""
     options: dict[str, Any] = field(default_factory=dict)
     """More arguments of vllm.LLM."""
-
-
-def environment(present: Mapping[str, str]) -> dict[str, str]:
-    """Variables that vLLM's process needs, where the user has not set them.
-
-    Raises:
-        UserError: one is set in a way that cannot work.
-    """
-    wanted = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process, which ends with its parent
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_USE_V2_MODEL_RUNNER": "0",  # each of the two takes logits processors of its own kind
-    }
-    if not torch.cuda.is_available():
-        # Two threads on busy cores spin; compilation takes seconds and a C++ compiler, and gains nothing when eager.
-        wanted |= {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1"}
-        if present.get("VLLM_BATCH_INVARIANT", "0") != "0":
-            raise UserError("VLLM_BATCH_INVARIANT stops vLLM on a CPU, whose results do not depend on the batch; unset")
-    return {name: value for name, value in wanted.items() if name not in present}
 
 
 def takes_our_sampler(wanted: str) -> bool:
@@ -145,14 +125,7 @@ def llm_arguments(arguments: VllmArguments, *, ours: bool) -> dict[str, Any]:
     if torch.cuda.is_available():
         given |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.5}  # the trainer has its model there too
     else:
-        given |= {
-            "kv_cache_memory_bytes": arguments.cache_bytes,
-            "enforce_eager": True,
-            "block_size": 32,  # the default of 128 leaves shorter prompts out of the prefix cache
-            # A seeded request whose prompt is split over steps crashes on a CPU.
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(4096, 2 * arguments.max_length),  # two: a contrast's sides start together
-        }
+        given |= on_cpu(arguments.max_length, arguments.cache_bytes)
     if taken := OURS & given.keys() & arguments.options.keys():
         raise UserError(f"rollout.engine.options: {min(taken)} is set by Align, which draws by it; take it out")
     return given | arguments.options

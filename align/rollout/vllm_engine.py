@@ -15,10 +15,11 @@ import torch
 import torch._dynamo
 
 from align.evaluate.sampling import Sampled, row_seed
+from align.export.vllm_start import environment
 from align.rollout.engine import Contexts, Prompts, Sampling, Weights
 from align.rollout.inside_vllm.draw import COLUMNS
 from align.rollout.pairs import Pair, Room, batches
-from align.rollout.vllm_arguments import VllmArguments, environment, llm_arguments, takes_our_sampler
+from align.rollout.vllm_arguments import VllmArguments, llm_arguments, takes_our_sampler
 from align.rollout.weights import check_same_layout, is_tied
 
 log = logging.getLogger("align")

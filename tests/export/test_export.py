@@ -198,7 +198,10 @@ def test_what_an_export_wrote_is_said(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"{tmp_path}/adapter: an adapter for {tmp_path}/base in float32" in said
     assert "AutoPeftModelForCausalLM" in said
-    assert f"vllm serve {tmp_path}/base --enable-lora --max-lora-rank 8 --lora-modules adapter={tmp_path}" in said
+    served = (
+        f"vllm serve {tmp_path}/base --tokenizer {tmp_path}/adapter --enable-lora --max-lora-rank 8 --lora-modules "
+    )
+    assert f"{served}adapter={tmp_path}/adapter" in said
 
     save_adapter(tmp_path / "other", tmp_path / "base", "dora")
     export(tmp_path / "other", tmp_path / "dora")

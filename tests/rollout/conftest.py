@@ -1,6 +1,5 @@
 """Small policies that vLLM can run too, and engines that need nothing."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -31,13 +30,6 @@ SIZES = {
     "eos_token_id": 2,
     "max_position_embeddings": 512,
 }
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if importlib.util.find_spec("vllm") is None:
-        for item in items:
-            if "vllm" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="vLLM is not installed: align doctor --install rollout-cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,10 @@ from fake_engine import fake_completions
 
 from align.errors import UserError
 from align.evaluate.sampling import Sampled
+from align.export.vllm_start import environment
 from align.rollout.engine import Sampling, Weights
 from align.rollout.process import STARTS, EngineProcess
-from align.rollout.vllm_arguments import VllmArguments, baseline, environment, llm_arguments
+from align.rollout.vllm_arguments import VllmArguments, baseline, llm_arguments
 
 STUB = Path(__file__).with_name("stub_worker.py")
 PROMPTS = [[1, 3 + i] for i in range(7)]

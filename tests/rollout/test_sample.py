@@ -155,7 +155,7 @@ def test_conversations_and_stop_texts(online_recipe, scorer, tmp_path):
 
 
 def test_vllm_that_is_not_there(online_recipe, monkeypatch):
-    monkeypatch.setattr("align.rollout.engines.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("align.export.vllm_start.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="align doctor --install rollout.*rollout.engine=transformers"):
         rollout(online_recipe(online=None, rollout={"engine": "vllm"}))
     with pytest.raises(UserError, match="rollout.engine=transformers"):

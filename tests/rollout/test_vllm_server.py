@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from align.errors import UserError
+from align.export.vllm_start import environment
 from align.rollout.agreement import check_agreement
 from align.rollout.engine import Sampling
 from align.rollout.process import EngineProcess
 from align.rollout.server import NEUTRAL, VllmServers
-from align.rollout.vllm_arguments import VllmArguments, environment
+from align.rollout.vllm_arguments import VllmArguments
 from align.rollout.weights import write_weights
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
