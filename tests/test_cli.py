@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,25 @@ def test_help_everywhere(command, capsys):
         main([*command, "--help"])
     assert stopped.value.code == 0
     assert "usage: align" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("adapter", "to"),
+    [
+        ({"name": "lora", "rank": 2}, "transformers"),
+        ({"name": "full"}, "transformers"),
+        ({"name": "peft", "type": "IA3"}, "transformers"),
+        ({"name": "peft", "type": "BEFT"}, "peft"),
+    ],
+)
+def test_what_is_said_next_works(make_recipe, tmp_path, capsys, adapter, to):
+    """This base has no biases, which is where an offset of outputs would go."""
+    recipe = make_recipe(policy={"adapter": adapter}, train={"steps": 1}, sampling={"prompts": 0})
+    train(recipe)
+    said = re.findall(r"`(align export [^`]+)`", capsys.readouterr().out.splitlines()[-1])
+    assert said == [f"align export {recipe.output} FOLDER --to {to}"]
+    main(["export", *said[0].replace("FOLDER", str(tmp_path / "made")).split()[2:]])
+    assert (tmp_path / "made").is_dir()
 
 
 def test_train_then_evaluate_then_export(recipe_file, make_recipe, rows_file, tmp_path, capsys):

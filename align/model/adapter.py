@@ -37,6 +37,8 @@ class Adapter(Strict):
     """Whether the mean of two policies' weights is known exactly, so that a reference can follow the policy."""
     references: ClassVar[tuple[Reference, ...]] = ("initial", "previous", "moving")
     """What `online.reference` may be with it."""
+    offsets: ClassVar[bool] = False
+    """It adds to layers' outputs, for which a base without biases has no place."""
     start: ClassVar[str] = ""
     """Module of `align.model` and function of it (wrapped, adapter, *, folder, batches, loss, like) that sets the
     weights that it starts with, where PEFT does not: the base's folder, some training rows where it starts from them
@@ -62,6 +64,10 @@ class Adapter(Strict):
     def moves_start(self) -> bool:
         """Whether, as it is set, it does not start as the identity, so that the reference is a copy of its start."""
         return self.moved_start
+
+    def is_offset(self) -> bool:
+        """Whether, as it is set, it adds to layers' outputs, for which a base without biases has no place."""
+        return self.offsets
 
     def served_rank(self) -> int | None:
         """The largest rank that it has when exported; None where it is no LoRA that vLLM can serve."""

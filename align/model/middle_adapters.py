@@ -160,6 +160,7 @@ class Lofit(InLayers):
 
     references: ClassVar = ("initial",)
     from_rows: ClassVar = True
+    offsets: ClassVar = True
     start: ClassVar = "heads:start"
     name: Literal["lofit"] = "lofit"
     targets: tuple[str] = ("o_proj",)

@@ -42,6 +42,9 @@ class Peft(InLayers):
     def moves_start(self) -> bool:
         return self.kind.moved
 
+    def is_offset(self) -> bool:
+        return self.kind.offset
+
     @property
     def kind(self) -> Kind:
         """What is known of its type; nothing of one that a newer PEFT has."""

@@ -20,6 +20,8 @@ class Kind:
     base does, or could not be saved."""
     moved: bool = False
     """It has no such options, so that its reference is a frozen copy of its start."""
+    offset: bool = False
+    """It adds to layers' outputs, for which a base without biases has no place."""
     linear: bool = True
     """Whether it acts in every linear layer, where nothing is said; else in those that PEFT chooses."""
     instead: str = ""
@@ -35,7 +37,7 @@ KINDS = {
         "prompts inside the attention",
         why_not="replaces whole attention modules, which a reference cannot switch off; take another type",
     ),
-    "BEFT": Kind("an offset of a layer's outputs"),
+    "BEFT": Kind("an offset of a layer's outputs", offset=True),
     "BOFT": Kind("a product of sparse rotations of the weight"),
     "C3A": Kind("circular convolutions of blocks", needs={"init_weights": True}),
     "CARTRIDGE": Kind("keys and values of trained tokens", why_not=f"{TOKENS}; take another type"),

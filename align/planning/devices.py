@@ -53,11 +53,13 @@ def of_launch(arguments: TrainingArguments) -> tuple[Devices, str]:
         found = Devices("cuda", count, torch.cuda.get_device_properties(arguments.device).total_memory)
     else:
         found = Devices("cpu", count, host_memory() // count)
-    return found, _way(arguments, count)
+    return found, way_of(arguments)
 
 
-def _way(arguments: TrainingArguments, count: int) -> str:
-    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+def way_of(arguments: TrainingArguments) -> str:
+    """How the processes that were started spread a run: a key of `align.planning.show.NAMES`."""
+    count = arguments.world_size
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and count > 1:
         return "fsdp2"
     plugin = getattr(arguments, "deepspeed_plugin", None)
     if plugin is not None or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):

@@ -1,7 +1,7 @@
 """The table at the end of a run."""
 
 import shlex
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.text import Text
@@ -58,13 +58,17 @@ def print_summary(path: str, summary: dict[str, Any], *, show: int, console: Con
     console.print(Text(f"run directory: {path}"), soft_wrap=True)
 
 
-def next_steps(path: str, task: str) -> str:
-    """What a newcomer does with a finished run."""
+def next_steps(path: str, task: str, *, to: Literal["transformers", "peft"]) -> str:
+    """What a newcomer does with a finished run.
+
+    Args:
+        to: the format that every base has a place for.
+    """
     run = shlex.quote(path)
+    made = f"`align export {run} FOLDER --to {to}` makes {'a model' if to == 'transformers' else 'an adapter'}"
     if task == "reward":
-        made = f"`align export {run} FOLDER --to transformers` makes a model"
         return f"next: {made}, `align score IN OUT --reward FOLDER` uses it"
-    return f"next: `align chat {run}` answers side by side, `align export {run} FOLDER --to transformers` makes a model"
+    return f"next: `align chat {run}` answers side by side, {made}"
 
 
 def few_lists(lists: int) -> str:

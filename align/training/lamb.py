@@ -38,7 +38,7 @@ class Lamb(Optimizer):
             for parameter in (p for p in group["params"] if p.grad is not None):
                 state = self.state[parameter]
                 if not state:
-                    state |= {"step": 0, "exp_avg": torch.zeros_like(parameter)}
+                    state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter)}
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
                 self._move(parameter, state, group)
         return loss
@@ -46,9 +46,10 @@ class Lamb(Optimizer):
     def _move(self, parameter: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         (beta1, beta2), gradient = group["betas"], parameter.grad
         state["step"] += 1
-        mean = state["exp_avg"].lerp_(gradient, 1 - beta1) / (1 - beta1 ** state["step"])
+        step = state["step"].item()  # exact powers, of a number that parts of a checkpoint can hold
+        mean = state["exp_avg"].lerp_(gradient, 1 - beta1) / (1 - beta1**step)
         square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        ratio = mean / ((square / (1 - beta2 ** state["step"])).sqrt_() + group["eps"])
+        ratio = mean / ((square / (1 - beta2**step)).sqrt_() + group["eps"])
         ratio.add_(parameter, alpha=group["weight_decay"])
         weight, length = parameter.norm(), ratio.norm()
         trust = torch.where((weight > 0) & (length > 0), weight / length, torch.ones_like(weight))

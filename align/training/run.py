@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import TrainingArguments, set_seed
@@ -31,7 +32,7 @@ from align.training.result import RunResult
 from align.training.results import save_adapter, write_results
 from align.training.room import check_room
 from align.training.schedules import check_schedule
-from align.training.sharded import check_sharded
+from align.training.strategies import check_strategy, strategy_of
 from align.training.tracking import flat, run_name, set_names
 from align.training.zero import whole_weights
 
@@ -90,6 +91,7 @@ def open_run(
     if not given.optimizer:
         check_optimizer(recipe.train, arguments)
     check_schedule(recipe.train)
+    check_strategy(recipe, loss_of(recipe), strategy_of(arguments))
     main = arguments.process_index == 0
     with run.alone() if main else nullcontext():
         with arguments.main_process_first():
@@ -133,7 +135,8 @@ def conclude(recipe: Recipe, run: RunDirectory, *, finished: bool, main: bool, s
     elif main and not finished:
         print_summary(str(run.path), summary, show=recipe.sampling.show)
         print(f"report: {write_report([run.path])}")
-        print(next_steps(str(run.path), summary["task"]))
+        to: Literal["peft", "transformers"] = "peft" if recipe.policy.adapter.is_offset() else "transformers"
+        print(next_steps(str(run.path), summary["task"], to=to))
     return RunResult(run.path, summary)
 
 
@@ -161,7 +164,6 @@ def _train(
         torch.set_num_threads(recipe.train.threads)
     set_seed(recipe.train.seed)
     loss, scorer = loss_of(recipe), given.scorer or sample_scorer(recipe)
-    check_sharded(recipe, loss)
     refuse_unfit(asked, arguments)
     rows = read_rows(recipe, run, arguments, given)
     refuse_unfit(asked, arguments, (rows.rated or rows.prepared).train)

@@ -1,4 +1,4 @@
-"""Training on weights cut by FSDP2: what it cannot do exactly, and an optimizer's state in parts."""
+"""Training on weights cut by FSDP2: an optimizer's state in parts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,47 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from align.errors import UserError
-from align.model.adapters import Full
-from align.model.middle_adapters import MIDDLES
-from align.model.sharding import at_rest, own_part, own_places, sharding_asked
-from align.recipe import Recipe
+from align.model.sharding import at_rest, own_part, own_places
 from align.training.part_reader import PartReader
 
 PARTS = "optimizer"
 """A checkpoint's folder of the optimizer's state, as torch's distributed checkpoint."""
-ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
-"""Optimizers that treat every weight alone, so that a part of a matrix moves as it does in the whole."""
-
-
-def check_sharded(recipe: Recipe, loss: Any) -> None:
-    """Refuse, before a model is loaded, what would not be the same on sharded weights.
-
-    Raises:
-        UserError: names the key and what goes instead.
-    """
-    if not sharding_asked():
-        return
-    full = isinstance(recipe.policy.adapter, Full) and recipe.policy.start_adapter is None
-    optimizer = recipe.train.optimizer.name
-    refused = {
-        "policy.adapter: adalora ranks directions by whole gradients; use lora": recipe.policy.adapter.needs_steps,
-        "policy.adapter: its factors are of whole weights, and were not tried on cut ones; use lora": isinstance(
-            recipe.policy.adapter, MIDDLES
-        ),
-        "reference: moving averages whole weights; leave it out": recipe.reference.name == "moving",
-        "reward.balance: more compares whole gradients of the head; use mean": recipe.task == "reward"
-        and recipe.reward.balance == "more",
-        "objective: kto's baseline needs the reference at every step, which full training would hold as a second "
-        "model; use lora": full and recipe.task != "reward" and loss.needs_baseline,
-        "reference.cache: false makes full training hold a second model; leave it out": full
-        and not recipe.reference.cache,
-        "policy.quantization: 4bit is not cut; take recipes/accelerate/ddp.yaml, or policy.dtype: bfloat16 without "
-        "quantization": recipe.policy.quantization is not None,
-        f"train.optimizer: {optimizer} looks at whole matrices; use adamw_torch": optimizer not in ELEMENTWISE,
-    }
-    for reason, found in refused.items():
-        if found:
-            raise UserError(f"{reason} (accelerate's configuration shards the weights: FSDP)")
 
 
 def save_optimizer(optimizer: Any, model: nn.Module, folder: Path) -> None:

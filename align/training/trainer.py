@@ -46,7 +46,7 @@ from align.training.pause import Pause
 from align.training.processes import check_sharding
 from align.training.stopping import Ending, Patience, was_stopped
 from align.training.tracking import Tracking
-from align.training.zero import before_the_last, check_zero, whole_weights
+from align.training.zero import before_the_last, whole_weights
 from align.types import ListBatch
 
 log = logging.getLogger("align")
@@ -95,8 +95,6 @@ class AlignTrainer(CheckpointedTrainer):
         self.ending = Ending(self.pause, told=bool(given.callbacks))
         for own in (*given.callbacks, self.ending, self.pause):
             self.add_callback(own)
-        if self.is_deepspeed_enabled:
-            check_zero(policy, loss, stage=self.accelerator.state.deepspeed_plugin.zero_stage)
         self.sharded = is_sharded(self.scorer)
         self.policy = policy
         self.loss = loss

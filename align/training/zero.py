@@ -1,4 +1,4 @@
-"""Training under DeepSpeed's ZeRO: where a step ends, weights that are whole for a while, and what is refused."""
+"""Training under DeepSpeed's ZeRO: where a step ends, and weights that are whole for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,35 +14,10 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from align.errors import UserError
 from align.model.forward import base_model
 
-ADALORA = "adalora"
-
 
 def zero_asked() -> bool:
     """Whether `accelerate launch` was given a configuration of DeepSpeed."""
     return parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
-
-
-def check_zero(policy: Any, loss: Any, *, stage: int) -> None:
-    """Refuse what would not be the same under ZeRO.
-
-    Args:
-        stage: 3 where frozen weights are cut too.
-
-    Raises:
-        UserError: names the key and what goes instead.
-    """
-    more = getattr(loss, "sets", 1) > 1
-    refused = {
-        "policy.adapter: adalora ranks directions by gradients, which DeepSpeed cuts; use lora": policy.adapter
-        == ADALORA,
-        "reference: moving averages whole weights, which DeepSpeed cuts; leave it out": policy.moving is not None,
-        "reward.balance: more compares gradients of the head, which DeepSpeed cuts; use mean": more,
-        "policy.quantization: 4bit is not cut; take recipes/accelerate/zero2.yaml": stage == 3
-        and policy.base.get("quantization") is not None,
-    }
-    for reason, found in refused.items():
-        if found:
-            raise UserError(reason)
 
 
 def load_whole() -> None:

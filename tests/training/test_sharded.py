@@ -8,19 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import init_empty_weights
-from equal_runs import FULL, SETTINGS, TRAIN, assert_equal_runs
+from equal_runs import FULL, TRAIN, assert_equal_runs
 from harm import HARMS, files_of
 from torch import nn
 from train_each import train_again
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import align.training.sharded
 from align.errors import UserError
 from align.model.by_part import read_parts, why_whole
 from align.model.config import PolicySection
 from align.model.sharding import tell_accelerate
-from align.runs.build import loss_of
-from align.training.sharded import PARTS, check_sharded, load_optimizer, save_optimizer
+from align.training.sharded import PARTS, load_optimizer, save_optimizer
+from align.training.strategies import BY_NORM, ELEMENTWISE
 from align.training.train import train
 
 EXACT = ("lambda", "kto", "treg", "reward", "best", "parts", "parts_reward", "parts_padded")
@@ -67,6 +66,20 @@ def test_three_sharded_processes_equal_one(make_setting, start_each):
         assert_equal_runs(ones[name], Path(recipe.output))
 
 
+@pytest.mark.long
+def test_optimizers_that_are_let_through_move_parts_as_wholes(make_setting, start_each):
+    """And goes on with what a checkpoint of parts has of them."""
+    rates = {"adadelta": 1.0, "sgd": 1e-2}
+    names = [name for own in (ELEMENTWISE | BY_NORM).values() for name in own]
+    settings = {n: FULL | {"train": TRAIN | {"optimizer": n, "learning_rate": rates.get(n, 1e-3)}} for n in names}
+    ones = {name: train(make_setting(f"one_{name}", own)[0]).path for name, own in settings.items()}
+    two = {name: make_setting(f"two_{name}", own) for name, own in settings.items()}
+    paths = [path for _, path in two.values()]
+    start_each("train_each", *paths, *(f"{path}@2" for path in paths), config="fsdp2").finish()
+    for name, (recipe, _) in two.items():
+        assert_equal_runs(ones[name], Path(recipe.output))
+
+
 @pytest.mark.parametrize(("config", "processes"), [("hsdp", 4), ("fsdp2_offload", 2)])
 def test_other_configurations_equal_one(make_setting, start_each, config, processes):
     one = train(make_setting("one", "parts_padded")[0]).path
@@ -106,26 +119,6 @@ def test_bfloat16_by_the_sharding_policy_gives_the_losses_of_autocast(make_setti
     start_each("train_each", *(path for _, (_, path) in both.values()), config="fsdp2").finish()
     for (one, _), (two, _) in both.values():
         assert losses(Path(two.output)) == pytest.approx(losses(Path(one.output)), rel=0.03)
-
-
-REFUSED = {
-    "policy.adapter: adalora": {"policy": {"adapter": {"name": "adalora", "rank": 2}}},
-    "reference: moving": {"reference": {"name": "moving", "every": 2}},
-    "reward.balance: more": SETTINGS["more"],
-    "objective: kto's baseline": {"objective": {"name": "kto"}, **FULL},
-    "reference.cache: false": {"reference": {"cache": False}, **FULL},
-    "policy.quantization: 4bit": {"policy": {"quantization": "4bit"}},
-    "train.optimizer: adafactor": {"train": {"optimizer": "adafactor"}},
-}
-
-
-@pytest.mark.parametrize("said", REFUSED)
-def test_what_sharding_would_change_is_refused_by_name(make_setting, monkeypatch, said):
-    recipe, _ = make_setting("run", REFUSED[said])
-    check_sharded(recipe, loss_of(recipe))  # one process takes it
-    monkeypatch.setattr(align.training.sharded, "sharding_asked", lambda: True)
-    with pytest.raises(UserError, match=f"^{said}"):
-        check_sharded(recipe, loss_of(recipe))
 
 
 @pytest.mark.parametrize("cut", ["TP", "CP", "SP"])

@@ -1,10 +1,8 @@
 """DeepSpeed's ZeRO gives what one process gives, started as a user would start it."""
 
 import json
-import re
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,7 +10,7 @@ from equal_runs import assert_equal_runs
 
 from align.errors import UserError
 from align.training.train import train
-from align.training.zero import check_world, check_zero
+from align.training.zero import check_world
 
 ROOT = Path(__file__).parents[2]
 CUT = ("lambda", "kto", "treg", "reward", "full", "best", "parts", "parts_reward")
@@ -63,25 +61,6 @@ def test_zero_equals_one_process(make_setting, start_each, tmp_path, stage):
     running.finish()
     for name, (recipe, _) in made.items():
         assert_equal_runs(ones[name], Path(recipe.output))
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("adalora", "policy.adapter: adalora ranks directions by gradients, which DeepSpeed cuts; use lora"),
-        ("weighted", "reference: moving averages whole weights, which DeepSpeed cuts; leave it out"),
-        ("more", "reward.balance: more compares gradients of the head, which DeepSpeed cuts; use mean"),
-        ("4bit", "policy.quantization: 4bit is not cut; take recipes/accelerate/zero2.yaml"),
-    ],
-)
-def test_what_zero_cannot_do_exactly_is_refused(name, said):
-    quantized = {"quantization": "4bit" if name == "4bit" else None}
-    policy = SimpleNamespace(adapter=name, moving=object() if name == "weighted" else None, base=quantized)
-    loss = SimpleNamespace(sets=2 if name == "more" else 1)
-    with pytest.raises(UserError, match=re.escape(said)):
-        check_zero(policy, loss, stage=3)
-    if name == "4bit":
-        check_zero(policy, loss, stage=2)
 
 
 def test_another_number_of_processes_is_refused_under_deepspeed(tmp_path):
