@@ -22,7 +22,9 @@ def write(made: Made) -> None:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{trained.folder / ADAPTER_FILE} cannot be read: {first_line(error)}") from error
     if made.dtype is not None:
-        tensors = {name: value.to(getattr(torch, made.dtype)) for name, value in tensors.items()}
+        dtype = getattr(torch, made.dtype)
+        # Places stay whole numbers: 65535 is none of bfloat16's.
+        tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
     with safe_open(trained.folder / ADAPTER_FILE, "pt") as stored:
         save_file(tensors, output / ADAPTER_FILE, metadata=stored.metadata() or {"format": "pt"})
     config = read_json(trained.folder / "adapter_config.json")
