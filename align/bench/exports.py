@@ -37,6 +37,11 @@ OVERRIDES = (
     *("train.steps=4", "train.lists_per_step=2", "data.limit=16", "sampling.prompts=0", "sampling.token_lists=0"),
     "data.eval_sources=[{path: data/story-lists/heldout.jsonl.gz, where: id < 'story/402'}]",
 )
+OWN = {
+    "eva": ("data.limit=256",),  # on fewer lists its directions do not settle
+    "loftq": ("policy.quantization=4bit",),
+}
+"""What adapters are trained with besides."""
 STORED = {
     "peft": ("float32", "bfloat16"),
     "transformers": ("float32", "bfloat16"),
@@ -110,7 +115,8 @@ def _result(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "machine": machine(torch.device("cpu")),
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {name: found for name in LIBRARIES if (found := _version(name))},
-        "run": f"align train {shlex.join((RECIPE, *OVERRIDES))}; rank {RANK} where there is one",
+        "run": f"align train {shlex.join((RECIPE, *OVERRIDES))}; rank {RANK} where there is one; "
+        + "; ".join(f"{name}: {' '.join(own)}" for name, own in OWN.items()),
         "exports": rows,
     }
 
@@ -124,8 +130,8 @@ def _version(package: str) -> str | None:
 
 def _trained(folder: Path, section: dict[str, Any]) -> Path | str:
     """The run's folder, or why the adapter is not trained."""
-    bits = ("policy.quantization=4bit",) if section["name"] == "loftq" else ()
-    given = (f"output={folder / 'run'}", f"policy.adapter={json.dumps(section)}", *OVERRIDES, *bits)
+    own = OWN.get(section["name"], ())
+    given = (f"output={folder / 'run'}", f"policy.adapter={json.dumps(section)}", *OVERRIDES, *own)
     try:
         with redirect_stdout(io.StringIO()):
             return train(load_recipe(with_shipped_paths(RECIPE), list(given))).path

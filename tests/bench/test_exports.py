@@ -62,3 +62,17 @@ def test_an_adapter_that_cannot_train_is_a_row_of_every_format(made, tmp_path, m
     monkeypatch.setattr(exports, "train", refuse)
     rows = exports.run(tmp_path / "exports.json", ["lofit"], ["peft", "awq"])["exports"]
     assert [row["refused"] for row in rows] == ["no such adapter here"] * 3
+
+
+def test_eva_gets_rows_enough_to_settle_on_and_loftq_its_four_bits(made, tmp_path, monkeypatch):
+    recipes = []
+
+    def train(recipe):
+        recipes.append(recipe)
+        raise UserError("seen")
+
+    monkeypatch.setattr(exports, "train", train)
+    exports.run(tmp_path / "exports.json", ["lora", "eva", "loftq"], ["onnx"])
+    assert [own.policy.quantization for own in recipes] == [None, None, "4bit"]
+    limits = [own.data.limit for own in recipes]
+    assert limits[0] == limits[2] < limits[1]

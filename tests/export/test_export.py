@@ -288,22 +288,6 @@ def test_places_that_an_adapter_trains_are_not_rounded(tmp_path):
         assert after[name].dtype == expected.dtype and torch.equal(after[name], expected)
 
 
-@pytest.mark.parametrize("kind", ["FROD", "SHIRA", "SUPERTUNING"])
-def test_places_in_an_adapter_stay_whole_numbers_when_it_is_cast(tmp_path, kind):
-    """bfloat16 has 8 bits for them, so that of places above 256 it gives others."""
-    rank = {"r": 4} if kind == "SHIRA" else {}
-    config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](task_type="CAUSAL_LM", target_modules=LINEAR, **rank)
-    base = save_base(tmp_path / "base")
-    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "adapter")
-    before = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    out = export(tmp_path / "adapter", tmp_path / "out", dtype="bfloat16")
-    after = load_file(out / "adapter_model.safetensors")
-    places = {name for name, value in before.items() if not value.is_floating_point()}
-    assert max(int(before[name].max()) for name in places) > 256
-    assert all(torch.equal(before[name], after[name]) for name in places)
-    assert {after[name].dtype for name in after.keys() - places} == {torch.bfloat16}
-
-
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_run_of_all_weights_is_written_whole(tmp_path, merge):
     save_base(tmp_path / "run" / "adapter")
