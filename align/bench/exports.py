@@ -49,7 +49,7 @@ STORED = {
     "lora-gguf": ("float32",),
 }
 """What weights are stored in, of those formats that store them in several."""
-LIBRARIES = ("transformers", "peft", "gguf", "llama-cpp-python", "bitsandbytes", "llmcompressor", "onnxruntime")
+LIBRARIES = ("transformers", "peft", "gguf", "llama-cpp-python", "bitsandbytes", "llmcompressor", "onnxruntime", "vllm")
 KEPT = (
     *("engine", "lists", "completions", "tokens", "max_logprob_difference", "mean_logprob_difference", "tolerance"),
     *("pair_accuracy_by", "pair_accuracy_before", "pair_accuracy_after", "prompts_compared", "token_ids_equal"),
@@ -71,9 +71,10 @@ class Case:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Which of all are made; by default all of them."""
+    """Which of all are made, by default all of them; and whether vLLM reads them again."""
     for name, choices in (("adapters", list(kinds())), ("formats", list(FORMATS))):
         parser.add_argument(f"--{name}", nargs="+", choices=choices, default=choices, metavar=name[:-1].upper())
+    parser.add_argument("--engine", choices=("vllm",))
 
 
 def kinds() -> dict[str, dict[str, Any]]:
@@ -81,7 +82,7 @@ def kinds() -> dict[str, dict[str, Any]]:
     return {**sections(), "loftq": {"name": "loftq", "rank": RANK}}
 
 
-def run(kept: Path, adapters: list[str], formats: list[str]) -> dict[str, Any]:
+def run(kept: Path, adapters: list[str], formats: list[str], engine: str | None = None) -> dict[str, Any]:
     """Make what the file does not hold yet; a table while it runs.
 
     Raises:
@@ -100,7 +101,7 @@ def run(kept: Path, adapters: list[str], formats: list[str]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as place:
             trained = _trained(Path(place), kinds()[adapter])
             for case in left:
-                rows.append(case.said | _exported(trained, Path(place), case))
+                rows.append(case.said | _exported(trained, Path(place), case, engine))
                 print(_line(rows[-1]), flush=True)
                 write_json(kept, _result(rows), indent=1)
     return _result(rows)
@@ -139,14 +140,14 @@ def _trained(folder: Path, section: dict[str, Any]) -> Path | str:
         return str(error)
 
 
-def _exported(run_folder: Path | str, place: Path, case: Case) -> dict[str, Any]:
+def _exported(run_folder: Path | str, place: Path, case: Case, engine: str | None) -> dict[str, Any]:
     """The figures of one export, with the sentence that refuses it, or the fault."""
     if isinstance(run_folder, str):
         return {"refused": run_folder}
     output = place / f"{case.format}-{case.dtype}"
     try:
         with redirect_stdout(io.StringIO()):
-            export(run_folder, output, to=case.format, dtype=case.dtype, lists=LISTS)
+            export(run_folder, output, to=case.format, dtype=case.dtype, lists=LISTS, engine=engine)
     except UserError as error:
         return {"refused": str(error).replace(f"{place}/", "")}
     except Exception as error:  # the other exports go on, and this one is tried again

@@ -21,14 +21,16 @@ def made(monkeypatch) -> list[tuple[str, str, str]]:
         Path(recipe.output).mkdir()
         return type("Result", (), {"path": Path(recipe.output)})
 
-    def export(run, output, *, to, dtype, lists):
+    def export(run, output, *, to, dtype, lists, engine):
         asked.append(("", to, dtype))
         if to == "onnx":
             raise UserError(f"{run}: --to onnx: not this one")
         if to == "nf4" and next(faults, False):
             raise RuntimeError("a fault")
         Path(output).mkdir()
-        (Path(output) / FIGURES).write_text(json.dumps(dict.fromkeys(exports.KEPT, 0.0) | {"secret": 1}))
+        (Path(output) / FIGURES).write_text(
+            json.dumps(dict.fromkeys(exports.KEPT, 0.0) | {"engine": engine} | {"secret": 1})
+        )
 
     monkeypatch.setattr(exports, "train", train)
     monkeypatch.setattr(exports, "export", export)
@@ -76,3 +78,8 @@ def test_eva_gets_rows_enough_to_settle_on_and_loftq_its_four_bits(made, tmp_pat
     assert [own.policy.quantization for own in recipes] == [None, None, "4bit"]
     limits = [own.data.limit for own in recipes]
     assert limits[0] == limits[2] < limits[1]
+
+
+def test_the_engine_that_is_asked_for_reads_all(made, tmp_path):
+    rows = exports.run(tmp_path / "exports.json", ["lora"], ["peft", "transformers"], engine="vllm")["exports"]
+    assert [row["engine"] for row in rows] == ["vllm"] * 4
