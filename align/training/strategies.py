@@ -18,7 +18,7 @@ ZERO: tuple[Strategy, ...] = ("zero2", "zero3")
 NAMES: dict[Strategy, str] = {"fsdp2": "FSDP2", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
 ELEMENTWISE: dict[str, tuple[str, ...]] = {
     "transformers": ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop"),
-    "torch": ("adadelta", "adam", "adamax", "adamw", "asgd", "nadam", "radam"),
+    "torch": ("adadelta", "adagrad", "adam", "adamax", "adamw", "asgd", "nadam", "radam", "rmsprop", "sgd"),
 }
 """Optimizers, by source, that treat every weight alone, so that a part of a tensor moves as it does in the whole."""
 BY_NORM: dict[str, tuple[str, ...]] = {"align": ("lamb",)}

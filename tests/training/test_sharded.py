@@ -1,5 +1,6 @@
 """Weights cut over processes by FSDP2: the numbers of one process, checkpoints for any number, and what is refused."""
 
+import copy
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from align.errors import UserError
 from align.model.by_part import read_parts, why_whole
 from align.model.config import PolicySection
 from align.model.sharding import tell_accelerate
+from align.training.lamb import Lamb
 from align.training.sharded import PARTS, load_optimizer, save_optimizer
 from align.training.strategies import BY_NORM, ELEMENTWISE
 from align.training.train import train
@@ -135,6 +137,44 @@ def stepped(model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
+class Counting(torch.optim.SGD):
+    """Counts its steps in its groups, as pytorch-optimizer's do."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            group["lr"] = 0.1 / group["step"]
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("in_parts", [True, False])
+@pytest.mark.parametrize("kind", [Lamb, Counting])
+def test_counts_that_are_no_tensors_go_on(tmp_path, kind, in_parts):
+    """To the weights of steps without a stop."""
+    model = nn.Linear(3, 4)
+    whole = kind(model.parameters(), lr=0.1)
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        model(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+
+    step(whole)
+    step(whole)
+    if in_parts:
+        save_optimizer(whole, model, tmp_path)
+    else:
+        torch.save(whole.state_dict(), tmp_path / "optimizer.pt")
+    before = copy.deepcopy(model.state_dict())
+    step(whole)
+    expected = copy.deepcopy(model.state_dict())
+    model.load_state_dict(before)
+    again = kind(model.parameters(), lr=0.1)
+    load_optimizer(again, model, tmp_path)
+    step(again)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.items())
+
+
 class Hostile:
     """What runs a command where it is unpickled."""
 
@@ -151,6 +191,16 @@ def test_a_strangers_description_of_parts_runs_nothing(tmp_path):
     save_optimizer(stepped(model), model, tmp_path)
     (tmp_path / PARTS / ".metadata").write_bytes(pickle.dumps(Hostile(f"touch {tmp_path}/ran")))
     with pytest.raises(UserError, match="no readable .metadata"):
+        load_optimizer(optimizer, model, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_count_that_a_stranger_wrote_runs_nothing(tmp_path):
+    model = nn.Linear(3, 4)
+    optimizer = stepped(model)
+    optimizer.state[model.weight]["step"] = Hostile(f"touch {tmp_path}/ran")
+    save_optimizer(optimizer, model, tmp_path)
+    with pytest.raises(UserError, match="holds what no checkpoint of an optimizer does; remove this checkpoint"):
         load_optimizer(optimizer, model, tmp_path)
     assert not (tmp_path / "ran").exists()
 
