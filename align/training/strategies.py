@@ -23,13 +23,11 @@ ELEMENTWISE: dict[str, tuple[str, ...]] = {
 """Optimizers, by source, that treat every weight alone, so that a part of a tensor moves as it does in the whole."""
 BY_NORM: dict[str, tuple[str, ...]] = {"align": ("lamb",)}
 """Those that see tensors by their norms, which FSDP2's parts know of the whole; ZeRO's optimizers get flat pieces."""
+SEES_PARTS = "it is none of those that treat every weight alone, and would see parts of tensors"
 
 
-PARTS = "it looks at whole tensors, or was not shown not to, and would see parts of them"
-
-
-def _names(optimizers: dict[str, tuple[str, ...]]) -> str:
-    return ", ".join(name for own in optimizers.values() for name in own)
+def _names(*optimizers: dict[str, tuple[str, ...]]) -> str:
+    return ", ".join(dict.fromkeys(name for table in optimizers for own in table.values() for name in own))
 
 
 class Limit(NamedTuple):
@@ -107,14 +105,8 @@ LIMITS = (
         "take recipes/accelerate/ddp.yaml or zero2.yaml, or policy.dtype: bfloat16 without quantization",
         lambda recipe, loss: recipe.policy.quantization is not None,
     ),
-    Limit(ZERO, "train.optimizer", PARTS, f"take one of {_names(ELEMENTWISE)}", _needs_whole),
-    Limit(
-        FSDP,
-        "train.optimizer",
-        PARTS,
-        f"take one of {_names(ELEMENTWISE)}, {_names(BY_NORM)}",
-        _needs_more_than_norms,
-    ),
+    Limit(ZERO, "train.optimizer", SEES_PARTS, f"take one of {_names(ELEMENTWISE)}", _needs_whole),
+    Limit(FSDP, "train.optimizer", SEES_PARTS, f"take one of {_names(ELEMENTWISE, BY_NORM)}", _needs_more_than_norms),
 )
 
 

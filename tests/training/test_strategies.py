@@ -25,9 +25,9 @@ REFUSED = (
     ("objective: kto's baseline", {"objective": {"name": "kto"}, **FULL}, FSDP),
     ("reference.cache: false", {"reference": {"cache": False}, **FULL}, FSDP),
     ("policy.quantization: 4bit", {"policy": {"quantization": "4bit"}}, ("fsdp2", "zero3")),
-    ("train.optimizer: it looks", {"train": {"optimizer": "lamb"}}, ZERO),
-    ("train.optimizer: it looks", {"train": {"optimizer": "adafactor"}}, ALL),
-    ("train.optimizer: it looks", {"train": {"optimizer": "muon"}}, ALL),
+    ("train.optimizer: it is none", {"train": {"optimizer": "lamb"}}, ZERO),
+    ("train.optimizer: it is none", {"train": {"optimizer": "adafactor"}}, ALL),
+    ("train.optimizer: it is none", {"train": {"optimizer": "muon"}}, ALL),
 )
 
 
